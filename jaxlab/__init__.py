@@ -1,0 +1,1 @@
+"""jaxlab: sequence models, optimizers and inference methods in pure JAX."""

@@ -1,0 +1,771 @@
+"""Text files to a corpus on disk: token arrays in TensorStore, split by file.
+
+A corpus is a directory:
+
+    manifest.json            what was asked, every file read, counts, shard checksums
+    tokenizer.json           only with a Hugging Face tokenizer
+    train/tokens             zarr3, 1-D: [separator] document [separator], end to end
+    train/offsets            zarr3, int64 [documents + 1]: where each document starts
+    heldout/tokens, heldout/offsets
+
+`build` reads its sources twice, to check them before anything is written and then to
+write them, and holds one document and one shard of tokens in memory at a time. It
+writes beside the directory and renames at the end: a corpus is whole or absent.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import glob
+import gzip
+import hashlib
+import io
+import json
+import logging
+import os
+import pathlib
+import shutil
+import socket
+import sysconfig
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tensorstore as ts
+from jaxtyping import Int
+
+from jaxlab.data.tokenizer import Tokenizer, load_tokenizer
+
+FORMAT = 1
+SPLITS = ("train", "heldout")
+SUFFIXES = (".txt", ".py", ".md", ".jsonl", ".parquet")
+# A shard is one file; a block is the least that is read and decompressed at once.
+SHARD = 2**20
+BLOCK = 2**14
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """What a corpus is made of.
+
+    Attributes:
+        directory: where the corpus goes (a local path).
+        sources: files, directories, globs and zip archives of .txt, .py, .md, .jsonl
+            and .parquet, each also as .gz. A .jsonl line or a .parquet row is a
+            document of its own, its text under "text". Empty: the source of the
+            running Python's standard library.
+        tokenizer: "bytes" or the path of a tokenizer.json.
+        separator: the token between documents, where a tokenizer.json has no usual one.
+        heldout_fraction: share of the files held out, in (0, 1).
+    """
+
+    directory: str
+    sources: tuple[str, ...] = ()
+    tokenizer: str = "bytes"
+    separator: str | None = None
+    heldout_fraction: float = 0.05
+
+    def __post_init__(self):
+        if isinstance(self.sources, str):
+            raise ValueError(
+                f"sources={self.sources!r} is one string, but it is a tuple of them; "
+                f"write sources=({self.sources!r},)."
+            )
+        if not 0 < self.heldout_fraction < 1:
+            raise ValueError(
+                f"heldout_fraction={self.heldout_fraction} is not between 0 and 1; it "
+                "is the share of the files held out, for example 0.05."
+            )
+
+
+def build(
+    cfg: CorpusConfig, *, rebuild: bool = False, process_index: int = 0
+) -> "Corpus":
+    """Builds the corpus in cfg.directory, or opens it if it is there already.
+
+    Args:
+        cfg: what to build.
+        rebuild: replace a corpus that was built from something else.
+        process_index: of several processes that share the directory only 0 builds; the
+            others open, so make them wait for it first.
+
+    Raises:
+        FileNotFoundError, ValueError: a source that is missing, unreadable or empty, or
+            a directory that holds something else.
+        OSError: the disk is full.
+    """
+    target = pathlib.Path(cfg.directory)
+    if process_index != 0:
+        return open_corpus(cfg.directory)
+    tokenizer = load_tokenizer(cfg.tokenizer, cfg.separator)
+    files = _find_files(cfg.sources)
+    request = {
+        "sources": list(cfg.sources),
+        "tokenizer": tokenizer.fingerprint,
+        "separator": tokenizer.separator,
+        "heldout_fraction": cfg.heldout_fraction,
+    }
+    inputs = {str(f.path): [f.stat().st_size, f.stat().st_mtime_ns] for f in files}
+    if target.exists() and any(target.iterdir()):
+        corpus = open_corpus(cfg.directory)  # refuses what is not a corpus
+        if not rebuild:
+            _check_same(corpus, request, inputs, files)
+            return corpus
+
+    survey = _survey(files)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(target)
+    partial = _partial(target, os.getpid())
+    partial.mkdir()
+    try:
+        manifest = {
+            "format": FORMAT,
+            "request": request,
+            "tokenizer": {
+                "name": tokenizer.name,
+                "fingerprint": tokenizer.fingerprint,
+                "vocab_size": tokenizer.vocab_size,
+                "separator": cfg.separator,
+            },
+            "inputs": inputs,
+        } | _write(partial, survey, tokenizer, cfg.heldout_fraction)
+        if cfg.tokenizer != "bytes":
+            shutil.copyfile(cfg.tokenizer, partial / "tokenizer.json")
+        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        if rebuild and target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if getattr(error, "errno", 0) == errno.ENOSPC or "No space left" in str(error):
+            raise OSError(
+                errno.ENOSPC,
+                f"The disk of {str(target.parent)!r} filled up while the corpus was "
+                "written; what was written is removed again. Free some space or choose "
+                "another directory",
+                str(target),
+            ) from error
+        raise
+    return open_corpus(cfg.directory)
+
+
+def open_corpus(directory: str) -> "Corpus":
+    """Opens a corpus that `build` made.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or it is damaged or of another
+            version of the format.
+    """
+    path = pathlib.Path(directory) / "manifest.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{str(directory)!r} holds no corpus (there is no manifest.json in it); "
+            "build one there with jaxlab.data.build, in a new or empty directory."
+        )
+    try:
+        manifest = json.loads(path.read_text())
+        version = manifest["format"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{str(path)!r} is not the manifest of a corpus ({error}); delete the "
+            "directory and build the corpus again."
+        ) from error
+    if version != FORMAT:
+        raise ValueError(
+            f"{str(directory)!r} has corpus format {version}, but this version reads "
+            f"format {FORMAT}; delete the directory and build the corpus again."
+        )
+    return Corpus(pathlib.Path(directory), manifest)
+
+
+# Finding the files ---------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """A file of documents, on disk or inside a zip archive."""
+
+    name: str  # relative to its source; decides the split
+    path: pathlib.Path  # of the file, or of the archive that holds it
+    member: str | None = None
+    named: bool = False  # by the user, one by one: then it must be text
+
+    def stat(self) -> os.stat_result:
+        return self.path.stat()
+
+    @property
+    def kind(self) -> str:
+        return pathlib.PurePosixPath(self.name.removesuffix(".gz")).suffix
+
+
+def _is_readable(name: str) -> bool:
+    return name.removesuffix(".gz").endswith((*SUFFIXES, ".zip"))
+
+
+def _find_files(sources: Sequence[str]) -> list[_File]:
+    if not sources:
+        root = pathlib.Path(sysconfig.get_paths()["stdlib"])
+        foreign = {"site-packages", "dist-packages", "__pycache__"}
+        found = (p.relative_to(root) for p in root.rglob("*.py"))
+        names = sorted(p.as_posix() for p in found if not foreign & {*p.parts})
+        return [_File(name, root / name) for name in names]
+    return [file for source in sources for file in _find_source(source)]
+
+
+def _find_source(source: str) -> list[_File]:
+    path = pathlib.Path(source)
+    if path.is_file():
+        if not _is_readable(path.name):
+            raise ValueError(
+                f"{source!r} has the unknown extension {path.suffix!r}; a corpus reads "
+                f"{', '.join(SUFFIXES)}, each also as .gz, and .zip archives of them."
+            )
+        return _expand(_File(path.name, path, named=True))
+    if path.is_dir():
+        root, paths = path, [p for p in path.rglob("*") if p.is_file()]
+    elif glob.has_magic(source):
+        # Names are relative to the part of the glob that has no magic in it.
+        fixed = [*path.parts]
+        while glob.has_magic("/".join(fixed)):
+            fixed.pop()
+        root = pathlib.Path(*fixed)
+        matches = map(pathlib.Path, glob.glob(source, recursive=True))
+        paths = [p for p in matches if p.is_file()]
+        if not paths:
+            raise FileNotFoundError(
+                f"No file matches {source!r}; check the glob (** crosses directories)."
+            )
+    else:
+        raise FileNotFoundError(
+            f"There is no file or directory at {source!r}; check the path."
+        )
+    paths = [p for p in paths if _is_readable(p.name)]
+    if not paths:
+        raise ValueError(
+            f"None of the files of {source!r} has an extension that a corpus reads: "
+            f"{', '.join(SUFFIXES)}, each also as .gz, and .zip archives of them."
+        )
+    names = sorted((p.relative_to(root).as_posix(), p) for p in paths)
+    return [file for name, p in names for file in _expand(_File(name, p))]
+
+
+def _expand(file: _File) -> list[_File]:
+    """Returns the members of an archive, or the file itself."""
+    if file.kind != ".zip":
+        return [file]
+    try:
+        with zipfile.ZipFile(file.path) as archive:
+            members = [i.filename for i in archive.infolist() if not i.is_dir()]
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(
+            f"{str(file.path)!r} is not a whole zip archive ({error}); fetch it again."
+        ) from error
+    members = sorted(m for m in members if _is_readable(m) and not m.endswith(".zip"))
+    if not members:
+        raise ValueError(
+            f"{str(file.path)!r} holds no file with an extension that a corpus reads: "
+            f"{', '.join(SUFFIXES)}, each also as .gz."
+        )
+    return [_File(f"{file.name}/{member}", file.path, member) for member in members]
+
+
+# Reading documents ---------------------------------------------------------------------
+
+
+class _NotText(ValueError):
+    """The file is not UTF-8 text."""
+
+
+def _documents(file: _File) -> Iterator[bytes]:
+    """Yields the UTF-8 bytes of the documents of one file that are not empty."""
+    where = f"{str(file.path)!r}" + (f", member {file.member!r}" if file.member else "")
+    with contextlib.ExitStack() as stack:
+        try:
+            if file.member is None:
+                stream = stack.enter_context(file.path.open("rb"))
+            else:
+                archive = stack.enter_context(zipfile.ZipFile(file.path))
+                stream = stack.enter_context(archive.open(file.member))
+            if file.name.endswith(".gz"):
+                stream = stack.enter_context(gzip.GzipFile(fileobj=stream))
+            readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
+            for text in readers.get(file.kind, _whole_text)(stream, where):
+                if text:
+                    yield text
+        except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
+            raise ValueError(
+                f"{where} cannot be decompressed ({error}); fetch it again."
+            ) from error
+        except (RuntimeError, NotImplementedError) as error:  # as zipfile says it
+            raise ValueError(f"{where} cannot be read: {error}.") from error
+
+
+def _whole_text(stream, where: str) -> Iterator[bytes]:
+    data = stream.read()
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        raise _NotText(
+            f"{where} is not text: byte {error.start} ({data[error.start]:#04x}) is not "
+            "valid UTF-8. Convert the file to UTF-8, or leave it out."
+        ) from error
+    if (position := data.find(b"\0")) >= 0:
+        raise _NotText(
+            f"{where} is not text: byte {position} is NUL. Leave the file out."
+        )
+    yield data
+
+
+def _jsonl_rows(stream, where: str) -> Iterator[bytes]:
+    for number, line in enumerate(io.BufferedReader(stream), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            text = row["text"] if isinstance(row, dict) else None
+            if not isinstance(text, str):
+                raise KeyError("text")
+            yield text.encode()
+        except KeyError:
+            raise ValueError(
+                f'{where}, line {number}: the row has no string under "text"; every '
+                'line must be an object like {"text": "..."}.'
+            ) from None
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f'{where}, line {number}: "text" holds half of a surrogate pair at '
+                f"character {error.start}, which is no text; mend the escape."
+            ) from None
+        except ValueError as error:
+            raise ValueError(
+                f"{where}, line {number}: not a JSON object ({error})."
+            ) from error
+
+
+def _parquet_rows(stream, where: str) -> Iterator[bytes]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError(
+            f"Reading {where} needs the `pyarrow` package, which is not installed; get "
+            "it with `pip install jaxlab[hf]`."
+        ) from error
+    try:
+        table = pyarrow.parquet.ParquetFile(stream)
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{where} is not a whole parquet file ({error}).") from error
+    if "text" not in table.schema_arrow.names:
+        raise ValueError(
+            f'{where} has no column "text" (its columns: '
+            f"{', '.join(table.schema_arrow.names)}); rename the one that holds the "
+            "text."
+        )
+    number = 0
+    for batch in table.iter_batches(batch_size=1024, columns=["text"]):
+        for text in batch.column(0).to_pylist():
+            number += 1
+            if not isinstance(text, str):
+                raise ValueError(
+                    f'{where}, row {number}: "text" is {type(text).__name__}, not a '
+                    "string."
+                )
+            yield text.encode()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Survey:
+    """What a first reading found."""
+
+    files: list[tuple[_File, dict]]  # with name, bytes and sha256
+    skipped: list[dict]  # name and reason
+
+
+def _survey(files: list[_File]) -> _Survey:
+    good, skipped, empty = [], [], 0
+    for file in files:
+        digest, count, size = hashlib.sha256(), 0, 0
+        try:
+            for text in _documents(file):
+                # The lengths keep two documents apart from their concatenation.
+                digest.update(len(text).to_bytes(8) + text)
+                count, size = count + 1, size + len(text)
+        except _NotText as error:
+            if file.named:
+                raise
+            skipped.append({"name": file.name, "reason": str(error)})
+            continue
+        if count == 0:
+            empty += 1
+            continue
+        entry = {"name": file.name, "bytes": size, "sha256": digest.hexdigest()}
+        good.append((file, entry))
+    if skipped:
+        names = ", ".join(s["name"] for s in skipped[:5])
+        more = ", ..." if len(skipped) > 5 else ""
+        log.warning("Skipped %d files that are not text: %s%s", len(skipped), names, more)
+    if not good:
+        raise ValueError(
+            f"The corpus is empty: of {len(files)} files {empty} hold no text and "
+            f"{len(skipped)} are not UTF-8. Name sources that hold text."
+        )
+    return _Survey(good, skipped)
+
+
+def _check_same(corpus: "Corpus", request: dict, inputs: dict, files: list[_File]):
+    """Raises ValueError if the corpus was built from another request or other files."""
+    manifest = corpus.manifest
+    for field, value in request.items():
+        if manifest["request"].get(field) != value:
+            raise ValueError(
+                f"{str(corpus.directory)!r} holds a corpus with another {field}: "
+                f"{manifest['request'].get(field)!r} there, {value!r} asked for. "
+                + _WAY_OUT
+            )
+    # Same sizes and times: the same files. Otherwise (copied, touched, changed) look
+    # at what they hold.
+    if inputs == manifest["inputs"]:
+        return
+    old = {(f["name"], f["sha256"]) for f in manifest["files"]}
+    new = {(f["name"], f["sha256"]) for _, f in _survey(files).files}
+    if changed := sorted({name for name, _ in old ^ new}):
+        raise ValueError(
+            f"{str(corpus.directory)!r} holds a corpus of other files: {len(changed)} "
+            f"were added, removed or changed since, {changed[0]!r} first. " + _WAY_OUT
+        )
+
+
+_WAY_OUT = "Build again with rebuild=True, delete it, or choose another directory."
+
+
+# Writing -------------------------------------------------------------------------------
+
+
+def _assign_splits(names: Sequence[str], fraction: float) -> list[str]:
+    """Splits by a hash of the name, so that other files never move a file."""
+    scores = [
+        int.from_bytes(hashlib.sha256(n.encode()).digest()[:8]) / 2**64 for n in names
+    ]
+    splits = ["heldout" if score < fraction else "train" for score in scores]
+    if len(names) >= 2:  # neither split may be empty
+        if "heldout" not in splits:
+            splits[int(np.argmin(scores))] = "heldout"
+        if "train" not in splits:
+            splits[int(np.argmax(scores))] = "train"
+    return splits
+
+
+def _write(
+    directory: pathlib.Path, survey: _Survey, tokenizer: Tokenizer, fraction: float
+) -> dict:
+    """Writes both splits; returns their part of the manifest."""
+    # The fill value is no token: TensorStore leaves out blocks that hold nothing else.
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size < 2**16 else np.uint32)
+    border = np.array([tokenizer.separator], dtype)
+    names = [entry["name"] for _, entry in survey.files]
+    files = []
+    with contextlib.ExitStack():
+        writers = {
+            split: {
+                "tokens": _ArrayWriter(directory / split / "tokens", dtype),
+                "offsets": _ArrayWriter(directory / split / "offsets", np.dtype("i8")),
+            }
+            for split in SPLITS
+        }
+    for split in SPLITS:
+        writers[split]["offsets"].append(np.zeros(1, np.int64))
+    for (file, entry), split in zip(
+        survey.files, _assign_splits(names, fraction), strict=True
+    ):
+        tokens, offsets = writers[split]["tokens"], writers[split]["offsets"]
+        start, documents = tokens.length, 0
+        for text in _documents(file):
+            for part in (border, tokenizer.encode(text).astype(dtype), border):
+                tokens.append(part)
+            offsets.append(np.array([tokens.length], np.int64))
+            documents += 1
+        counts = {"documents": documents, "tokens": tokens.length - start}
+        files.append({**entry, "split": split, **counts})
+    checksums = {}
+    for split in SPLITS:
+        for name, writer in writers[split].items():
+            writer.close()
+            for shard in sorted((directory / split / name / "c").glob("*")):
+                key = f"{split}/{name}/c/{shard.name}"
+                checksums[key] = _sha256(shard)
+    totals = {
+        split: {
+            "files": sum(f["split"] == split for f in files),
+            **{
+                key: sum(f[key] for f in files if f["split"] == split)
+                for key in ("documents", "tokens", "bytes")
+            },
+        }
+        for split in SPLITS
+    }
+    return {
+        "splits": totals,
+        "files": files,
+        "skipped": survey.skipped,
+        "checksums": checksums,
+    }
+
+
+class _ArrayWriter:
+    """Appends to a 1-D zarr3 array, a whole shard at a time."""
+
+    def __init__(self, path: pathlib.Path, dtype: np.dtype):
+        little = {"name": "bytes", "configuration": {"endian": "little"}}
+        zstd = {"name": "zstd", "configuration": {"level": 1}}
+        sharding = {
+            "chunk_shape": [BLOCK],
+            "codecs": [little, zstd],
+            "index_codecs": [little, {"name": "crc32c"}],
+        }
+        metadata = {
+            "shape": [0],
+            "data_type": dtype.name,
+            "fill_value": int(np.iinfo(dtype).max),
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": [SHARD]},
+            },
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        }
+        self._store = ts.open(_location(path) | {"metadata": metadata}, create=True)
+        self._store = self._store.result()
+        self._buffer = np.empty(SHARD, dtype)
+        self._filled = 0
+        self._written = 0
+
+    @property
+    def length(self) -> int:
+        return self._written + self._filled
+
+    def append(self, values: np.ndarray) -> None:
+        while len(values):
+            part = values[: SHARD - self._filled]
+            self._buffer[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
+            values = values[len(part) :]
+            if self._filled == SHARD:
+                self._flush()
+
+    def _flush(self) -> None:
+        stop = self.length
+        self._store = self._store.resize(exclusive_max=[stop]).result()
+        self._store[self._written : stop].write(self._buffer[: self._filled]).result()
+        self._written, self._filled = stop, 0
+
+    def close(self) -> None:
+        if self._filled:
+            self._flush()
+
+
+def _location(path: pathlib.Path) -> dict:
+    kvstore = {"driver": "file", "path": str(path.absolute())}
+    return {"driver": "zarr3", "kvstore": kvstore}
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _partial(target: pathlib.Path, pid: int | str) -> pathlib.Path:
+    name = f".{target.name}.building-{socket.gethostname()}-{pid}"
+    return target.absolute().parent / name
+
+
+def _remove_abandoned(target: pathlib.Path) -> None:
+    """Removes what a killed build of this machine left behind."""
+    prefix = _partial(target, "").name
+    for path in target.absolute().parent.iterdir():
+        pid = path.name.removeprefix(prefix)
+        if path.name.startswith(prefix) and pid.isdigit():
+            try:
+                os.kill(int(pid), 0)  # signal 0 only asks whether it runs
+            except ProcessLookupError:
+                shutil.rmtree(path, ignore_errors=True)
+            except PermissionError:
+                pass
+
+
+# Reading a corpus ----------------------------------------------------------------------
+
+
+class Corpus:
+    """A corpus on disk: its manifest, its tokenizer and its two splits."""
+
+    def __init__(self, directory: pathlib.Path, manifest: dict):
+        self.directory = directory
+        self.manifest = manifest
+
+    @property
+    def vocab_size(self) -> int:
+        return self.manifest["tokenizer"]["vocab_size"]
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the corpus was built with (kept inside the directory)."""
+        wanted = self.manifest["tokenizer"]
+        if wanted["name"] == "bytes":
+            return load_tokenizer("bytes")
+        path = self.directory / "tokenizer.json"
+        tokenizer = load_tokenizer(str(path), wanted["separator"])
+        if tokenizer.fingerprint != wanted["fingerprint"]:
+            raise ValueError(
+                f"{str(path)!r} is not the tokenizer that the corpus was built with "
+                f"(sha256 {tokenizer.fingerprint[:12]}..., built with "
+                f"{wanted['fingerprint'][:12]}...); put it back, or build again."
+            )
+        return tokenizer
+
+    def split(self, name: str) -> "Documents":
+        """Returns the documents of "train" or "heldout"."""
+        if name not in SPLITS:
+            raise ValueError(
+                f"There is no split {name!r}; a corpus has {' and '.join(SPLITS)}."
+            )
+        return Documents(
+            self.directory / name,
+            self.manifest["splits"][name],
+            {
+                key.removeprefix(f"{name}/"): checksum
+                for key, checksum in self.manifest["checksums"].items()
+                if key.startswith(f"{name}/")
+            },
+            self.tokenizer.token_bytes,
+        )
+
+
+class Documents(Sequence):
+    """The documents of one split: `documents[i]` is int32 [tokens], separators included.
+
+    Random access, opened when first read, picklable. Every shard is checked against its
+    checksum before anything of it is used.
+
+    Attributes:
+        bytes: bytes of text in the split.
+        tokens: tokens in the split, separators included.
+        token_bytes: bytes of text each token id stands for.
+    """
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        counts: dict,
+        checksums: dict[str, str],
+        token_bytes: Int[np.ndarray, "vocab"],
+    ):
+        self.bytes = counts["bytes"]
+        self.tokens = counts["tokens"]
+        self.token_bytes = token_bytes
+        self._path = path.absolute()
+        self._count = counts["documents"]
+        self._checksums = checksums
+        self._stores: dict[str, ts.TensorStore] = {}
+        self._checked: set[str] = set()
+
+    def __getstate__(self):
+        return self.__dict__ | {"_stores": {}, "_checked": set()}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Int[np.ndarray, "tokens"]:
+        if not isinstance(index, int | np.integer):
+            raise TypeError(f"A document is asked for by its number, not by {index!r}.")
+        if not -self._count <= index < self._count:
+            raise IndexError(f"Document {index} of {self._count} does not exist.")
+        index %= self._count
+        start, stop = self.offsets[index : index + 2]
+        return self.read([(int(start), int(stop))])[0]
+
+    @functools.cached_property
+    def offsets(self) -> Int[np.ndarray, "documents+1"]:
+        """Where each document starts in the stream of tokens, and where the last ends."""
+        return self._read("offsets", [(0, self._count + 1)])[0]
+
+    def read(
+        self, ranges: Sequence[tuple[int, int]]
+    ) -> list[Int[np.ndarray, "tokens"]]:
+        """Returns the tokens in each half-open range of the stream, as int32."""
+        return [part.astype(np.int32) for part in self._read("tokens", ranges)]
+
+    def _read(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        for start, stop in ranges:
+            for shard in range(start // SHARD, -(-stop // SHARD)):
+                self._check(f"{name}/c/{shard}")
+        if name not in self._stores:
+            # The files never change, so what is cached need not be looked at again.
+            spec = _location(self._path / name) | {"recheck_cached_data": False}
+            spec["context"] = {"cache_pool": {"total_bytes_limit": 2**26}}
+            self._stores[name] = ts.open(spec, open=True, read=True).result()
+        store = self._stores[name]
+        pending = [store[start:stop].read() for start, stop in ranges]
+        return [future.result() for future in pending]
+
+    def _check(self, shard: str) -> None:
+        if shard in self._checked:
+            return
+        path = self._path / shard
+        if not path.is_file() or _sha256(path) != self._checksums.get(shard):
+            found = "does not match its checksum" if path.is_file() else "is missing"
+            raise ValueError(
+                f"The shard {str(path)!r} {found}, so the corpus is damaged; delete "
+                f"{str(self._path.parent)!r} and build it again, or restore the file."
+            )
+        self._checked.add(shard)
+
+
+def ngram_bits_per_byte(corpus: Corpus, order: int) -> float:
+    """Bits per byte of held-out text under n-gram counts of the training split.
+
+    p(b | a) = (count(a, b) + 1) / (count(a) + vocab_size), for order 1 without a. The
+    closing separator of each document is predicted too, so the sum of -log2 p is over
+    more tokens than the bytes it is divided by.
+
+    Args:
+        corpus: one of byte tokens.
+        order: 1 for unigrams, 2 for bigrams.
+
+    Raises:
+        ValueError: another tokenizer or order, or nothing is held out.
+    """
+    if corpus.tokenizer.name != "bytes":
+        raise ValueError(
+            "n-gram bits per byte are counted over bytes, but the corpus has the "
+            f"tokenizer {corpus.tokenizer.name!r}; build one with tokenizer='bytes'."
+        )
+    if order not in (1, 2):
+        raise ValueError(f"order={order} is not 1 (unigrams) or 2 (bigrams).")
+    if corpus.split("heldout").bytes == 0:
+        raise ValueError(
+            "Nothing is held out of this corpus, because it has one file; build it "
+            "from two or more."
+        )
+    train, heldout = (_pair_counts(corpus, split) for split in SPLITS)
+    if order == 1:
+        train, heldout = (counts.sum(0, keepdims=True) for counts in (train, heldout))
+    smoothed = train + 1
+    bits = -np.log2(smoothed / smoothed.sum(1, keepdims=True))
+    return float((heldout * bits).sum() / corpus.split("heldout").bytes)
+
+
+def _pair_counts(corpus: Corpus, split: str) -> Int[np.ndarray, "vocab vocab"]:
+    """Counts the pairs (token, next token) inside the documents of a split."""
+    documents, vocab = corpus.split(split), corpus.vocab_size
+    counts = np.zeros(vocab * vocab, np.int64)
+    for start in range(0, documents.tokens, SHARD):
+        stop = min(start + SHARD + 1, documents.tokens)
+        tokens = documents.read([(start, stop)])[0]
+        counts += np.bincount(tokens[:-1] * vocab + tokens[1:], minlength=vocab**2)
+    counts = counts.reshape(vocab, vocab)
+    # Text holds no separators: two in a row are where two documents meet.
+    counts[corpus.tokenizer.separator, corpus.tokenizer.separator] = 0
+    return counts

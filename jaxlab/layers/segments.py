@@ -1,0 +1,62 @@
+"""Documents packed into rows.
+
+``segment_ids`` ``[B, T]`` numbers the document of each token. A change of id starts a
+new document: nothing is seen across it. An id below 0 marks padding, which may stand at
+either end of a row: it is seen by no token and changes no state.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+PADDING = -1
+
+
+def real(segment_ids_BT: Int[Array, "B T"]) -> Bool[Array, "B T"]:
+    """True where a token is not padding."""
+    return segment_ids_BT >= 0
+
+
+def first_real(segment_ids_BT: Int[Array, "B T"]) -> Int[Array, " B"]:
+    """Index of each row's first real token; T in a row of padding."""
+    is_real = real(segment_ids_BT)
+    first = jnp.argmax(is_real, axis=1).astype(jnp.int32)
+    return jnp.where(jnp.any(is_real, axis=1), first, is_real.shape[1])
+
+
+def end_real(segment_ids_BT: Int[Array, "B T"]) -> Int[Array, " B"]:
+    """One past each row's last real token; T in a row of padding."""
+    length = segment_ids_BT.shape[1]
+    last_from_end = jnp.argmax(real(segment_ids_BT)[:, ::-1], axis=1)
+    return (length - last_from_end).astype(jnp.int32)
+
+
+def at(segment_ids_BT: Int[Array, "B T"], index_B: Int[Array, " B"]) -> Array:
+    """The id at one index of each row, `PADDING` outside the row."""
+    ids = jnp.take_along_axis(
+        segment_ids_BT, index_B[:, None], axis=1, mode="fill", fill_value=PADDING
+    )
+    return ids[:, 0]
+
+
+def positions(
+    segment_ids_BT: Int[Array, "B T"], start_B: Int[Array, " B"]
+) -> Int[Array, "B T"]:
+    """Each token's place in its document; the row's first document starts at `start`.
+
+    Args:
+        segment_ids_BT: document numbers, below 0 for padding.
+        start_B: tokens of the first document that came before this row.
+
+    Returns:
+        int32 ``[B, T]``; padding gets whatever.
+    """
+    length = segment_ids_BT.shape[1]
+    index_BT = jnp.broadcast_to(
+        jnp.arange(length, dtype=jnp.int32)[None], segment_ids_BT.shape
+    )
+    before = jnp.pad(segment_ids_BT[:, :-1], ((0, 0), (1, 0)), constant_values=PADDING)
+    opens = segment_ids_BT != before
+    start_of_own = jax.lax.cummax(jnp.where(opens, index_BT, 0), axis=1)
+    in_first = segment_ids_BT == at(segment_ids_BT, first_real(segment_ids_BT))[:, None]
+    return index_BT - start_of_own + jnp.where(in_first, start_B[:, None], 0)

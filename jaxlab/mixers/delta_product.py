@@ -1,0 +1,274 @@
+"""DeltaProduct, and with one step a token Gated DeltaNet and DeltaNet.
+
+A matrix state S maps keys to values. Each token erases and rewrites it along
+`n_householders` keys, one generalised Householder step each, then reads it:
+
+    S_{t,0} = e^{g_t} S_{t-1}                                     (forget gate)
+    S_{t,j} = (I - beta_{tj} k_{tj} k_{tj}^T) S_{t,j-1} + beta_{tj} k_{tj} v_{tj}^T
+    o_t     = K^{-1/2} S_{t,n}^T q_t
+
+with unit keys. beta in [0, 1] only erases; up to 2 the step reflects, and products of
+n reflections make any rotation of n dimensions, which tracking a group's state needs.
+
+| config | method |
+|---|---|
+| ``n_householders=1, forget_gate=False`` | DeltaNet, arXiv 2406.06484 |
+| ``n_householders=1, forget_gate=True`` | Gated DeltaNet, arXiv 2412.06464 |
+| ``n_householders=n`` | DeltaProduct, arXiv 2502.10297, eq. 5-7 |
+
+Differs from the papers' code in:
+1. the channels of keys and values are ordered (head, step, channel), so that splitting
+   heads over devices splits the projections without moving data;
+2. beta and the gate are float32 whatever the activations are: in bfloat16 the sigmoid
+   rounds to 1 above 6.2 and its gradient vanishes;
+3. the short convolution ends at document borders in training as in decoding.
+
+Dimension key: B batch, T time, N steps a token, H heads, K key size, V value size.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.nn import initializers
+from jaxtyping import Array, Float, Int
+
+import pallas_kernels
+from jaxlab.layers import (
+    convolution_step,
+    l2_normalize,
+    rms_norm,
+    short_convolution,
+)
+from jaxlab.params import ParamSpec, constrain, linear, value
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes and variants of a DeltaProduct layer."""
+
+    width: int  # the model's width
+    n_heads: int = 4
+    key_size: int | None = None  # a head's; None: width / n_heads
+    value_size: int | None = None  # a head's; None: as the key
+    n_householders: int = 2  # steps a token
+    beta_max: float = 2.0  # 1: erase only (eigenvalues in [0, 1]); 2: reflect, [-1, 1]
+    forget_gate: bool = True  # the scalar decay e^g a head
+    output_gate: bool = True  # silu(x W_gate) on the normalised output
+    convolution: int = 4  # taps of the short convolutions on q, k, v; 0: none
+    chunk_size: int | None = None  # of the parallel form; None: the kernel's choice
+    implementation: str | None = None  # of the kernel; None: the best that can run
+
+    def __post_init__(self):
+        if self.key_size is None and self.width % self.n_heads:
+            raise ValueError(
+                f"width={self.width} is not divisible by n_heads={self.n_heads}; "
+                "choose another number of heads or set key_size."
+            )
+        if self.n_householders < 1:
+            raise ValueError(
+                f"n_householders={self.n_householders}: a token takes at least 1 step."
+            )
+        if not 0 < self.beta_max <= 2:
+            raise ValueError(
+                f"beta_max={self.beta_max} is outside (0, 2]; above 2 a step stretches "
+                "the state and it grows without bound."
+            )
+        if self.convolution < 0:
+            raise ValueError(f"convolution={self.convolution} taps; 0 means none.")
+
+    @property
+    def K(self) -> int:
+        return self.key_size or self.width // self.n_heads
+
+    @property
+    def V(self) -> int:
+        return self.value_size or self.K
+
+
+def spec(cfg: Config) -> dict[str, ParamSpec]:
+    """Parameters of the layer."""
+    H, N, K, V = cfg.n_heads, cfg.n_householders, cfg.K, cfg.V
+    specs = {
+        "w_q": ParamSpec((cfg.width, H * K), ("width", "heads")),
+        "w_k": ParamSpec((cfg.width, H * N * K), ("width", "heads")),
+        "w_v": ParamSpec((cfg.width, H * N * V), ("width", "heads")),
+        "w_beta": ParamSpec((cfg.width, H * N), ("width", "heads")),
+        "norm": ParamSpec((V,), (None,), initializers.ones, "scale"),
+        "w_o": ParamSpec((H * V, cfg.width), ("heads", "width")),
+    }
+    if cfg.convolution:
+        bound = cfg.convolution**-0.5
+
+        def taps(channels):
+            return ParamSpec(
+                (cfg.convolution, channels),
+                (None, "heads"),
+                _uniform(-bound, bound),
+                "convolution",
+            )
+
+        specs |= {
+            "conv_q": taps(H * K),
+            "conv_k": taps(H * N * K),
+            "conv_v": taps(H * N * V),
+        }
+    if cfg.forget_gate:
+        specs |= {
+            "w_decay": ParamSpec((cfg.width, H), ("width", "heads")),
+            "a_log": ParamSpec((H,), ("heads",), _log_uniform(1, 16), "decay"),
+            "dt_bias": ParamSpec((H,), ("heads",), _inverse_softplus_dt, "decay"),
+        }
+    if cfg.output_gate:
+        specs["w_gate"] = ParamSpec((cfg.width, H * V), ("width", "heads"))
+    return specs
+
+
+def _uniform(low: float, high: float):
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, low, high)
+
+
+def _log_uniform(low: float, high: float):
+    """log of a uniform draw."""
+    return lambda *args: jnp.log(_uniform(low, high)(*args))
+
+
+def _inverse_softplus_dt(key, shape, dtype):
+    """softplus of it is log-uniform in [1e-3, 1e-1], as in Mamba-2."""
+    dt = jnp.exp(_uniform(math.log(1e-3), math.log(1e-1))(key, shape, dtype))
+    return dt + jnp.log(-jnp.expm1(-dt))
+
+
+@struct.dataclass
+class DeltaProductState:
+    """What a layer remembers.
+
+    Attributes:
+        memory: float32 ``[B, H, K, V]``, the matrix S.
+        conv_q, conv_k, conv_v: the last inputs of the convolutions,
+            ``[B, taps - 1, channels]``; None without convolutions.
+    """
+
+    memory: Float[Array, "B H K V"]
+    conv_q: Float[Array, "B W-1 HK"] | None
+    conv_k: Float[Array, "B W-1 HNK"] | None
+    conv_v: Float[Array, "B W-1 HNV"] | None
+
+
+def init_state(
+    cfg: Config, batch: int, max_length: int | None = None, dtype: Any = jnp.float32
+) -> DeltaProductState:
+    """The state before the first token; `max_length` does not matter to it."""
+    H, N, K, V = cfg.n_heads, cfg.n_householders, cfg.K, cfg.V
+
+    def tail(channels):
+        if not cfg.convolution:
+            return None
+        return jnp.zeros((batch, cfg.convolution - 1, channels), dtype)
+
+    return DeltaProductState(
+        memory=jnp.zeros((batch, H, K, V), jnp.float32),
+        conv_q=tail(H * K),
+        conv_k=tail(H * N * K),
+        conv_v=tail(H * N * V),
+    )
+
+
+def _gates(params, x, cfg: Config):
+    """beta ``[..., N, H]`` and g ``[..., H]`` (or None), float32."""
+    logits = linear(x, params["w_beta"]).astype(jnp.float32)
+    beta_HN = cfg.beta_max * jax.nn.sigmoid(logits).reshape(
+        *x.shape[:-1], cfg.n_heads, cfg.n_householders
+    )
+    beta = jnp.swapaxes(beta_HN, -1, -2)
+    if not cfg.forget_gate:
+        return beta, None
+    row = (1,) * (x.ndim - 1) + (-1,)
+    rate = jnp.exp(value(params["a_log"]).astype(jnp.float32)).reshape(row)
+    bias = value(params["dt_bias"]).astype(jnp.float32).reshape(row)
+    dt = jax.nn.softplus(linear(x, params["w_decay"]).astype(jnp.float32) + bias)
+    return beta, -rate * dt
+
+
+def _heads(q, k, v, cfg: Config):
+    """Split channels (head, step, size); activate; normalise queries and keys."""
+    H, N, K, V = cfg.n_heads, cfg.n_householders, cfg.K, cfg.V
+    rows = q.shape[:-1]
+    q, k, v = jax.nn.silu(q), jax.nn.silu(k), jax.nn.silu(v)
+    q = l2_normalize(q.reshape(*rows, H, K))
+    k = l2_normalize(k.reshape(*rows, H, N, K))
+    v = v.reshape(*rows, H, N, V)
+    return q, jnp.swapaxes(k, -2, -3), jnp.swapaxes(v, -2, -3)
+
+
+def _output(params, x, o, cfg: Config):
+    """Normalise each head, gate, project."""
+    o = rms_norm(o, value(params["norm"])).reshape(*x.shape[:-1], -1)
+    if cfg.output_gate:
+        o = o * jax.nn.silu(linear(x, params["w_gate"]))
+    return linear(o, params["w_o"])
+
+
+def forward(
+    params: Any,
+    x: Float[Array, "B T width"],
+    cfg: Config,
+    *,
+    state: DeltaProductState | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+) -> tuple[Float[Array, "B T width"], DeltaProductState | None]:
+    """The chunked parallel form; see `jaxlab.mixers` for the contract."""
+    q, k, v = (linear(x, params[name]) for name in ("w_q", "w_k", "w_v"))
+    tails = dict.fromkeys(("conv_q", "conv_k", "conv_v"))
+    if cfg.convolution:
+        start = {name: getattr(state, name, None) for name in tails}
+        convolve = lambda a, name: short_convolution(  # noqa: E731
+            a, value(params[name]), start[name], segment_ids
+        )
+        q, tails["conv_q"] = convolve(q, "conv_q")
+        k, tails["conv_k"] = convolve(k, "conv_k")
+        v, tails["conv_v"] = convolve(v, "conv_v")
+    q, k, v = _heads(q, k, v, cfg)
+    beta, g = _gates(params, x, cfg)
+    o, memory = pallas_kernels.delta_product(
+        constrain(q, "batch", "time", "heads", None),
+        constrain(k, "batch", "time", None, "heads", None),
+        constrain(v, "batch", "time", None, "heads", None),
+        beta,
+        g,
+        initial_state=None if state is None else state.memory,
+        segment_ids=segment_ids,
+        chunk_size=cfg.chunk_size,
+        implementation=cfg.implementation,
+    )
+    y = _output(params, x, o, cfg)
+    return y, None if state is None else DeltaProductState(memory, **tails)
+
+
+def step(
+    params: Any, x: Float[Array, "B width"], cfg: Config, state: DeltaProductState
+) -> tuple[Float[Array, "B width"], DeltaProductState]:
+    """The recurrence itself, one token; the cost does not depend on the position."""
+    q, k, v = (linear(x, params[name]) for name in ("w_q", "w_k", "w_v"))
+    tails = dict.fromkeys(("conv_q", "conv_k", "conv_v"))
+    if cfg.convolution:
+        q, tails["conv_q"] = convolution_step(q, value(params["conv_q"]), state.conv_q)
+        k, tails["conv_k"] = convolution_step(k, value(params["conv_k"]), state.conv_k)
+        v, tails["conv_v"] = convolution_step(v, value(params["conv_v"]), state.conv_v)
+    q_BHK, k_BNHK, v_BNHV = _heads(q, k, v, cfg)
+    beta_BNH, g_BH = _gates(params, x, cfg)
+
+    S = state.memory
+    if g_BH is not None:
+        S = jnp.exp(g_BH)[..., None, None] * S
+    for j in range(cfg.n_householders):
+        k_BHK, v_BHV = k_BNHK[:, j].astype(S.dtype), v_BNHV[:, j].astype(S.dtype)
+        error = v_BHV - jnp.einsum("bhk,bhkv->bhv", k_BHK, S)
+        write = beta_BNH[:, j][..., None] * error
+        S = S + k_BHK[..., :, None] * write[..., None, :]
+    o = cfg.K**-0.5 * jnp.einsum("bhk,bhkv->bhv", q_BHK.astype(S.dtype), S)
+    y = _output(params, x, o.astype(x.dtype), cfg)
+    return y, DeltaProductState(S, **tails)

@@ -1,0 +1,216 @@
+"""A weight knows how to multiply.
+
+Models use weights only through `linear`, `linear_t`, `embed` and `value`. A weight is
+an array ``[in, out]`` or one of the structured leaves below, which nest, so every model
+works with all of them and never asks which it holds:
+
+- `LowRank(w, a, b)`: ``w + a b^T`` without forming the sum (a member of an evolution
+  strategy's population, or an adapter).
+- `Quantized(q, scale)`: ``q * scale``, int8 with one scale an output channel.
+- `Tapped(w, tap)`: ``w``; the gradient with respect to `tap` is not a derivative but
+  the statistics of the product (what Kronecker-factored optimizers need).
+
+Stacked layers add leading axes to every array and `jax.lax.scan` peels them off.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+Weight = Any  # an array, or a leaf below
+
+
+class _NotAnArray:
+    """Refuses the conversions that would silently drop a leaf's structure."""
+
+    def _refuse(self, *_args, **_kwargs):
+        raise TypeError(
+            f"{type(self).__name__} is a structured weight, not an array: multiply "
+            "with linear(x, w), linear_t(x, w) or embed(w, ids), or materialise it "
+            "with value(w)."
+        )
+
+    __array__ = __jax_array__ = _refuse
+
+
+@struct.dataclass
+class LowRank(_NotAnArray):
+    """The weight ``w + a b^T``, never formed: ``x w + (x a) b^T``.
+
+    Attributes:
+        w: base weight ``[in, out]``, any leaf.
+        a: ``[in, rank]``.
+        b: ``[out, rank]``.
+
+    Reference: "Evolution Strategies at the Hyperscale", arXiv 2511.16652.
+    """
+
+    w: Weight
+    a: Float[Array, "*stack in rank"]
+    b: Float[Array, "*stack out rank"]
+
+
+@struct.dataclass
+class Quantized(_NotAnArray):
+    """The weight ``q * scale`` with int8 `q`; it has no gradient.
+
+    Attributes:
+        q: int8 ``[in, out]``.
+        scale: float32 ``[1, out]``, one step size an output channel.
+    """
+
+    q: Int[Array, "*stack in out"]
+    scale: Float[Array, "*stack 1 out"]
+
+
+@struct.dataclass
+class Tap:
+    """Sums over the rows of one or more products ``y = x w``.
+
+    Attributes:
+        a: float32 ``[in]``, sum of the vectors on the weight's input side.
+        g: float32 ``[out]``, sum of the vectors on its output side.
+        rows: float32 scalar, how many rows were summed.
+
+    For `linear` and `embed`, `a` sums inputs (one-hot for `embed`) and `g` sums
+    gradients of outputs; for `linear_t` it is the other way round.
+    """
+
+    a: Float[Array, "*stack in"]
+    g: Float[Array, "*stack out"]
+    rows: Float[Array, "*stack"]
+
+
+@struct.dataclass
+class Tapped(_NotAnArray):
+    """The weight `w` whose products report their statistics as the gradient of `tap`.
+
+    One `jax.grad` gives the gradients and the statistics; the sums add over reuse of
+    the weight, scan steps and accumulated batches.
+
+    Attributes:
+        w: the weight ``[in, out]``, any leaf.
+        tap: a `Tap` of zeros from `tapped`.
+    """
+
+    w: Weight
+    tap: Tap
+
+
+def quantize(w: Float[Array, "*stack in out"]) -> Quantized:
+    """Round to int8 with the largest absolute value of each output channel as 127."""
+    largest = jnp.max(jnp.abs(w), axis=-2, keepdims=True).astype(jnp.float32)
+    scale = jnp.where(largest > 0, largest / 127, 1.0)
+    q = jnp.round(w.astype(jnp.float32) / scale).astype(jnp.int8)
+    return Quantized(q, scale)
+
+
+def tapped(w: Weight) -> Tapped:
+    """`w` with a fresh tap."""
+    *stack, n_in, n_out = jax.eval_shape(value, w).shape
+    zeros = lambda *shape: jnp.zeros((*stack, *shape), jnp.float32)  # noqa: E731
+    return Tapped(w, Tap(a=zeros(n_in), g=zeros(n_out), rows=zeros()))
+
+
+def linear(x: Float[Array, "*rows in"], w: Weight) -> Float[Array, "*rows out"]:
+    """``x w`` in the dtype of `x`."""
+    match w:
+        case LowRank():
+            return linear(x, w.w) + linear_t(linear(x, w.a), w.b)
+        case Quantized():
+            return (x @ w.q.astype(x.dtype)) * _row(w.scale, x)
+        case Tapped():
+            return _tap(linear, _linear_sides, x, w.w, w.tap)
+        case _:
+            return x @ w.astype(x.dtype)
+
+
+def linear_t(x: Float[Array, "*rows out"], w: Weight) -> Float[Array, "*rows in"]:
+    """``x w^T`` in the dtype of `x` (a tied head: `w` is the embedding table)."""
+    match w:
+        case LowRank():
+            return linear_t(x, w.w) + linear_t(linear(x, w.b), w.a)
+        case Quantized():
+            return (x * _row(w.scale, x)) @ w.q.astype(x.dtype).mT
+        case Tapped():
+            return _tap(linear_t, _linear_t_sides, x, w.w, w.tap)
+        case _:
+            return x @ w.astype(x.dtype).mT
+
+
+def embed(
+    w: Weight, ids: Int[Array, "*rows"], dtype: Any = jnp.float32
+) -> Float[Array, "*rows out"]:
+    """Rows `ids` of the table `w` ``[in, out]``, in `dtype`."""
+    match w:
+        case LowRank():
+            return embed(w.w, ids, dtype) + linear_t(embed(w.a, ids, dtype), w.b)
+        case Quantized():
+            rows = w.q[ids].astype(dtype)
+            return rows * _row(w.scale, rows)
+        case Tapped():
+            lookup = lambda ids, w: embed(w, ids, dtype)  # noqa: E731
+            return _tap(lookup, _embed_sides, ids, w.w, w.tap)
+        case _:
+            return w[ids].astype(dtype)
+
+
+def value(w: Weight) -> Array:
+    """The dense array that `w` stands for."""
+    match w:
+        case LowRank():
+            return value(w.w) + w.a @ w.b.mT
+        case Quantized():
+            return w.q.astype(w.scale.dtype) * w.scale
+        case Tapped():
+            return value(w.w)
+        case _:
+            return w
+
+
+def _row(scale: Array, like: Array) -> Array:
+    """Scales ``[1, out]`` with the rank and dtype of activations ``[*rows, out]``."""
+    return scale.reshape((1,) * (like.ndim - 1) + (-1,)).astype(like.dtype)
+
+
+# Taps: forward as if untapped; backward, the tap's cotangent is the statistics.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _tap(product, sides, x, w, tap):
+    """``product(x, w)``; `sides` picks what faces w's input and output from (x, dy)."""
+    return product(x, w)
+
+
+def _tap_forward(product, sides, x, w, tap):
+    y, pullback = jax.vjp(product, x, w)
+    return y, (x, pullback, tap)
+
+
+def _tap_backward(product, sides, residuals, dy):
+    x, pullback, tap = residuals
+    a, g = sides(x, dy, tap)
+    return *pullback(dy), Tap(a=a, g=g, rows=jnp.float32(dy.size // dy.shape[-1]))
+
+
+_tap.defvjp(_tap_forward, _tap_backward)
+
+
+def _sum_rows(x: Array) -> Array:
+    return jnp.sum(x.astype(jnp.float32), axis=tuple(range(x.ndim - 1)))
+
+
+def _linear_sides(x, dy, tap):
+    return _sum_rows(x), _sum_rows(dy)
+
+
+def _linear_t_sides(x, dy, tap):
+    return _sum_rows(dy), _sum_rows(x)
+
+
+def _embed_sides(ids, dy, tap):
+    return jnp.zeros_like(tap.a).at[ids].add(1.0), _sum_rows(dy)

@@ -1,0 +1,129 @@
+"""From logical axes to mesh axes: one table for parameters and activations.
+
+Everything runs under a mesh with the axes of `MESH_AXES`; one device is a mesh of ones.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from jaxlab.params.paths import path_name
+from jaxlab.params.spec import ParamSpec
+
+MESH_AXES = ("data", "fsdp", "tensor", "sequence")
+
+Rules = Mapping[str, str | tuple[str, ...] | None]
+
+RULES: Rules = {
+    # activations
+    "batch": ("data", "fsdp"),
+    "time": "sequence",
+    # parameters; "width" is the residual stream's size
+    "width": "fsdp",
+    "heads": "tensor",
+    "hidden": "tensor",
+    "vocab": "tensor",
+    "layers": None,
+}
+"""Mesh axes of each logical axis; None leaves the dimension whole."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; -1 in one of them takes the devices that are left."""
+
+    data: int = -1  # copies of the parameters, each with its share of the batch
+    fsdp: int = 1  # shards of parameters, gathered when used; also splits the batch
+    tensor: int = 1  # shards of heads, hidden units and vocabulary
+    sequence: int = 1  # shards of the time axis
+
+
+def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over all devices (or those given), with automatic axis types.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = dataclasses.asdict(cfg)
+    free = [name for name, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise ValueError(f"Mesh sizes {sizes} must be positive, with -1 at most once.")
+    if free and len(devices) % fixed == 0:
+        sizes[free[0]] = len(devices) // fixed
+    if math.prod(sizes.values()) != len(devices):
+        raise ValueError(
+            f"Mesh sizes {sizes} do not multiply to the {len(devices)} devices here; "
+            "set one axis to -1 to take what is left."
+        )
+    return jax.make_mesh(
+        tuple(sizes[name] for name in MESH_AXES),
+        MESH_AXES,
+        axis_types=(AxisType.Auto,) * len(MESH_AXES),
+        devices=devices,
+    )
+
+
+def partition_spec(axes: Sequence[str | None], rules: Rules = RULES) -> PartitionSpec:
+    """Mesh axes for logical `axes`.
+
+    Raises:
+        ValueError: a name that the table lacks, or a mesh axis used twice.
+    """
+    unknown = [axis for axis in axes if axis is not None and axis not in rules]
+    if unknown:
+        raise ValueError(f"Axes {unknown} are not in the rules {sorted(rules)}.")
+    entries = [None if axis is None else rules[axis] for axis in axes]
+    used = [
+        name
+        for entry in entries
+        for name in ((entry,) if isinstance(entry, str) else entry or ())
+    ]
+    if len(used) != len(set(used)):
+        raise ValueError(
+            f"Axes {tuple(axes)} map to {entries}: one mesh axis cannot split two "
+            "dimensions of the same array; change the rules."
+        )
+    return PartitionSpec(*entries)
+
+
+def shardings(specs: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+    """`NamedSharding` for each parameter of a spec tree.
+
+    Raises:
+        ValueError: a dimension that its mesh axes do not divide; names the parameter.
+    """
+
+    def one(path, spec: ParamSpec) -> NamedSharding:
+        sharding = NamedSharding(mesh, partition_spec(spec.axes, rules))
+        for axis, size, entry in zip(spec.axes, spec.shape, sharding.spec, strict=True):
+            names = (entry,) if isinstance(entry, str) else entry or ()
+            parts = math.prod(mesh.shape[name] for name in names)
+            if size % parts:
+                raise ValueError(
+                    f"{path_name(path)}: its {axis!r} dimension of {size} cannot be "
+                    f"split over {parts} devices (mesh axes {names}); choose a size "
+                    f"divisible by {parts} or a smaller mesh axis."
+                )
+        return sharding
+
+    return jax.tree_util.tree_map_with_path(one, specs)
+
+
+def constrain(x: Array, *axes: str | None, rules: Rules = RULES) -> Array:
+    """Fix the sharding of an activation by logical axis names.
+
+    Without a mesh (one layer used by itself) there is nothing to fix and `x` returns.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or all(mesh.axis_sizes[i] == 1 for i in range(len(mesh.axis_names))):
+        return x
+    if any(kind != AxisType.Auto for kind in mesh.axis_types):
+        return x  # inside shard_map the layout is already explicit
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes, rules))

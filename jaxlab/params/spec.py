@@ -1,0 +1,108 @@
+"""A parameter is declared once: shape, axes, initialisation and role.
+
+Every module has one ``spec(cfg)`` that returns a nested dict of `ParamSpec`. Arrays,
+abstract arrays, shardings, optimizer labels and parameter counts all derive from it.
+"""
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+from jaxtyping import Array
+
+Initializer = Callable[[Array, tuple[int, ...], Any], Array]
+
+ROLES = ("matrix", "embedding", "head", "convolution", "scale", "bias", "decay")
+"""What a parameter does: `matrix` multiplies activations, `embedding` is looked up,
+`head` makes logits, `convolution` holds short filters, `scale` and `bias` act on
+channels, `decay` parametrises a forget gate. Optimizers label parameters by it."""
+
+fan_in = initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+"""Variance 1 / (input size): keeps the size of activations in ``x @ w``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamSpec:
+    """Declaration of one parameter.
+
+    Attributes:
+        shape: the array's shape; matrices are ``[in, out]``.
+        axes: one logical axis name (or None) a dimension; `params.sharding` maps
+            them to mesh axes.
+        init: initializer ``(key, shape, dtype) -> array``.
+        role: one of `ROLES`.
+        dtype: storage type; activations' type is the model's own choice.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    init: Initializer = fan_in
+    role: str = "matrix"
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        if len(self.shape) != len(self.axes):
+            raise ValueError(
+                f"shape {self.shape} has {len(self.shape)} dimensions but axes "
+                f"{self.axes} names {len(self.axes)}; give one name (or None) each."
+            )
+        if any(size < 1 for size in self.shape):
+            raise ValueError(f"shape {self.shape} has a dimension below 1.")
+        if self.role not in ROLES:
+            raise ValueError(f"role {self.role!r} is not one of {ROLES}.")
+
+
+def stack(specs: Any, count: int) -> Any:
+    """The same parameters for `count` layers, stacked along a new leading axis."""
+
+    def one(spec: ParamSpec) -> ParamSpec:
+        def init(key, shape, dtype):
+            keys = jax.random.split(key, shape[0])
+            return jax.vmap(lambda k: spec.init(k, shape[1:], dtype))(keys)
+
+        return dataclasses.replace(
+            spec,
+            shape=(count, *spec.shape),
+            axes=("layers", *spec.axes),
+            init=init,
+        )
+
+    return jax.tree.map(one, specs)
+
+
+def init(specs: Any, key: Array) -> Any:
+    """Arrays for a spec tree.
+
+    Each parameter's key is `key` folded with a hash of its path, so adding or removing
+    a parameter leaves the others as they were. Under a mesh, jit this function with
+    ``out_shardings=params.shardings(specs, mesh)`` and no device holds the whole.
+
+    Args:
+        specs: tree of `ParamSpec`.
+        key: a PRNG key.
+
+    Returns:
+        A tree of arrays with the same structure.
+    """
+
+    def one(path, spec: ParamSpec) -> Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        return spec.init(own_key, spec.shape, spec.dtype)
+
+    return jax.tree_util.tree_map_with_path(one, specs)
+
+
+def abstract(specs: Any) -> Any:
+    """`jax.ShapeDtypeStruct` for each parameter: shapes without memory."""
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), specs)
+
+
+def count(specs: Any) -> int:
+    """Number of scalars in a tree of specs or of arrays."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(specs))

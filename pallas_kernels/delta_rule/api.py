@@ -1,0 +1,220 @@
+"""The public delta rule: checks its arguments, then calls one implementation."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
+
+from pallas_kernels import dispatch
+from pallas_kernels.delta_rule.arguments import (
+    AXES,
+    ONE_STEP_AXES,
+    check_arrays,
+    check_settings,
+)
+from pallas_kernels.delta_rule.chunked import chunked
+from pallas_kernels.delta_rule.reference import token_recurrence
+
+
+def delta_rule(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H V"],
+    beta: Float[Array, "B T H"],
+    g: Float[Array, "B T H"] | None = None,
+    *,
+    scale: ArrayLike | None = None,
+    initial_state: Float[Array, "B H K V"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    cu_seqlens: Int[Array, "S+1"] | None = None,
+    chunk_size: int | None = None,
+    precision: jax.lax.Precision | str | None = None,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
+    """Gated delta rule: a state that overwrites what it holds for a key.
+
+        S_t = e^{g_t} (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T
+        o_t = scale S_t^T q_t
+
+    `delta_product` with one step a token.
+
+    Args:
+      q: queries [B, T, H, K]; float32, bfloat16 or float64, as all float arguments.
+      k: keys [B, T, H, K], used as given; unit keys keep the state bounded.
+      v: values [B, T, H, V].
+      beta: step sizes [B, T, H], between 0 and 2 for unit keys.
+      g: natural logarithm of the decay [B, T, H], <= 0; None for no decay.
+      scale: factor of the output; None for K**-0.5.
+      initial_state: [B, H, K, V], or [S, H, K, V] with `cu_seqlens`; None for zero.
+      segment_ids: [B, T]; the state is zeroed where the id changes. The initial state
+        belongs to the first segment. A token with id < 0 is padding: it touches no
+        state, its output is 0, and ids are compared across it.
+      cu_seqlens: [S + 1], non-decreasing from 0; sequence s is tokens cu_seqlens[s]
+        to cu_seqlens[s + 1] of the only batch row and has its own states. Tokens past
+        the last sequence are padding. A sequence may be empty.
+      chunk_size: tokens computed together, rounded up to a power of two; None for a
+        good one. "reference" has no chunks.
+      precision: of the matrix products, a `jax.lax.Precision` or its name. None takes
+        HIGHEST for float32, which beta up to 2 needs; bfloat16 operands are
+        multiplied as they are and accumulated in float32. Triangular systems, decays
+        and states never go below float32.
+      implementation: "pallas_tpu", "pallas_gpu", "xla", "reference", or None for the
+        first of these that can run.
+
+    Returns:
+      o [B, T, H, V] in v's dtype, and the state after the last token, shaped like
+      `initial_state`, float32 (float64 where an argument is float64).
+
+    Raises:
+      ValueError: shapes that do not fit each other, or an impossible option.
+      TypeError: an array of another dtype.
+      NotImplementedError: the named implementation cannot run here.
+
+    Reference: Yang et al., Gated Delta Networks, arXiv 2412.06464.
+    """
+    arrays = {"q": q, "k": k, "v": v, "beta": beta, "g": g}
+    arrays |= {"segment_ids": segment_ids, "cu_seqlens": cu_seqlens}
+    arrays |= {"initial_state": initial_state}
+    arrays = check_arrays("delta_rule", ONE_STEP_AXES, arrays)
+    for name in ("k", "v", "beta"):
+        arrays[name] = jnp.expand_dims(arrays[name], 2)
+    settings = check_settings("delta_rule", chunk_size, precision)
+    run = select("delta_rule", implementation)
+    return _delta(run, *settings, scale, **arrays)
+
+
+def delta_product(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T N H K"],
+    v: Float[Array, "B T N H V"],
+    beta: Float[Array, "B T N H"],
+    g: Float[Array, "B T H"] | None = None,
+    *,
+    scale: ArrayLike | None = None,
+    initial_state: Float[Array, "B H K V"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    cu_seqlens: Int[Array, "S+1"] | None = None,
+    chunk_size: int | None = None,
+    precision: jax.lax.Precision | str | None = None,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
+    """Gated delta rule with N steps a token: a product of N Householder-like factors.
+
+        S <- e^{g_t} S_{t-1}
+        S <- (I - beta_tn k_tn k_tn^T) S + beta_tn k_tn v_tn^T      for n = 1 .. N
+        S_t = S,   o_t = scale S_t^T q_t
+
+    Args:
+      q: queries [B, T, H, K], one a token.
+      k: keys [B, T, N, H, K].
+      v: values [B, T, N, H, V].
+      beta: step sizes [B, T, N, H].
+      g: natural logarithm of the decay [B, T, H], <= 0, applied before the first
+        step; None for no decay.
+      scale, initial_state, segment_ids, cu_seqlens, chunk_size, precision,
+        implementation: as in `delta_rule`.
+
+    Returns:
+      The outputs [B, T, H, V] and the final state, as `delta_rule`.
+
+    Raises:
+      What `delta_rule` raises.
+
+    Reference: Siems et al., DeltaProduct, arXiv 2502.10297.
+    """
+    arrays = {"q": q, "k": k, "v": v, "beta": beta, "g": g}
+    arrays |= {"segment_ids": segment_ids, "cu_seqlens": cu_seqlens}
+    arrays |= {"initial_state": initial_state}
+    arrays = check_arrays("delta_product", AXES, arrays)
+    settings = check_settings("delta_product", chunk_size, precision)
+    run = select("delta_product", implementation)
+    return _delta(run, *settings, scale, **arrays)
+
+
+def select(operation: str, implementation: str | None):
+    """The function of an implementation's name; see `dispatch.select`."""
+    return dispatch.select(
+        operation,
+        implementation,
+        {
+            "pallas_tpu": "there is no TPU kernel for it yet.",
+            "pallas_gpu": "there is no GPU kernel for it yet.",
+            "xla": chunked,
+            "reference": token_recurrence,
+        },
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _delta(
+    run,
+    chunk_size,
+    precision,
+    scale,
+    *,
+    q,
+    k,
+    v,
+    beta,
+    g,
+    initial_state,
+    segment_ids,
+    cu_seqlens,
+):
+    """Write padding and resets into the operands, run, scale and mask the outputs.
+
+    Padding becomes k = v = beta = g = 0, which leaves every state as it is; a reset
+    becomes a decay by exactly zero, g = -inf.
+    """
+    (B, T, H, K), V = q.shape, v.shape[-1]
+    floats = [x for x in (q, k, v, beta, g, initial_state) if x is not None]
+    wide = any(x.dtype == jnp.float64 for x in floats)
+    dtype = jnp.dtype("float64" if wide else "float32")
+
+    present = None
+    beta = beta.astype(dtype)
+    g = None if g is None else g.astype(dtype)
+    if segment_ids is not None:
+        present, reset = segments(segment_ids)
+        g = jnp.zeros((B, T, H), dtype) if g is None else g
+        g = jnp.where(reset[..., None], -jnp.inf, g)
+    if cu_seqlens is not None:
+        t = jnp.arange(T, dtype=cu_seqlens.dtype)
+        present = ((t >= cu_seqlens[0]) & (t < cu_seqlens[-1]))[None]
+    if present is not None:
+        q, k, v, beta = (masked(x, present) for x in (q, k, v, beta))
+        g = None if g is None else masked(g, present)
+
+    rows = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    if initial_state is None:
+        initial_state = jnp.zeros((rows, H, K, V), dtype)
+    axis = 0 if cu_seqlens is None else 1  # [S, B, H, K, V], where S or B is one
+    states = jnp.expand_dims(initial_state.astype(dtype), axis)
+    if T == 0:
+        o = jnp.zeros((B, T, H, V), dtype)
+    else:
+        o, states = run(q, k, v, beta, g, states, cu_seqlens, chunk_size, precision)
+    o *= jnp.asarray(K**-0.5 if scale is None else scale, dtype)
+    if present is not None:
+        o = masked(o, present)
+    return o.astype(v.dtype), jnp.squeeze(states, axis)
+
+
+def segments(
+    segment_ids: Int[Array, "B T"],
+) -> tuple[Bool[Array, "B T"], Bool[Array, "B T"]]:
+    """Which tokens are no padding, and which of these start a segment but the first."""
+    present = segment_ids >= 0
+    t = jnp.arange(segment_ids.shape[1])[None, :]
+    latest = jax.lax.cummax(jnp.where(present, t, -1), axis=1)
+    before = jnp.pad(latest, [(0, 0), (1, 0)], constant_values=-1)[:, :-1]
+    id_before = jnp.take_along_axis(segment_ids, jnp.maximum(before, 0), axis=1)
+    return present, present & (before >= 0) & (segment_ids != id_before)
+
+
+def masked(x: Array, present: Bool[Array, "B T"]) -> Array:
+    """x [B, T, ...], zero where the token is padding."""
+    present = present.reshape(present.shape + (1,) * (x.ndim - 2))
+    return jnp.where(present, x, jnp.zeros((), x.dtype))

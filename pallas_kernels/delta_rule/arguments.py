@@ -1,0 +1,122 @@
+"""Checks of the delta rule's arguments: a caller's mistakes, told in sentences."""
+
+import jax
+import jax.numpy as jnp
+
+# The axes of every argument, a letter each; equal letters are equal sizes.
+AXES = {
+    "q": "BTHK",
+    "k": "BTNHK",
+    "v": "BTNHV",
+    "beta": "BTNH",
+    "g": "BTH",
+    "segment_ids": "BT",
+    "cu_seqlens": "Z",  # Z = S + 1
+    "initial_state": "BHKV",
+}
+ONE_STEP_AXES = AXES | {"k": "BTHK", "v": "BTHV", "beta": "BTH"}
+INTEGERS = ("segment_ids", "cu_seqlens")
+FLOATS = ("float32", "bfloat16", "float64")
+
+
+def check_arrays(operation: str, axes: dict[str, str], arrays: dict) -> dict:
+    """Make arrays of the arguments, and check their dtypes and shapes against `axes`.
+
+    Args:
+      arrays: the arguments in the order of their checks; None where not given.
+    """
+    ragged = arrays["cu_seqlens"] is not None
+    if ragged and arrays["segment_ids"] is not None:
+        raise ValueError(
+            f"{operation}: cu_seqlens and segment_ids both say where the state starts "
+            "anew; pass only one of them."
+        )
+    if ragged:
+        axes = axes | {"initial_state": "SHKV"}
+    checked, sizes, source = {}, {}, {}
+    for name, array in arrays.items():
+        checked[name] = array
+        if array is None:
+            continue
+        checked[name] = array = jnp.asarray(array)
+        _check_dtype(operation, name, array.dtype)
+        letters, shape = axes[name], array.shape
+        rule = "[S + 1]" if name == "cu_seqlens" else f"[{', '.join(letters)}]"
+        if len(shape) != len(letters):
+            raise ValueError(
+                f"{operation}: {name} has shape {shape}, but it must have the "
+                f"{len(letters)} axes {rule}."
+            )
+        for letter, size in zip(letters, shape, strict=True):
+            if size != sizes.setdefault(letter, size):
+                raise ValueError(
+                    f"{operation}: {name} has shape {shape}, but it must be {rule} "
+                    f"with {letter} = {sizes[letter]} as in {source[letter]}."
+                )
+            source.setdefault(letter, name)
+        if name == "cu_seqlens":
+            sizes["S"], source["S"] = shape[0] - 1, name
+    _check_sizes(operation, arrays, sizes)
+    return checked
+
+
+def _check_dtype(operation, name, dtype):
+    if name in INTEGERS:
+        if not jnp.issubdtype(dtype, jnp.integer):
+            raise TypeError(
+                f"{operation}: {name} has dtype {dtype}, but it must hold integers."
+            )
+    elif dtype not in FLOATS:
+        raise TypeError(
+            f"{operation}: {name} has dtype {dtype}, but it must be one of "
+            f"{', '.join(FLOATS)}; cast it first (float16 is not among them because "
+            "states outgrow its range)."
+        )
+
+
+def _check_sizes(operation, arrays, sizes):
+    for letter in "NHKV":
+        if sizes.get(letter, 1) < 1:
+            raise ValueError(
+                f"{operation}: {letter} = {sizes[letter]}, but there must be at least "
+                "one step, one head, and one dimension of keys and values."
+            )
+    if arrays["cu_seqlens"] is None:
+        return
+    if sizes["S"] < 1:
+        raise ValueError(
+            f"{operation}: cu_seqlens has shape ({sizes['Z']},), but it must have S + 1 "
+            "entries for S >= 1 sequences."
+        )
+    if sizes["B"] != 1:
+        raise ValueError(
+            f"{operation}: cu_seqlens divides the tokens of one batch row, but q has "
+            f"B = {sizes['B']}; put the sequences behind one another in one row."
+        )
+
+
+def check_settings(
+    operation: str, chunk_size: int | None, precision
+) -> tuple[int | None, jax.lax.Precision | None]:
+    """Check `chunk_size`, and make a `jax.lax.Precision` of `precision`."""
+    if chunk_size is not None:
+        if not isinstance(chunk_size, int) or isinstance(chunk_size, bool):
+            raise TypeError(
+                f"{operation}: chunk_size is {chunk_size!r}, but it must be an int, "
+                "known before compilation, or None."
+            )
+        if chunk_size < 1:
+            raise ValueError(
+                f"{operation}: chunk_size is {chunk_size}, but a chunk has at least "
+                "one token."
+            )
+    if precision is None:
+        return chunk_size, None
+    try:
+        return chunk_size, jax.lax.Precision(precision)
+    except (ValueError, TypeError):
+        names = ", ".join(p.name.lower() for p in jax.lax.Precision)
+        raise ValueError(
+            f"{operation}: precision is {precision!r}, but it must be None, a "
+            f"jax.lax.Precision or one of the names {names}."
+        ) from None

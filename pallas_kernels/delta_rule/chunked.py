@@ -1,0 +1,355 @@
+"""The delta rule in chunks: matrix products instead of a step per token.
+
+Per head and chunk of C tokens with N C keys, incoming state S, and decay factors
+Gamma_ij (token j to token i), gamma_i (chunk start to i), epsilon_j (j to chunk end):
+
+    A = strict_tril(K K^T * Gamma),  L = diag(beta) A,  P = tril(Q K^T * Gamma)
+    (I + L) [U0 W] = diag(beta) [V  diag(gamma) K]
+    U  = U0 - W S                                       what is written at each key
+    S' = gamma_C S + (diag(epsilon) K)^T U
+    O  = diag(gamma) Q S + P U
+
+Only the two lines for U and S' run one chunk after the other; everything else is a
+batched product over all chunks. The N keys of a token share its decay factors, and a
+token sees all of its own keys; queries exist once a token.
+
+Reference: Yang et al., Gated Delta Networks, arXiv 2412.06464; Siems et al.,
+DeltaProduct, arXiv 2502.10297.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.delta_rule import block_sizes, triangular
+from pallas_kernels.delta_rule.decay import Decay, decay, gradient
+
+
+class Product(NamedTuple):
+    """An einsum in given operand type and precision that accumulates in `result`."""
+
+    operand: jnp.dtype
+    result: jnp.dtype
+    precision: jax.lax.Precision
+
+    def __call__(self, subscripts, x, y):
+        return jnp.einsum(
+            subscripts,
+            x.astype(self.operand),
+            y.astype(self.operand),
+            precision=self.precision,
+            preferred_element_type=self.result,
+        )
+
+
+class Products(NamedTuple):
+    """Products of the inputs, in their type, and products that solve for U."""
+
+    inputs: Product
+    solution: Product
+
+
+class Chunks(NamedTuple):
+    """The operands, a row of C tokens (q, g) or N C keys (k, v, beta) per chunk."""
+
+    q: Float[Array, "M B H C K"]
+    k: Float[Array, "M B H NC K"]
+    v: Float[Array, "M B H NC V"]
+    beta: Float[Array, "M B H NC"]
+    g: Float[Array, "M B H C"] | None
+
+
+def chunked(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T N H K"],
+    v: Float[Array, "B T N H V"],
+    beta: Float[Array, "B T N H"],
+    g: Float[Array, "B T H"] | None,
+    states: Float[Array, "S B H K V"],
+    cu_seqlens: Int[Array, "S+1"] | None,
+    chunk_size: int | None,
+    precision: jax.lax.Precision | None,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "S B H K V"]]:
+    """Run the chunked form; arguments and results as in `reference.token_recurrence`.
+
+    Args:
+      cu_seqlens: where each sequence starts and the last one ends (B is 1), or None
+        for one sequence a batch row.
+      chunk_size: tokens a chunk, rounded up to a power of two.
+      precision: of the products with inputs and states; None takes HIGHEST for
+        operands of 32 bits and more.
+    """
+    T, N = k.shape[1:3]
+    C = block_sizes.chunk_size(T, N) if chunk_size is None else chunk_size
+    C = block_sizes.round_up_to_power_of_two(C)
+
+    if cu_seqlens is None:
+        sequence = None
+        M = -(-T // C)
+
+        def spread(x):
+            return jnp.pad(x, [(0, 0), (0, M * C - T)] + [(0, 0)] * (x.ndim - 2))
+
+        def collect(x):
+            return x[:, :T]
+
+    else:
+        source, target, sequence = align(cu_seqlens, T, C)
+        M = sequence.shape[0]
+
+        def spread(x):
+            return jnp.take(x, source, axis=1, mode="fill", fill_value=0)
+
+        def collect(x):
+            return jnp.take(x, target, axis=1, mode="clip")
+
+    def tokens(x):
+        x = spread(x)
+        x = x.reshape(x.shape[0], M, C, *x.shape[2:])
+        return jnp.moveaxis(x, (1, 3), (0, 2))  # [M, B, H, C, ...]
+
+    def keys(x):
+        x = spread(x)
+        x = x.reshape(x.shape[0], M, C, *x.shape[2:])
+        x = jnp.moveaxis(x, (1, 4), (0, 2))  # [M, B, H, C, N, ...]
+        return x.reshape(*x.shape[:3], C * N, *x.shape[5:])
+
+    chunks = Chunks(
+        tokens(q), keys(k), keys(v), keys(beta), None if g is None else tokens(g)
+    )
+    widest = max((q.dtype, k.dtype, v.dtype), key=lambda dtype: dtype.itemsize)
+    products = choose_products(widest, states.dtype, precision)
+    o, states = delta_chunks(products, chunks, states, sequence)
+    o = jnp.moveaxis(o, (0, 2), (1, 3))  # [B, M, C, H, V]
+    return collect(o.reshape(o.shape[0], M * C, *o.shape[3:])), states
+
+
+def choose_products(inputs, state, precision) -> Products:
+    """Operand types and precisions for inputs and states of the given types."""
+    exact = jax.lax.Precision.HIGHEST
+    if precision is None:
+        precision = exact if inputs == state else jax.lax.Precision.DEFAULT
+        return Products(
+            Product(inputs, state, precision), Product(state, state, exact)
+        )
+    return Products(Product(inputs, state, precision), Product(state, state, precision))
+
+
+def align(
+    cu_seqlens: Int[Array, "S+1"], T: int, C: int
+) -> tuple[Int[Array, "MC"], Int[Array, "T"], Int[Array, "M"]]:
+    """Rows that start every sequence at the start of a chunk.
+
+    Returns:
+      source: the token of each row; T for an empty row.
+      target: the row of each token; past the end for tokens of no sequence.
+      sequence: the sequence of each chunk.
+    """
+    S = cu_seqlens.shape[0] - 1
+    M = -(-T // C) + S  # each sequence wastes less than one chunk
+    starts, ends = cu_seqlens[:-1], cu_seqlens[1:]
+    chunk_ends = jnp.cumsum((ends - starts + C - 1) // C)
+    chunk_starts = jnp.concatenate([jnp.zeros_like(chunk_ends[:1]), chunk_ends[:-1]])
+
+    chunk = jnp.arange(M, dtype=cu_seqlens.dtype)
+    sequence = jnp.searchsorted(chunk_ends, chunk, side="right")
+    sequence = jnp.minimum(sequence, S - 1)
+    first = starts[sequence] + (chunk - chunk_starts[sequence]) * C
+    token = first[:, None] + jnp.arange(C, dtype=cu_seqlens.dtype)[None, :]
+    inside = token < ends[sequence][:, None]
+    source = jnp.where(inside, token, T).reshape(-1)
+
+    t = jnp.arange(T, dtype=cu_seqlens.dtype)
+    owner = jnp.minimum(jnp.searchsorted(ends, t, side="right"), S - 1)
+    target = chunk_starts[owner] * C + t - starts[owner]
+    return source, target, sequence
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def delta_chunks(
+    products: Products,
+    chunks: Chunks,
+    states: Float[Array, "S B H K V"],
+    sequence: Int[Array, "M"] | None,
+) -> tuple[Float[Array, "M B H C V"], Float[Array, "S B H K V"]]:
+    """Outputs and final states; chunk m reads and writes states[sequence[m]]."""
+    return _forward(products, chunks, states, sequence)[0]
+
+
+def _forward(products, chunks, states, sequence):
+    q, k, v, beta, g = chunks
+    steps = k.shape[-2] // q.shape[-2]
+    factors = NO_DECAY if g is None else decay(g)
+    A, P = _scores(products, chunks, factors)
+    L = beta[..., None] * A
+    inverses = triangular.invert_diagonal_blocks(
+        L, block_sizes.solve_block(L.shape[-1])
+    )
+    k = k.astype(states.dtype)
+    Y = jnp.concatenate(
+        [v.astype(states.dtype), _scaled(k, _per_key(factors.entry, steps))], axis=-1
+    )
+    X = triangular.solve(L, inverses, beta[..., None] * Y)
+    U0, W = X[..., : v.shape[-1]], X[..., v.shape[-1] :]
+    k_exit = _scaled(k, _per_key(factors.exit, steps))
+
+    def chunk(states, operands):
+        U0, W, k_exit, total, s = operands
+        S = states[0] if s is None else states[s]
+        U = U0 - products.solution("bhnk,bhkv->bhnv", W, S)
+        S_next = _shrunk(S, total) + products.inputs("bhnk,bhnv->bhkv", k_exit, U)
+        states = S_next[None] if s is None else states.at[s].set(S_next)
+        return states, (U, S)
+
+    operands = (U0, W, k_exit, factors.total, sequence)
+    states, (U, S) = jax.lax.scan(chunk, states, operands)
+    o = _scaled(products.inputs("mbhck,mbhkv->mbhcv", q, S), factors.entry)
+    o += products.inputs("mbhcn,mbhnv->mbhcv", P, U)
+    return (o, states), (chunks, sequence, inverses, W, U, S)
+
+
+def _backward(products, residuals, gradients):
+    """Gradients by hand: the solved systems are solved once more, transposed.
+
+    With dO and dS' given,
+        dU = P^T dO + diag(epsilon) K dS',      (I + L)^T dR = dU
+        dS = gamma_C dS' + (diag(gamma) Q)^T dO - W^T dU
+    after which every other gradient is a batched product over all chunks:
+        dP = dO U^T,   dL = -dR U^T
+        dQ = diag(gamma) dO S^T + (dP * Gamma) K
+        dK = (dP * Gamma)^T Q + (M + M^T) K - diag(beta gamma) dR S^T
+             + diag(epsilon) U dS'^T,   M = diag(beta) dL * Gamma
+        dV = diag(beta) dR
+        dbeta_i = sum_j dL_ij A_ij + dR_i . (v_i - gamma_i S^T k_i)
+    """
+    chunks, sequence, inverses, W, U, S = residuals
+    dO, d_states = gradients
+    q, k, v, beta, g = chunks
+    C, steps = q.shape[-2], k.shape[-2] // q.shape[-2]
+    factors = NO_DECAY if g is None else decay(g)
+    entry, exit = _per_key(factors.entry, steps), _per_key(factors.exit, steps)
+    A, P = _scores(products, chunks, factors)
+    L = beta[..., None] * A
+    k_state, v_state = k.astype(S.dtype), v.astype(S.dtype)
+
+    dO_entry = _scaled(dO, factors.entry)
+    dU_output = products.inputs("mbhcn,mbhcv->mbhnv", P, dO)
+    dS_output = products.inputs("mbhck,mbhcv->mbhkv", q, dO_entry)
+
+    def chunk(d_states, operands):
+        dU_output, dS_output, W, k_exit, total, s = operands
+        dS_next = d_states[0] if s is None else d_states[s]
+        dU = dU_output + products.inputs("bhnk,bhkv->bhnv", k_exit, dS_next)
+        dS = _shrunk(dS_next, total) + dS_output
+        dS -= products.solution("bhnk,bhnv->bhkv", W, dU)
+        d_states = dS[None] if s is None else d_states.at[s].set(dS)
+        return d_states, (dU, dS_next)
+
+    operands = (
+        dU_output,
+        dS_output,
+        W,
+        _scaled(k_state, exit),
+        factors.total,
+        sequence,
+    )
+    d_states, (dU, dS_next) = jax.lax.scan(chunk, d_states, operands, reverse=True)
+
+    dR = triangular.solve_transposed(L, inverses, dU)
+    dP = _causal(products.inputs("mbhcv,mbhnv->mbhcn", dO, U), steps)
+    dL = -_strictly_causal(products.solution("mbhiv,mbhjv->mbhij", dR, U))
+
+    q_state = products.inputs("mbhcv,mbhkv->mbhck", dO_entry, S)
+    k_entry = _scaled(products.solution("mbhnv,mbhkv->mbhnk", dR, S), entry)
+    k_last = _scaled(products.inputs("mbhnv,mbhkv->mbhnk", U, dS_next), exit)
+    M_P = _decayed(dP, factors.within, 1, steps)
+    M_L = _decayed(beta[..., None] * dL, factors.within, steps, steps)
+    M_L += jnp.swapaxes(M_L, -1, -2)
+
+    d_beta = jnp.sum(dL * A, -1) + jnp.sum(dR * v_state, -1)
+    d_beta -= jnp.sum(k_entry * k_state, -1)
+    d_v = beta[..., None] * dR
+    d_q = q_state + products.inputs("mbhcn,mbhnk->mbhck", M_P, k)
+    d_k = products.inputs("mbhcn,mbhck->mbhnk", M_P, q)
+    d_k += products.inputs("mbhij,mbhjk->mbhik", M_L, k)
+    d_k += k_last - beta[..., None] * k_entry
+
+    d_g = None
+    if g is not None:
+        d_entry = jnp.sum(q_state * q.astype(S.dtype), -1)
+        d_entry -= _per_token(beta * jnp.sum(k_entry * k_state, -1), steps)
+        within = _pairs(dL * L, steps) + _per_token(dP * P, steps)
+        d_log = Decay(
+            within=within,
+            entry=d_entry,
+            exit=_per_token(jnp.sum(k_last * k_state, -1), steps),
+            total=factors.total * jnp.sum(dS_next * S, (-1, -2)),
+        )
+        d_g = gradient(g, d_log)
+    d_chunks = Chunks(d_q, d_k, d_v, d_beta, d_g)
+    d_chunks = jax.tree.map(lambda d, x: d.astype(x.dtype), d_chunks, chunks)
+    return d_chunks, d_states, None
+
+
+delta_chunks.defvjp(_forward, _backward)
+
+NO_DECAY = Decay(None, None, None, None)
+
+
+def _scores(products, chunks, factors):
+    """A and P: how strongly each key meets the earlier keys and the queries."""
+    q, k = chunks.q, chunks.k
+    steps = k.shape[-2] // q.shape[-2]
+    kk = products.inputs("mbhik,mbhjk->mbhij", k, k)
+    qk = products.inputs("mbhik,mbhjk->mbhij", q, k)
+    A = _strictly_causal(_decayed(kk, factors.within, steps, steps))
+    return A, _causal(_decayed(qk, factors.within, 1, steps), steps)
+
+
+def _causal(x, steps):
+    """Zero where the key's token lies after the query's."""
+    token, key = x.shape[-2:]
+    visible = jnp.arange(token)[:, None] >= jnp.arange(key)[None, :] // steps
+    return jnp.where(visible, x, jnp.zeros((), x.dtype))
+
+
+def _strictly_causal(x):
+    """Zero on and above the diagonal."""
+    return jnp.tril(x, -1)
+
+
+def _decayed(x, within, row_steps, column_steps):
+    """x * Gamma, each token's factor repeated for its steps."""
+    if within is None:
+        return x
+    within = jnp.repeat(within, row_steps, axis=-2)
+    return x * jnp.repeat(within, column_steps, axis=-1)
+
+
+def _scaled(x, factor):
+    """diag(factor) x; no factor, no work."""
+    return x if factor is None else factor[..., None] * x
+
+
+def _shrunk(S, total):
+    """total S; no factor, no work."""
+    return S if total is None else total[..., None, None] * S
+
+
+def _per_key(factor, steps):
+    """A token's factor for each of its keys."""
+    return None if factor is None else jnp.repeat(factor, steps, axis=-1)
+
+
+def _per_token(x, steps):
+    """Sum the last axis over the keys of a token."""
+    return jnp.sum(x.reshape(*x.shape[:-1], -1, steps), axis=-1)
+
+
+def _pairs(x, steps):
+    """Sum a matrix of pairs of keys over the keys of two tokens."""
+    rows = jnp.swapaxes(_per_token(x, steps), -1, -2)
+    return jnp.swapaxes(_per_token(rows, steps), -1, -2)

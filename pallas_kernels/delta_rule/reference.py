@@ -1,0 +1,66 @@
+"""The delta rule token by token: the definition, and what the other forms must equal.
+
+    S <- e^{g_t} S                                        once a token
+    S <- S + beta_tn k_tn (v_tn - S^T k_tn)^T             for each step n
+    o_t = S^T q_t
+
+All of it in the accumulation type (float32, or float64 for float64 inputs).
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+EXACT = jax.lax.Precision.HIGHEST
+
+
+def token_recurrence(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T N H K"],
+    v: Float[Array, "B T N H V"],
+    beta: Float[Array, "B T N H"],
+    g: Float[Array, "B T H"] | None,
+    states: Float[Array, "S B H K V"],
+    cu_seqlens: Int[Array, "S+1"] | None,
+    chunk_size: int | None,
+    precision: jax.lax.Precision | None,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "S B H K V"]]:
+    """Run the recurrence.
+
+    Args:
+      states: the state of each sequence before its first token.
+      cu_seqlens: where each sequence starts and the last one ends (B is 1); tokens
+        outside have beta and g zero. None for one sequence a batch row (S is 1).
+      chunk_size, precision: unused, there are no chunks and all is exact.
+
+    Returns:
+      The outputs before scaling and the states after the last token of each sequence.
+    """
+    del chunk_size, precision
+    dtype = states.dtype
+    sequence = None
+    if cu_seqlens is not None:
+        t = jnp.arange(q.shape[1], dtype=cu_seqlens.dtype)
+        sequence = jnp.searchsorted(cu_seqlens[1:], t, side="right")
+        sequence = jnp.minimum(sequence, states.shape[0] - 1)
+
+    def step(states, token):
+        q_BHK, k_BNHK, v_BNHV, beta_BNH, g_BH, s = token
+        S = states[0] if s is None else states[s]
+        if g_BH is not None:
+            S = jnp.exp(g_BH)[..., None, None] * S
+        for n in range(k_BNHK.shape[1]):
+            k_BHK, v_BHV, beta_BH = k_BNHK[:, n], v_BNHV[:, n], beta_BNH[:, n]
+            error = v_BHV - jnp.einsum("bhkv,bhk->bhv", S, k_BHK, precision=EXACT)
+            update = beta_BH[..., None] * error
+            S = S + k_BHK[..., :, None] * update[..., None, :]
+        o_BHV = jnp.einsum("bhkv,bhk->bhv", S, q_BHK, precision=EXACT)
+        states = S[None] if s is None else states.at[s].set(S)
+        return states, o_BHV
+
+    def by_token(x):
+        return None if x is None else jnp.moveaxis(x, 1, 0).astype(dtype)
+
+    tokens = (*map(by_token, (q, k, v, beta, g)), sequence)
+    states, o_TBHV = jax.lax.scan(step, states, tokens)
+    return jnp.moveaxis(o_TBHV, 0, 1), states

@@ -1,0 +1,76 @@
+"""Unit lower triangular systems (I + L) X = Y by block substitution.
+
+Only the diagonal blocks are inverted, row by row, which is exact up to rounding for
+every L. Products of powers of L and Newton's iteration are shorter but overflow for
+repeated keys and beta near 2, where the powers of L are far larger than the inverse.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+EXACT = jax.lax.Precision.HIGHEST
+
+
+def invert_diagonal_blocks(
+    L: Float[Array, "*batch n n"], block: int
+) -> Float[Array, "*batch m b b"]:
+    """Inverses of the diagonal blocks of I + L, by forward substitution.
+
+    Args:
+      L: strictly lower triangular.
+      block: rows a block; divides n.
+    """
+    *batch, n, _ = L.shape
+    blocks = L.reshape(*batch, n // block, block, n // block, block)
+    blocks = jnp.moveaxis(jnp.diagonal(blocks, axis1=-4, axis2=-2), -1, -3)
+    eye = jnp.broadcast_to(jnp.eye(block, dtype=L.dtype), blocks.shape)
+
+    def row(i, X):
+        # Rows below i of X are still those of the identity and L_ij = 0 for j >= i.
+        L_i = jax.lax.dynamic_index_in_dim(blocks, i, axis=-2, keepdims=False)
+        update = jnp.sum(L_i[..., :, None] * X, axis=-2)
+        X_i = jax.lax.dynamic_index_in_dim(X, i, axis=-2, keepdims=False)
+        return jax.lax.dynamic_update_index_in_dim(X, X_i - update, i, axis=-2)
+
+    return jax.lax.fori_loop(1, block, row, eye)
+
+
+def solve(
+    L: Float[Array, "*batch n n"],
+    inverses: Float[Array, "*batch m b b"],
+    Y: Float[Array, "*batch n d"],
+) -> Float[Array, "*batch n d"]:
+    """X with (I + L) X = Y, one block of rows after the other."""
+    block = inverses.shape[-1]
+    X = []
+    for i in range(inverses.shape[-3]):
+        rows = slice(i * block, (i + 1) * block)
+        known = Y[..., rows, :]
+        if i:
+            above = jnp.concatenate(X, axis=-2)
+            known = known - jnp.matmul(
+                L[..., rows, : i * block], above, precision=EXACT
+            )
+        X.append(jnp.matmul(inverses[..., i, :, :], known, precision=EXACT))
+    return jnp.concatenate(X, axis=-2)
+
+
+def solve_transposed(
+    L: Float[Array, "*batch n n"],
+    inverses: Float[Array, "*batch m b b"],
+    Y: Float[Array, "*batch n d"],
+) -> Float[Array, "*batch n d"]:
+    """X with (I + L)^T X = Y, from the last block of rows to the first."""
+    block = inverses.shape[-1]
+    X = []
+    for i in reversed(range(inverses.shape[-3])):
+        rows = slice(i * block, (i + 1) * block)
+        known = Y[..., rows, :]
+        if X:
+            below = jnp.concatenate(X, axis=-2)
+            L_below = jnp.swapaxes(L[..., (i + 1) * block :, rows], -1, -2)
+            known = known - jnp.matmul(L_below, below, precision=EXACT)
+        inverse = jnp.swapaxes(inverses[..., i, :, :], -1, -2)
+        X.insert(0, jnp.matmul(inverse, known, precision=EXACT))
+    return jnp.concatenate(X, axis=-2)

@@ -1,0 +1,42 @@
+"""Pick the implementation of an operation: the best that can run, or the named one."""
+
+from collections.abc import Callable, Mapping
+
+# Best first. "xla" is plain JAX for every platform, "reference" the definition itself.
+PREFERENCE = ("pallas_tpu", "pallas_gpu", "xla", "reference")
+
+
+def select(
+    operation: str,
+    implementation: str | None,
+    candidates: Mapping[str, Callable | str],
+) -> Callable:
+    """Return the function that computes an operation here.
+
+    Args:
+      operation: the operation's public name, for the error messages.
+      implementation: a key of `candidates`, or None for the best that can run.
+      candidates: for each name in `PREFERENCE`, the function, or the sentence that
+        says why it cannot run here.
+
+    Raises:
+      ValueError: `implementation` is no known name.
+      NotImplementedError: the named implementation cannot run here. A named
+        implementation is never replaced by another.
+    """
+    if implementation is None:
+        return next(
+            candidates[name] for name in PREFERENCE if callable(candidates[name])
+        )
+    if implementation not in candidates:
+        known = ", ".join(repr(name) for name in PREFERENCE)
+        raise ValueError(
+            f"{operation} has no implementation {implementation!r}; choose one of "
+            f"{known}, or None for the best that can run."
+        )
+    chosen = candidates[implementation]
+    if isinstance(chosen, str):
+        raise NotImplementedError(
+            f"{operation} cannot run with implementation={implementation!r}: {chosen}"
+        )
+    return chosen

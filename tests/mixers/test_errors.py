@@ -1,0 +1,28 @@
+"""Configs that cannot work say why."""
+
+import pytest
+
+from jaxlab.mixers import attention, delta_product, mixer_of
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: attention.Config(30, n_heads=4), "width=30 .* n_heads=4"),
+        (lambda: attention.Config(12, n_heads=4), "head_size=3 is odd"),
+        (lambda: attention.Config(32, n_heads=4, n_kv_heads=3), "n_kv_heads=3"),
+        (lambda: attention.Config(32, window=0), "window=0"),
+        (lambda: delta_product.Config(30), "width=30 .* n_heads=4"),
+        (lambda: delta_product.Config(32, n_householders=0), "n_householders=0"),
+        (lambda: delta_product.Config(32, beta_max=2.5), r"beta_max=2.5 .*\(0, 2\]"),
+        (lambda: delta_product.Config(32, convolution=-1), "convolution=-1"),
+    ],
+)
+def test_bad_configs(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_config_of_no_mixer():
+    with pytest.raises(TypeError, match="the mixers are .*attention"):
+        mixer_of(object())

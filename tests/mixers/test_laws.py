@@ -1,0 +1,214 @@
+"""The laws that every mixer obeys. A new mixer is one more row of CASES."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab import params
+from jaxlab.mixers import attention, delta_product, mixer_of
+
+WIDTH, B, T = 16, 2, 13  # T is off every block size
+
+CASES = {
+    "attention": attention.Config(WIDTH, n_heads=2),
+    "attention_grouped": attention.Config(WIDTH, n_heads=4, n_kv_heads=2, qk_norm=True),
+    "attention_window": attention.Config(WIDTH, n_heads=2, window=4),
+    "delta_net": delta_product.Config(
+        WIDTH, n_heads=2, n_householders=1, forget_gate=False, beta_max=1.0
+    ),
+    "gated_delta_net": delta_product.Config(WIDTH, n_heads=2, n_householders=1),
+    "delta_product": delta_product.Config(
+        WIDTH, n_heads=2, n_householders=2, value_size=12, chunk_size=4
+    ),
+    "delta_product_plain": delta_product.Config(
+        WIDTH, n_heads=2, n_householders=3, convolution=0, output_gate=False
+    ),
+}
+
+
+@pytest.fixture(params=CASES, ids=str, scope="module")
+def law(request):
+    return Law(CASES[request.param])
+
+
+class Law:
+    """One mixer with random parameters and jitted functions."""
+
+    def __init__(self, cfg):
+        self.cfg, self.mixer = cfg, mixer_of(cfg)
+        self.specs = self.mixer.spec(cfg)
+        key = jax.random.key(1)
+        self.params = params.init(self.specs, key)
+        self.x = jax.random.normal(key, (B, T, WIDTH))
+        self.run = jax.jit(functools.partial(self.mixer.forward, cfg=cfg))
+        self.one = jax.jit(functools.partial(self.mixer.step, cfg=cfg))
+
+    def state(self):
+        return self.mixer.init_state(self.cfg, B, 2 * T)
+
+    def forward(self, x, **kwargs):
+        return self.run(self.params, x, **kwargs)
+
+    def outputs(self, x, **kwargs):
+        return self.forward(x, **kwargs)[0]
+
+
+def close(actual, expected, tolerance=2e-5):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance),
+        actual,
+        expected,
+    )
+
+
+def row(*ids):
+    return jnp.broadcast_to(jnp.array(ids, jnp.int32)[None], (B, len(ids)))
+
+
+def test_forward_equals_scan_of_step(law):
+    state, ys = law.state(), []
+    for t in range(T):
+        y, state = law.one(law.params, law.x[:, t], state=state)
+        ys.append(y)
+    y, none = law.forward(law.x)
+    assert none is None
+    close(jnp.stack(ys, 1), y)
+    y, final = law.forward(law.x, state=law.state())
+    close(jnp.stack(ys, 1), y)
+    close(state, final)
+
+
+@pytest.mark.parametrize("cut", [1, 5, 12])
+def test_split_with_state_equals_whole(law, cut):
+    whole, final = law.forward(law.x, state=law.state())
+    y1, state = law.forward(law.x[:, :cut], state=law.state())
+    y2, state = law.forward(law.x[:, cut:], state=state)
+    close(jnp.concatenate([y1, y2], 1), whole)
+    close(state, final)
+
+
+def test_causal_by_gradient(law):
+    for t in (0, 6, 12):
+        grad = jax.grad(lambda x, t=t: jnp.sum(law.outputs(x)[0, t]))(law.x)
+        assert np.any(grad[0, t] != 0)
+        assert not np.any(grad[0, t + 1 :]) and not np.any(grad[1:])
+
+
+@pytest.mark.parametrize("segment_ids", [None, row(*[4] * 5, *[7] * 4, *[2] * 4)])
+def test_causal_by_perturbation(law, segment_ids):
+    """Changing token 7 of row 0 moves only later tokens of its own document."""
+    change = law.x.at[0, 7].add(1.0)
+    before = law.outputs(law.x, segment_ids=segment_ids)
+    after = law.outputs(change, segment_ids=segment_ids)
+    same = np.all(np.asarray(before) == np.asarray(after), axis=-1)
+    expected = np.ones((B, T), bool)
+    expected[0, 7 : T if segment_ids is None else 9] = False
+    if getattr(law.cfg, "window", None):  # the window has passed by then
+        expected[0, 7 + law.cfg.window :] = True
+    np.testing.assert_array_equal(same, expected)
+
+
+def test_packed_documents_equal_separate_runs(law):
+    ids = row(*[0] * 1, *[1] * 7, *[3] * 5)
+    packed, final = law.forward(law.x, segment_ids=ids, state=law.state())
+    close(law.outputs(law.x, segment_ids=ids), packed)
+    apart = []
+    for lo, hi in ((0, 1), (1, 8), (8, 13)):
+        y, state = law.forward(law.x[:, lo:hi], state=law.state())
+        apart.append(y)
+    close(packed, jnp.concatenate(apart, 1))
+    for t in range(3):  # the final state is the last document's
+        y1, state = law.one(law.params, law.x[:, t], state=state)
+        y2, final = law.one(law.params, law.x[:, t], state=final)
+        close(y1, y2)
+
+
+def test_state_belongs_to_the_first_document(law):
+    _, state = law.forward(law.x, state=law.state())
+    ids = row(*[5] * 6, *[6] * 7)
+    y, _ = law.forward(law.x, segment_ids=ids, state=state)
+    close(y[:, :6], law.forward(law.x[:, :6], state=state)[0])
+    close(y[:, 6:], law.outputs(law.x[:, 6:]))
+
+
+@pytest.mark.parametrize("left", [0, 3])
+def test_padding_never_touches_a_state(law, left):
+    _, state = law.forward(law.x[:, ::-1], state=law.state())
+    right = 4 - left if left else 4
+    plain, final = law.forward(law.x, state=state)
+    noise = jax.random.normal(jax.random.key(2), (B, 4, WIDTH))
+    padded = jnp.concatenate([noise[:, :left], law.x, noise[:, :right]], 1)
+    ids = row(*[-1] * left, *[0] * T, *[-1] * right)
+    y, padded_final = law.forward(padded, segment_ids=ids, state=state)
+    close(y[:, left : left + T], plain)
+    close(padded_final, final)
+    assert np.all(np.isfinite(y))
+    _, untouched = law.forward(padded, segment_ids=jnp.full_like(ids, -1), state=state)
+    close(untouched, state)
+
+
+def test_rows_do_not_mix(law):
+    y = law.outputs(law.x)
+    close(law.outputs(law.x[::-1]), y[::-1], 1e-6)
+
+
+@pytest.mark.parametrize("length", [1, 13])
+def test_gradients_are_finite_and_reach_every_parameter(law, length):
+    def loss(p, x):
+        return jnp.sum(law.mixer.forward(p, x, law.cfg)[0] ** 2)
+
+    grads = jax.jit(jax.grad(loss))(law.params, law.x[:, :length])
+    for name, grad in grads.items():
+        assert np.all(np.isfinite(grad)), name
+        assert length == 1 or np.any(grad != 0), name
+
+
+def test_bfloat16_is_within_its_rounding(law):
+    """Inputs are rounded to 2^-9; twenty roundings in series bound the output."""
+    y = law.outputs(law.x)
+    y_bf16 = law.outputs(law.x.astype(jnp.bfloat16))
+    assert y_bf16.dtype == jnp.bfloat16
+    error = jnp.linalg.norm(y_bf16.astype(jnp.float32) - y) / jnp.linalg.norm(y)
+    assert error < 20 * 2**-9
+
+
+def test_spec_shapes_equal_init_shapes(law):
+    for name, spec in law.specs.items():
+        assert law.params[name].shape == spec.shape
+        assert law.params[name].dtype == spec.dtype
+
+
+def test_any_leaf_can_be_a_weight(law):
+    """Low-rank members with zero factors and tapped weights change nothing."""
+
+    def wrap(spec, w):
+        if spec.role != "matrix":
+            return w
+        zeros = jnp.zeros((w.shape[0], 1)), jnp.zeros((w.shape[1], 1))
+        return params.tapped(params.LowRank(w, *zeros))
+
+    wrapped = {name: wrap(law.specs[name], w) for name, w in law.params.items()}
+    y, _ = law.run(wrapped, law.x)
+    close(y, law.outputs(law.x), 1e-6)
+
+
+def test_sharded_equals_single_device(law):
+    mesh = params.make_mesh(params.MeshConfig(data=2, fsdp=2, tensor=2))
+    x = jnp.concatenate([law.x, law.x])
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(law.params, params.shardings(law.specs, mesh))
+        rows = jax.NamedSharding(mesh, params.partition_spec(("batch", None, None)))
+        y, _ = jax.jit(functools.partial(law.mixer.forward, cfg=law.cfg))(
+            sharded, jax.device_put(x, rows)
+        )
+    close(y, jnp.concatenate([law.outputs(law.x)] * 2))
+
+
+def test_config_has_width_first_and_defaults(law):
+    fields = dataclasses.fields(law.cfg)
+    assert fields[0].name == "width"
+    assert all(f.default is not dataclasses.MISSING for f in fields[1:])

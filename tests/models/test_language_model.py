@@ -1,0 +1,126 @@
+"""The language model: stepping, packing, hybrids, remat, precision, sharding."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab import models, params
+from jaxlab.mixers import attention, delta_product
+from jaxlab.models import LMConfig
+
+B, T = 2, 11
+RECURRENT = delta_product.Config(16, n_heads=2)
+HYBRID = LMConfig(
+    vocab_size=24,
+    width=16,
+    n_layers=4,
+    pattern=(RECURRENT, attention.Config(16, n_heads=2)),
+    tie_embeddings=False,
+)
+PLAIN = LMConfig(vocab_size=24, width=16, n_layers=2, pattern=(RECURRENT,))
+
+
+@functools.cache
+def setup(cfg):
+    tokens = jax.random.randint(jax.random.key(3), (B, T), 0, cfg.vocab_size)
+    return models.init(cfg, jax.random.key(4)), tokens
+
+
+def loss(p, tokens, cfg):
+    logits, _ = models.forward(p, tokens, cfg)
+    return -jnp.mean(jax.nn.log_softmax(logits)[:, :-1, 0])
+
+
+@pytest.mark.parametrize("cfg", [HYBRID, PLAIN], ids=["hybrid", "plain"])
+def test_forward_equals_steps_from_a_prefix(cfg):
+    p, tokens = setup(cfg)
+    logits, none = models.forward(p, tokens, cfg)
+    assert none is None and logits.shape == (B, T, 24)
+    state = models.init_state(cfg, B, T)
+    prefix, state = models.forward(p, tokens[:, :5], cfg, state=state)
+    np.testing.assert_allclose(prefix, logits[:, :5], rtol=1e-4, atol=1e-5)
+    one = jax.jit(functools.partial(models.step, cfg=cfg))
+    for t in range(5, T):
+        y, state = one(p, tokens[:, t], state=state)
+        np.testing.assert_allclose(y, logits[:, t], rtol=1e-4, atol=1e-5)
+
+
+def test_packing_equals_separate_documents():
+    p, tokens = setup(HYBRID)
+    ids = jnp.broadcast_to(jnp.array([0] * 4 + [1] * 7)[None], (B, T))
+    packed, _ = models.forward(p, tokens, HYBRID, segment_ids=ids)
+    apart = [models.forward(p, tokens[:, s], HYBRID)[0] for s in np.s_[:4, 4:]]
+    np.testing.assert_allclose(packed, np.concatenate(apart, 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["dots", "block"])
+def test_remat_changes_memory_not_values(remat):
+    p, tokens = setup(PLAIN)
+    cfg = dataclasses.replace(PLAIN, remat=remat)
+    grads = jax.jit(jax.grad(loss), static_argnums=2)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        grads(p, tokens, cfg),
+        grads(p, tokens, PLAIN),
+    )
+
+
+def test_bfloat16_compute_keeps_float32_parameters_and_logits():
+    p, tokens = setup(HYBRID)
+    cfg = dataclasses.replace(HYBRID, compute_dtype="bfloat16")
+    logits, _ = models.forward(p, tokens, cfg)
+    assert logits.dtype == jnp.float32
+    reference, _ = models.forward(p, tokens, HYBRID)
+    error = np.linalg.norm(logits - reference) / np.linalg.norm(reference)
+    assert 0 < error < 0.1
+    grads = jax.grad(loss)(p, tokens, cfg)
+    assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(grads))
+
+
+def test_compile_time_does_not_grow_with_depth():
+    def size(n_layers):
+        cfg = dataclasses.replace(PLAIN, n_layers=n_layers)
+        run = functools.partial(models.forward, cfg=cfg)
+        shapes = params.abstract(models.spec(cfg))
+        return len(jax.make_jaxpr(run)(shapes, jnp.zeros((B, T), jnp.int32)).eqns)
+
+    assert size(2) == size(8)
+
+
+def test_sharded_equals_single_device():
+    p, tokens = setup(HYBRID)
+    tokens = jnp.tile(tokens, (4, 1))
+    mesh = params.make_mesh(params.MeshConfig(data=2, fsdp=2, tensor=2))
+    grad = jax.jit(jax.grad(loss), static_argnums=2)
+    with jax.set_mesh(mesh):
+        shardings = params.shardings(models.spec(HYBRID), mesh)
+        rows = jax.NamedSharding(mesh, params.partition_spec(("batch", None)))
+        split = grad(jax.device_put(p, shardings), jax.device_put(tokens, rows), HYBRID)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
+        split,
+        grad(p, tokens, HYBRID),
+    )
+
+
+def test_mixers_take_the_models_width():
+    cfg = dataclasses.replace(PLAIN, width=32)
+    assert cfg.pattern[0].width == 32
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_layers": 3}, "n_layers=3 is not a multiple of the pattern's 2"),
+        ({"pattern": ()}, "pattern is empty"),
+        ({"compute_dtype": "float16"}, "compute_dtype='float16'"),
+        ({"remat": "all"}, "remat='all' is not one of"),
+    ],
+)
+def test_errors_name_the_value_and_the_rule(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(HYBRID, **changes)
