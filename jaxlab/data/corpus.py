@@ -13,34 +13,27 @@ write them, and holds one document and one shard of tokens in memory at a time. 
 writes beside the directory and renames at the end: a corpus is whole or absent.
 """
 
-import contextlib
 import dataclasses
 import errno
 import functools
-import glob
-import gzip
 import hashlib
-import io
 import json
 import logging
 import os
 import pathlib
 import shutil
 import socket
-import sysconfig
-import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import tensorstore as ts
 from jaxtyping import Int
 
+from jaxlab.data.sources import NotTextError, TextFile, find_files, read
 from jaxlab.data.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 1
 SPLITS = ("train", "heldout")
-SUFFIXES = (".txt", ".py", ".md", ".jsonl", ".parquet")
 # A shard is one file; a block is the least that is read and decompressed at once.
 SHARD = 2**20
 BLOCK = 2**14
@@ -98,29 +91,36 @@ def build(
             a directory that holds something else.
         OSError: the disk is full.
     """
-    target = pathlib.Path(cfg.directory)
     if process_index != 0:
         return open_corpus(cfg.directory)
+    target = pathlib.Path(cfg.directory)
     tokenizer = load_tokenizer(cfg.tokenizer, cfg.separator)
-    files = _find_files(cfg.sources)
+    files = find_files(cfg.sources)
     request = {
         "sources": list(cfg.sources),
         "tokenizer": tokenizer.fingerprint,
         "separator": tokenizer.separator,
         "heldout_fraction": cfg.heldout_fraction,
     }
-    inputs = {str(f.path): [f.stat().st_size, f.stat().st_mtime_ns] for f in files}
-    if target.exists() and any(target.iterdir()):
-        corpus = open_corpus(cfg.directory)  # refuses what is not a corpus
+    stats = {str(file.path): file.path.stat() for file in files}
+    inputs = {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         if not rebuild:
+            corpus = open_corpus(cfg.directory)
             _check_same(corpus, request, inputs, files)
             return corpus
+        if not (target / "manifest.json").is_file():
+            raise ValueError(
+                f"{cfg.directory!r} exists and is no corpus, so it is not replaced; "
+                "choose another directory."
+            )
 
     survey = _survey(files)
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(target)
-    partial = _partial(target, os.getpid())
-    partial.mkdir()
+    scratch = _scratch(target, os.getpid())
+    new = scratch / "new"
+    new.mkdir(parents=True)
     try:
         manifest = {
             "format": FORMAT,
@@ -132,24 +132,27 @@ def build(
                 "separator": cfg.separator,
             },
             "inputs": inputs,
-        } | _write(partial, survey, tokenizer, cfg.heldout_fraction)
+        } | _write(new, survey, tokenizer, cfg.heldout_fraction)
         if cfg.tokenizer != "bytes":
-            shutil.copyfile(cfg.tokenizer, partial / "tokenizer.json")
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
+            shutil.copyfile(cfg.tokenizer, new / "tokenizer.json")
+        (new / "manifest.json").write_text(json.dumps(manifest, indent=1))
         if rebuild and target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if getattr(error, "errno", 0) == errno.ENOSPC or "No space left" in str(error):
-            raise OSError(
-                errno.ENOSPC,
-                f"The disk of {str(target.parent)!r} filled up while the corpus was "
-                "written; what was written is removed again. Free some space or choose "
-                "another directory",
-                str(target),
-            ) from error
-        raise
+            target.rename(scratch / "old")
+        new.rename(target)
+    except Exception as error:
+        # TensorStore reports a full disk as a ValueError.
+        full = getattr(error, "errno", None) == errno.ENOSPC
+        if not full and "No space left" not in str(error):
+            raise
+        raise OSError(
+            errno.ENOSPC,
+            f"The disk that holds {str(target.parent)!r} filled up while the corpus "
+            "was written, and what was written is removed again; free some space or "
+            "choose another directory",
+            str(target),
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     return open_corpus(cfg.directory)
 
 
@@ -182,219 +185,27 @@ def open_corpus(directory: str) -> "Corpus":
     return Corpus(pathlib.Path(directory), manifest)
 
 
-# Finding the files ---------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _File:
-    """A file of documents, on disk or inside a zip archive."""
-
-    name: str  # relative to its source; decides the split
-    path: pathlib.Path  # of the file, or of the archive that holds it
-    member: str | None = None
-    named: bool = False  # by the user, one by one: then it must be text
-
-    def stat(self) -> os.stat_result:
-        return self.path.stat()
-
-    @property
-    def kind(self) -> str:
-        return pathlib.PurePosixPath(self.name.removesuffix(".gz")).suffix
-
-
-def _is_readable(name: str) -> bool:
-    return name.removesuffix(".gz").endswith((*SUFFIXES, ".zip"))
-
-
-def _find_files(sources: Sequence[str]) -> list[_File]:
-    if not sources:
-        root = pathlib.Path(sysconfig.get_paths()["stdlib"])
-        foreign = {"site-packages", "dist-packages", "__pycache__"}
-        found = (p.relative_to(root) for p in root.rglob("*.py"))
-        names = sorted(p.as_posix() for p in found if not foreign & {*p.parts})
-        return [_File(name, root / name) for name in names]
-    return [file for source in sources for file in _find_source(source)]
-
-
-def _find_source(source: str) -> list[_File]:
-    path = pathlib.Path(source)
-    if path.is_file():
-        if not _is_readable(path.name):
-            raise ValueError(
-                f"{source!r} has the unknown extension {path.suffix!r}; a corpus reads "
-                f"{', '.join(SUFFIXES)}, each also as .gz, and .zip archives of them."
-            )
-        return _expand(_File(path.name, path, named=True))
-    if path.is_dir():
-        root, paths = path, [p for p in path.rglob("*") if p.is_file()]
-    elif glob.has_magic(source):
-        # Names are relative to the part of the glob that has no magic in it.
-        fixed = [*path.parts]
-        while glob.has_magic("/".join(fixed)):
-            fixed.pop()
-        root = pathlib.Path(*fixed)
-        matches = map(pathlib.Path, glob.glob(source, recursive=True))
-        paths = [p for p in matches if p.is_file()]
-        if not paths:
-            raise FileNotFoundError(
-                f"No file matches {source!r}; check the glob (** crosses directories)."
-            )
-    else:
-        raise FileNotFoundError(
-            f"There is no file or directory at {source!r}; check the path."
-        )
-    paths = [p for p in paths if _is_readable(p.name)]
-    if not paths:
-        raise ValueError(
-            f"None of the files of {source!r} has an extension that a corpus reads: "
-            f"{', '.join(SUFFIXES)}, each also as .gz, and .zip archives of them."
-        )
-    names = sorted((p.relative_to(root).as_posix(), p) for p in paths)
-    return [file for name, p in names for file in _expand(_File(name, p))]
-
-
-def _expand(file: _File) -> list[_File]:
-    """Returns the members of an archive, or the file itself."""
-    if file.kind != ".zip":
-        return [file]
-    try:
-        with zipfile.ZipFile(file.path) as archive:
-            members = [i.filename for i in archive.infolist() if not i.is_dir()]
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(
-            f"{str(file.path)!r} is not a whole zip archive ({error}); fetch it again."
-        ) from error
-    members = sorted(m for m in members if _is_readable(m) and not m.endswith(".zip"))
-    if not members:
-        raise ValueError(
-            f"{str(file.path)!r} holds no file with an extension that a corpus reads: "
-            f"{', '.join(SUFFIXES)}, each also as .gz."
-        )
-    return [_File(f"{file.name}/{member}", file.path, member) for member in members]
-
-
-# Reading documents ---------------------------------------------------------------------
-
-
-class _NotText(ValueError):
-    """The file is not UTF-8 text."""
-
-
-def _documents(file: _File) -> Iterator[bytes]:
-    """Yields the UTF-8 bytes of the documents of one file that are not empty."""
-    where = f"{str(file.path)!r}" + (f", member {file.member!r}" if file.member else "")
-    with contextlib.ExitStack() as stack:
-        try:
-            if file.member is None:
-                stream = stack.enter_context(file.path.open("rb"))
-            else:
-                archive = stack.enter_context(zipfile.ZipFile(file.path))
-                stream = stack.enter_context(archive.open(file.member))
-            if file.name.endswith(".gz"):
-                stream = stack.enter_context(gzip.GzipFile(fileobj=stream))
-            readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
-            for text in readers.get(file.kind, _whole_text)(stream, where):
-                if text:
-                    yield text
-        except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
-            raise ValueError(
-                f"{where} cannot be decompressed ({error}); fetch it again."
-            ) from error
-        except (RuntimeError, NotImplementedError) as error:  # as zipfile says it
-            raise ValueError(f"{where} cannot be read: {error}.") from error
-
-
-def _whole_text(stream, where: str) -> Iterator[bytes]:
-    data = stream.read()
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        raise _NotText(
-            f"{where} is not text: byte {error.start} ({data[error.start]:#04x}) is not "
-            "valid UTF-8. Convert the file to UTF-8, or leave it out."
-        ) from error
-    if (position := data.find(b"\0")) >= 0:
-        raise _NotText(
-            f"{where} is not text: byte {position} is NUL. Leave the file out."
-        )
-    yield data
-
-
-def _jsonl_rows(stream, where: str) -> Iterator[bytes]:
-    for number, line in enumerate(io.BufferedReader(stream), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            text = row["text"] if isinstance(row, dict) else None
-            if not isinstance(text, str):
-                raise KeyError("text")
-            yield text.encode()
-        except KeyError:
-            raise ValueError(
-                f'{where}, line {number}: the row has no string under "text"; every '
-                'line must be an object like {"text": "..."}.'
-            ) from None
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f'{where}, line {number}: "text" holds half of a surrogate pair at '
-                f"character {error.start}, which is no text; mend the escape."
-            ) from None
-        except ValueError as error:
-            raise ValueError(
-                f"{where}, line {number}: not a JSON object ({error})."
-            ) from error
-
-
-def _parquet_rows(stream, where: str) -> Iterator[bytes]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError(
-            f"Reading {where} needs the `pyarrow` package, which is not installed; get "
-            "it with `pip install jaxlab[hf]`."
-        ) from error
-    try:
-        table = pyarrow.parquet.ParquetFile(stream)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{where} is not a whole parquet file ({error}).") from error
-    if "text" not in table.schema_arrow.names:
-        raise ValueError(
-            f'{where} has no column "text" (its columns: '
-            f"{', '.join(table.schema_arrow.names)}); rename the one that holds the "
-            "text."
-        )
-    number = 0
-    for batch in table.iter_batches(batch_size=1024, columns=["text"]):
-        for text in batch.column(0).to_pylist():
-            number += 1
-            if not isinstance(text, str):
-                raise ValueError(
-                    f'{where}, row {number}: "text" is {type(text).__name__}, not a '
-                    "string."
-                )
-            yield text.encode()
+# What is in the files -----------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class _Survey:
     """What a first reading found."""
 
-    files: list[tuple[_File, dict]]  # with name, bytes and sha256
+    files: list[tuple[TextFile, dict]]  # with name, bytes and sha256
     skipped: list[dict]  # name and reason
 
 
-def _survey(files: list[_File]) -> _Survey:
+def _survey(files: list[TextFile]) -> _Survey:
     good, skipped, empty = [], [], 0
-    for file in files:
+    for file, documents in read(files):
         digest, count, size = hashlib.sha256(), 0, 0
         try:
-            for text in _documents(file):
+            for text in documents:
                 # The lengths keep two documents apart from their concatenation.
                 digest.update(len(text).to_bytes(8) + text)
                 count, size = count + 1, size + len(text)
-        except _NotText as error:
+        except NotTextError as error:
             if file.named:
                 raise
             skipped.append({"name": file.name, "reason": str(error)})
@@ -407,7 +218,9 @@ def _survey(files: list[_File]) -> _Survey:
     if skipped:
         names = ", ".join(s["name"] for s in skipped[:5])
         more = ", ..." if len(skipped) > 5 else ""
-        log.warning("Skipped %d files that are not text: %s%s", len(skipped), names, more)
+        log.warning(
+            "Skipped %d files that are not text: %s%s", len(skipped), names, more
+        )
     if not good:
         raise ValueError(
             f"The corpus is empty: of {len(files)} files {empty} hold no text and "
@@ -416,7 +229,7 @@ def _survey(files: list[_File]) -> _Survey:
     return _Survey(good, skipped)
 
 
-def _check_same(corpus: "Corpus", request: dict, inputs: dict, files: list[_File]):
+def _check_same(corpus: "Corpus", request: dict, inputs: dict, files: list[TextFile]):
     """Raises ValueError if the corpus was built from another request or other files."""
     manifest = corpus.manifest
     for field, value in request.items():
@@ -442,7 +255,7 @@ def _check_same(corpus: "Corpus", request: dict, inputs: dict, files: list[_File
 _WAY_OUT = "Build again with rebuild=True, delete it, or choose another directory."
 
 
-# Writing -------------------------------------------------------------------------------
+# Writing ------------------------------------------------------------------------------
 
 
 def _assign_splits(names: Sequence[str], fraction: float) -> list[str]:
@@ -466,29 +279,27 @@ def _write(
     # The fill value is no token: TensorStore leaves out blocks that hold nothing else.
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size < 2**16 else np.uint32)
     border = np.array([tokenizer.separator], dtype)
-    names = [entry["name"] for _, entry in survey.files]
+    splits = _assign_splits([entry["name"] for _, entry in survey.files], fraction)
     files = []
-    with contextlib.ExitStack():
-        writers = {
-            split: {
-                "tokens": _ArrayWriter(directory / split / "tokens", dtype),
-                "offsets": _ArrayWriter(directory / split / "offsets", np.dtype("i8")),
-            }
-            for split in SPLITS
+    writers = {
+        split: {
+            "tokens": _ArrayWriter(directory / split / "tokens", dtype),
+            "offsets": _ArrayWriter(directory / split / "offsets", np.dtype("int64")),
         }
+        for split in SPLITS
+    }
     for split in SPLITS:
         writers[split]["offsets"].append(np.zeros(1, np.int64))
-    for (file, entry), split in zip(
-        survey.files, _assign_splits(names, fraction), strict=True
-    ):
+    texts = (documents for _, documents in read([file for file, _ in survey.files]))
+    for (_, entry), split, documents in zip(survey.files, splits, texts, strict=True):
         tokens, offsets = writers[split]["tokens"], writers[split]["offsets"]
-        start, documents = tokens.length, 0
-        for text in _documents(file):
+        start, count = tokens.length, 0
+        for text in documents:
             for part in (border, tokenizer.encode(text).astype(dtype), border):
                 tokens.append(part)
             offsets.append(np.array([tokens.length], np.int64))
-            documents += 1
-        counts = {"documents": documents, "tokens": tokens.length - start}
+            count += 1
+        counts = {"documents": count, "tokens": tokens.length - start}
         files.append({**entry, "split": split, **counts})
     checksums = {}
     for split in SPLITS:
@@ -536,8 +347,8 @@ class _ArrayWriter:
             },
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
         }
-        self._store = ts.open(_location(path) | {"metadata": metadata}, create=True)
-        self._store = self._store.result()
+        spec = _location(path) | {"metadata": metadata}
+        self._store = ts.open(spec, create=True).result()
         self._buffer = np.empty(SHARD, dtype)
         self._filled = 0
         self._written = 0
@@ -576,14 +387,14 @@ def _sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _partial(target: pathlib.Path, pid: int | str) -> pathlib.Path:
+def _scratch(target: pathlib.Path, pid: int | str) -> pathlib.Path:
     name = f".{target.name}.building-{socket.gethostname()}-{pid}"
     return target.absolute().parent / name
 
 
 def _remove_abandoned(target: pathlib.Path) -> None:
     """Removes what a killed build of this machine left behind."""
-    prefix = _partial(target, "").name
+    prefix = _scratch(target, "").name
     for path in target.absolute().parent.iterdir():
         pid = path.name.removeprefix(prefix)
         if path.name.startswith(prefix) and pid.isdigit():
@@ -595,7 +406,7 @@ def _remove_abandoned(target: pathlib.Path) -> None:
                 pass
 
 
-# Reading a corpus ----------------------------------------------------------------------
+# Reading a corpus ---------------------------------------------------------------------
 
 
 class Corpus:
@@ -613,7 +424,7 @@ class Corpus:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the corpus was built with (kept inside the directory)."""
         wanted = self.manifest["tokenizer"]
-        if wanted["name"] == "bytes":
+        if wanted["fingerprint"] == "bytes":
             return load_tokenizer("bytes")
         path = self.directory / "tokenizer.json"
         tokenizer = load_tokenizer(str(path), wanted["separator"])
@@ -643,8 +454,8 @@ class Corpus:
         )
 
 
-class Documents(Sequence):
-    """The documents of one split: `documents[i]` is int32 [tokens], separators included.
+class Documents:
+    """The documents of one split: `documents[i]` is int32 [tokens] with separators.
 
     Random access, opened when first read, picklable. Every shard is checked against its
     checksum before anything of it is used.
@@ -672,7 +483,9 @@ class Documents(Sequence):
         self._checked: set[str] = set()
 
     def __getstate__(self):
-        return self.__dict__ | {"_stores": {}, "_checked": set()}
+        state = self.__dict__ | {"_stores": {}, "_checked": set()}
+        state.pop("offsets", None)
+        return state
 
     def __len__(self) -> int:
         return self._count
@@ -688,7 +501,7 @@ class Documents(Sequence):
 
     @functools.cached_property
     def offsets(self) -> Int[np.ndarray, "documents+1"]:
-        """Where each document starts in the stream of tokens, and where the last ends."""
+        """Where each document starts in the stream of tokens, and the stream's end."""
         return self._read("offsets", [(0, self._count + 1)])[0]
 
     def read(
@@ -737,7 +550,7 @@ def ngram_bits_per_byte(corpus: Corpus, order: int) -> float:
     Raises:
         ValueError: another tokenizer or order, or nothing is held out.
     """
-    if corpus.tokenizer.name != "bytes":
+    if corpus.tokenizer.fingerprint != "bytes":
         raise ValueError(
             "n-gram bits per byte are counted over bytes, but the corpus has the "
             f"tokenizer {corpus.tokenizer.name!r}; build one with tokenizer='bytes'."

@@ -49,8 +49,11 @@ class ByteTokenizer:
     def decode(self, ids: Int[np.ndarray, "tokens"] | Sequence[int]) -> str:
         """Returns the text of `ids`, dropping separators; bad UTF-8 becomes U+FFFD."""
         ids = _as_ids(ids, self.vocab_size)
-        return ids[ids != self.separator].astype(np.uint8).tobytes().decode(
-            errors="replace"
+        return (
+            ids[ids != self.separator]
+            .astype(np.uint8)
+            .tobytes()
+            .decode(errors="replace")
         )
 
 

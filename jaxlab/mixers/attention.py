@@ -136,11 +136,17 @@ def _in_window(cfg: Config, query_position, key_position):
 
 
 def _attend(q_BTHD, k_BSGD, v_BSGD, visible_BTS):
-    # JAX's function promotes dtypes inside, which a strict setting would refuse.
-    with jax.numpy_dtype_promotion("standard"):
-        return jax.nn.dot_product_attention(
-            q_BTHD, k_BSGD, v_BSGD, mask=visible_BTS[:, None]
-        )
+    """Softmax attention with scores and weights in float32; R queries a group."""
+    B, T, H, D = q_BTHD.shape
+    q_BTGRD = q_BTHD.reshape(B, T, k_BSGD.shape[2], -1, D)
+    scores = jnp.einsum(
+        "btgrd,bsgd->bgrts", q_BTGRD, k_BSGD, preferred_element_type=jnp.float32
+    )
+    # A finite fill: a row that sees nothing gets a mean instead of NaN.
+    fill = jnp.finfo(jnp.float32).min
+    scores = jnp.where(visible_BTS[:, None, None], D**-0.5 * scores, fill)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BSGD.dtype)
+    return jnp.einsum("bgrts,bsgd->btgrd", weights, v_BSGD).reshape(q_BTHD.shape)
 
 
 def forward(
@@ -177,7 +183,7 @@ def forward(
         keys = jnp.concatenate([state.k.astype(k.dtype), k], axis=1)
         values = jnp.concatenate([state.v.astype(v.dtype), v], axis=1)
     o = _attend(q, keys, values, visible)
-    if segment_ids is not None:  # a row of padding attends to nothing: no NaN, no mean
+    if segment_ids is not None:  # padding sees nothing, so its output is nothing
         o = jnp.where(segments.real(ids)[..., None, None], o, 0)
     y = linear(o.reshape(B, T, -1), params["w_o"])
     return y, None if state is None else _store(state, k, v, ids, positions)

@@ -21,6 +21,7 @@ from jaxlab.params.sharding import (
     constrain,
     make_mesh,
     partition_spec,
+    place_rows,
     shardings,
 )
 from jaxlab.params.spec import ROLES, ParamSpec, abstract, count, fan_in, init, stack
@@ -48,6 +49,7 @@ __all__ = [
     "named_leaves",
     "partition_spec",
     "path_name",
+    "place_rows",
     "quantize",
     "select",
     "shardings",

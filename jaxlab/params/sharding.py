@@ -127,3 +127,17 @@ def constrain(x: Array, *axes: str | None, rules: Rules = RULES) -> Array:
     if any(kind != AxisType.Auto for kind in mesh.axis_types):
         return x  # inside shard_map the layout is already explicit
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, rules))
+
+
+def place_rows(batch: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+    """Put this process's rows of a global batch on the mesh, split along rows.
+
+    Args:
+        batch: tree of numpy arrays, each with this process's share of the rows first.
+        mesh: the mesh; it spans the devices of all processes.
+        rules: the table of axes.
+    """
+    sharding = NamedSharding(mesh, partition_spec(("batch",), rules))
+    return jax.tree.map(
+        lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch
+    )

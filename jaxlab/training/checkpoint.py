@@ -26,9 +26,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath  # pathlib for file systems and buckets, orbax's own
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Shaped, UInt32
+from jaxtyping import Array
 
 from jaxlab.training.config_file import differences
+from jaxlab.training.digest import digests
 
 TEMPORARY = ".orbax-checkpoint-tmp"
 SHOWN = 8  # differences listed in one message
@@ -123,7 +124,7 @@ class Checkpoints:
             "arrays": _describe(arrays),
         }
         words = {name: _words_of(x) for name, x in arrays.items()}
-        for name, value in _digests(words).items():
+        for name, value in digests(words).items():
             meta["arrays"][name]["digest"] = value
         self._step = step
         try:
@@ -298,7 +299,7 @@ class Checkpoints:
         # Before the digests, which all processes compute together.
         if (reason := _first_reason(reason)) is not None:
             return meta, arrays, reason
-        found = _digests(arrays).items()
+        found = digests(arrays).items()
         wrong = [name for name, d in found if d != meta["arrays"][name]["digest"]]
         if wrong:
             reason = f"the array {wrong[0]} does not have the digest it was saved with"
@@ -401,48 +402,6 @@ class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
         rated = [s for s in steps if math.isfinite(self.losses.get(s, math.inf))]
         best = sorted(rated, key=lambda s: self.losses[s])[: self.keep_best]
         return [s in best or s in steps[-self.keep :] for s in steps]
-
-
-@jax.jit
-def digest(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:
-    """32-bit digest of the values of an array, whatever its sharding.
-
-    sum_i mix(w_i XOR mix(i)) mod 2^32, over the words w_i at flat positions i. `mix`
-    is a bijection, so a change of one word always changes the sum; any other change,
-    such as two words swapped, goes unseen with a chance of 2^-32. An integer sum does
-    not depend on its order, hence not on devices.
-
-    Args:
-      x: any dtype but PRNG keys.
-
-    Returns:
-      The digest, replicated.
-    """
-    if jnp.iscomplexobj(x):
-        x = jnp.stack([x.real, x.imag], axis=-1)
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        word = {8: jnp.uint8, 16: jnp.uint16}.get(jnp.finfo(x.dtype).bits, jnp.uint32)
-        x = jax.lax.bitcast_convert_type(x, word)
-    elif x.dtype.itemsize == 8:
-        x = jax.lax.bitcast_convert_type(x, jnp.uint32)  # appends an axis of 2
-    words = x.astype(jnp.uint32)
-    position = jnp.zeros(words.shape, jnp.uint32)
-    for axis, size in enumerate(words.shape):
-        i = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-        position = position * jnp.uint32(size % 2**32) + i
-    return jnp.sum(_mix(words ^ _mix(position)), dtype=jnp.uint32)
-
-
-def _digests(arrays: dict[str, Array]) -> dict[str, int]:
-    found = jax.device_get({name: digest(x) for name, x in arrays.items()})
-    return {name: int(value) for name, value in found.items()}
-
-
-def _mix(h: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """The finalizer of MurmurHash3: every bit of h reaches every bit of the result."""
-    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
-    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
-    return h ^ (h >> 16)
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -605,8 +564,8 @@ def _free_name(directory: epath.Path, name: str) -> epath.Path:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= 200 else f"{lines[0][:200]}..."
 
 
 def _list(items: list[str]) -> str:

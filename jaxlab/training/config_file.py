@@ -19,6 +19,11 @@ from types import TracebackType
 from typing import Any
 
 import tyro
+from tyro.constructors import (
+    ConstructorRegistry,
+    StructConstructorSpec,
+    StructTypeInfo,
+)
 
 SCALARS = (bool, int, float, str, type(None))
 
@@ -176,15 +181,16 @@ def load(path: str | Path) -> Any:
     try:
         spec.loader.exec_module(module)
     except TypeError as error:
-        misspelt = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        where = misspelt and _call_with(misspelt[1], path, error.__traceback__)
-        if not where:
+        found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        keyword = found[1] if found else ""
+        where = _call_with(keyword, path, error.__traceback__)
+        if where is None:
             raise
         line, cls = where
         names = [field.name for field in dataclasses.fields(cls)]
         raise ValueError(
             f"{path}, line {line}: {cls.__module__}.{cls.__qualname__} has no field "
-            f"{misspelt[1]!r}{_nearest(misspelt[1], names)}."
+            f"{keyword!r}{_nearest(keyword, names)}."
         ) from error
     if not hasattr(module, "config"):
         raise ValueError(
@@ -227,11 +233,13 @@ def _call_with(
 
 
 def _resolve(node: ast.expr, namespace: dict) -> Any:
-    """The value of a name or of a chain of attributes, else None."""
+    """The value of a name or a chain of attributes, what a call calls, or None."""
     if isinstance(node, ast.Name):
         return namespace.get(node.id)
     if isinstance(node, ast.Attribute):
         return getattr(_resolve(node.value, namespace), node.attr, None)
+    if isinstance(node, ast.Call):
+        return _resolve(node.func, namespace)
     return None
 
 
@@ -265,7 +273,40 @@ def parse_cli(argv: Sequence[str]) -> Any:
         default=default,
         args=list(argv[1:]),
         config=(tyro.conf.AvoidSubcommands,),
+        registry=_classes_of_defaults(),
     )
+
+
+def _classes_of_defaults() -> ConstructorRegistry:
+    """tyro's own rules, but every config inside has the class of its default.
+
+    The annotation of a field may be a union of classes that are all named Config, one
+    a module, and tyro tells the members of a union apart by their names.
+    """
+    registry = ConstructorRegistry()
+    asking = False
+
+    @registry.struct_rule
+    def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+        nonlocal asking
+        if asking:
+            return None
+        asking = True
+        try:
+            spec = ConstructorRegistry.get_struct_spec(info)
+        finally:
+            asking = False
+        if not isinstance(spec, StructConstructorSpec):
+            return None
+        fields = tuple(
+            dataclasses.replace(field, type=type(field.default))
+            if _is_config(field.default)
+            else field
+            for field in spec.fields
+        )
+        return dataclasses.replace(spec, fields=fields)
+
+    return registry
 
 
 def _is_config(value: Any) -> bool:

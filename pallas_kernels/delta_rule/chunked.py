@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.delta_rule import block_sizes, triangular
+from pallas_kernels.delta_rule import accurate, block_sizes, triangular
 from pallas_kernels.delta_rule.decay import Decay, decay, gradient
 
 
@@ -129,13 +129,10 @@ def chunked(
 
 def choose_products(inputs, state, precision) -> Products:
     """Operand types and precisions for inputs and states of the given types."""
-    exact = jax.lax.Precision.HIGHEST
-    if precision is None:
-        precision = exact if inputs == state else jax.lax.Precision.DEFAULT
-        return Products(
-            Product(inputs, state, precision), Product(state, state, exact)
-        )
-    return Products(Product(inputs, state, precision), Product(state, state, precision))
+    exact = Product(state, state, jax.lax.Precision.HIGHEST)
+    if precision is None and inputs == state:
+        return Products(exact, exact)
+    return Products(Product(inputs, state, precision), exact)
 
 
 def align(
@@ -183,17 +180,19 @@ def _forward(products, chunks, states, sequence):
     q, k, v, beta, g = chunks
     steps = k.shape[-2] // q.shape[-2]
     factors = NO_DECAY if g is None else decay(g)
-    A, P = _scores(products, chunks, factors)
+    A, A_rest, P = _scores(products, chunks, factors)
     L = beta[..., None] * A
     inverses = triangular.invert_diagonal_blocks(
         L, block_sizes.solve_block(L.shape[-1])
     )
     k = k.astype(states.dtype)
-    Y = jnp.concatenate(
-        [v.astype(states.dtype), _scaled(k, _per_key(factors.entry, steps))], axis=-1
-    )
-    X = triangular.solve(L, inverses, beta[..., None] * Y)
+    Y_v = beta[..., None] * v.astype(states.dtype)
+    Y_k = beta[..., None] * _scaled(k, _per_key(factors.entry, steps))
+    X = triangular.solve(L, inverses, jnp.concatenate([Y_v, Y_k], axis=-1))
     U0, W = X[..., : v.shape[-1]], X[..., v.shape[-1] :]
+    if A_rest is not None:
+        error = accurate.residual(L, beta[..., None] * A_rest, Y_k, W)
+        W += triangular.solve(L, inverses, error)
     k_exit = _scaled(k, _per_key(factors.exit, steps))
 
     def chunk(states, operands):
@@ -231,7 +230,7 @@ def _backward(products, residuals, gradients):
     C, steps = q.shape[-2], k.shape[-2] // q.shape[-2]
     factors = NO_DECAY if g is None else decay(g)
     entry, exit = _per_key(factors.entry, steps), _per_key(factors.exit, steps)
-    A, P = _scores(products, chunks, factors)
+    A, _, P = _scores(products, chunks, factors)
     L = beta[..., None] * A
     k_state, v_state = k.astype(S.dtype), v.astype(S.dtype)
 
@@ -300,13 +299,24 @@ NO_DECAY = Decay(None, None, None, None)
 
 
 def _scores(products, chunks, factors):
-    """A and P: how strongly each key meets the earlier keys and the queries."""
+    """A and P: how strongly each key meets the earlier keys and the queries.
+
+    A comes in two parts, its rounding and the rest; without the rest (None) where the
+    products themselves are of less than the state's accuracy.
+    """
     q, k = chunks.q, chunks.k
     steps = k.shape[-2] // q.shape[-2]
-    kk = products.inputs("mbhik,mbhjk->mbhij", k, k)
     qk = products.inputs("mbhik,mbhjk->mbhij", q, k)
-    A = _strictly_causal(_decayed(kk, factors.within, steps, steps))
-    return A, _causal(_decayed(qk, factors.within, 1, steps), steps)
+    P = _causal(_decayed(qk, factors.within, 1, steps), steps)
+    if products.inputs == products.solution:
+        kk, kk_rest = accurate.gram(k.astype(products.solution.operand))
+    else:
+        kk, kk_rest = products.inputs("mbhik,mbhjk->mbhij", k, k), None
+
+    def meet(x):
+        return _strictly_causal(_decayed(x, factors.within, steps, steps))
+
+    return meet(kk), None if kk_rest is None else meet(kk_rest), P
 
 
 def _causal(x, steps):

@@ -30,6 +30,11 @@ def setup(cfg):
     return models.init(cfg, jax.random.key(4)), tokens
 
 
+def same_to_rounding(a, b):
+    """Other orders of summation, through four blocks and back: rounding in norm."""
+    assert np.linalg.norm(a - b) <= 1e-4 * np.linalg.norm(b)
+
+
 def loss(p, tokens, cfg):
     logits, _ = models.forward(p, tokens, cfg)
     return -jnp.mean(jax.nn.log_softmax(logits)[:, :-1, 0])
@@ -100,11 +105,7 @@ def test_sharded_equals_single_device():
         shardings = params.shardings(models.spec(HYBRID), mesh)
         rows = jax.NamedSharding(mesh, params.partition_spec(("batch", None)))
         split = grad(jax.device_put(p, shardings), jax.device_put(tokens, rows), HYBRID)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
-        split,
-        grad(p, tokens, HYBRID),
-    )
+    jax.tree.map(same_to_rounding, split, grad(p, tokens, HYBRID))
 
 
 def test_mixers_take_the_models_width():

@@ -1,0 +1,53 @@
+"""Tokenizers, corpora, the resumable loader and synthetic tasks."""
+
+from jaxlab.data.corpus import (
+    Corpus,
+    CorpusConfig,
+    Documents,
+    build,
+    ngram_bits_per_byte,
+    open_corpus,
+)
+from jaxlab.data.loader import (
+    ArrayDocuments,
+    Batch,
+    DocumentSource,
+    heldout_batches,
+    packed_batches,
+)
+from jaxlab.data.synthetic import (
+    AssociativeRecall,
+    GroupWordProblem,
+    InductionHeads,
+    NeedleInHaystack,
+    SelectiveCopying,
+    Task,
+    group_table,
+    task_batches,
+)
+from jaxlab.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer, load_tokenizer
+
+__all__ = [
+    "ArrayDocuments",
+    "AssociativeRecall",
+    "Batch",
+    "ByteTokenizer",
+    "Corpus",
+    "CorpusConfig",
+    "DocumentSource",
+    "Documents",
+    "GroupWordProblem",
+    "HuggingFaceTokenizer",
+    "InductionHeads",
+    "NeedleInHaystack",
+    "SelectiveCopying",
+    "Task",
+    "build",
+    "group_table",
+    "heldout_batches",
+    "load_tokenizer",
+    "ngram_bits_per_byte",
+    "open_corpus",
+    "packed_batches",
+    "task_batches",
+]

@@ -1,0 +1,83 @@
+"""Loss and accuracy on held-out batches."""
+
+import functools
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from jaxlab import models
+from jaxlab.data import Batch
+from jaxlab.models import LMConfig
+from jaxlab.params import place_rows
+
+
+def evaluate(
+    params: Any, cfg: LMConfig, batches: Iterable[Batch], mesh: Mesh
+) -> dict[str, Any]:
+    """Averages over all targets of weight 1.
+
+    Args:
+        params: the model's parameters.
+        cfg: the model.
+        batches: see `jaxlab.data`; each process passes its own rows.
+        mesh: the mesh the parameters are on.
+
+    Returns:
+        ``loss`` (nats a target), ``accuracy`` (share of targets that are the likeliest
+        token), ``row_accuracy`` (share of rows with every target right),
+        ``accuracy_by_position`` and ``prefix_accuracy`` (numpy ``[T]``: share of rows
+        right at t, and right at t and everywhere before), and for text
+        ``bits_per_byte``.
+
+    Raises:
+        ValueError: there is no target to score.
+    """
+    parts = [_sums(params, place_rows(batch, mesh), cfg) for batch in batches]
+    if not parts:
+        raise ValueError("There are no held-out batches to evaluate on.")
+    sums = jax.tree.map(
+        lambda *arrays: np.sum(np.asarray(arrays, np.float64), axis=0),
+        *jax.device_get(parts),
+    )
+    if sums["weight"] == 0:
+        raise ValueError("The held-out batches hold no target to score.")
+    at, rows = np.maximum(sums["weight_at"], 1), np.maximum(sums["rows"], 1)
+    result = {
+        "loss": float(sums["nats"] / sums["weight"]),
+        "accuracy": float(sums["right_at"].sum() / sums["weight"]),
+        "row_accuracy": float(sums["prefix_right"][-1] / rows),
+        "accuracy_by_position": sums["right_at"] / at,
+        "prefix_accuracy": sums["prefix_right"] / rows,
+    }
+    if "bytes" in sums:
+        result["bits_per_byte"] = float(sums["nats"] / math.log(2) / sums["bytes"])
+    return result
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def _sums(params, batch, cfg: LMConfig) -> dict[str, Any]:
+    logits, _ = models.forward(
+        params, batch["inputs"], cfg, segment_ids=batch["segment_ids"]
+    )
+    weights = batch["weights"]
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+    right = (jnp.argmax(logits, axis=-1) == batch["targets"]).astype(jnp.float32)
+    right_so_far = jnp.cumprod(jnp.where(weights > 0, right, 1.0), axis=1)
+    is_row = jnp.any(weights > 0, axis=1, keepdims=True)
+    sums = {
+        "nats": jnp.sum(nats * weights),
+        "weight": jnp.sum(weights),
+        "weight_at": jnp.sum(weights, axis=0),
+        "right_at": jnp.sum(right * weights, axis=0),
+        "prefix_right": jnp.sum(jnp.where(is_row, right_so_far, 0.0), axis=0),
+        "rows": jnp.sum(is_row.astype(jnp.float32)),
+    }
+    if "bytes" in batch:
+        sums["bytes"] = jnp.sum(batch["bytes"] * weights)
+    return sums

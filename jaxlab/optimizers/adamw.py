@@ -1,0 +1,51 @@
+"""AdamW with a schedule, clipping, and weight decay by the parameters' roles."""
+
+import dataclasses
+from typing import Any
+
+import optax
+
+from jaxlab.optimizers.schedules import Schedule, WarmupCosine
+from jaxlab.params import select
+
+DECAYED = [
+    ("matrix", True),
+    ("head", True),
+    ("embedding", False),
+    ("convolution", False),
+    ("scale", False),
+    ("bias", False),
+    ("decay", False),
+]
+"""Roles that weight decay pulls to zero: matrices; not tables, filters and vectors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW:
+    """Settings of AdamW."""
+
+    learning_rate: float = 3e-3  # the peak
+    schedule: Schedule = WarmupCosine()
+    weight_decay: float = 0.1  # times the learning rate
+    b1: float = 0.9  # memory of the mean gradient
+    b2: float = 0.95  # memory of the mean square
+    eps: float = 1e-8
+    clip: float = 1.0  # largest norm of the whole gradient
+
+    def build(self, specs: Any, steps: int) -> optax.GradientTransformationExtraArgs:
+        """The transformation for parameters `specs` and a run of `steps`.
+
+        Reference: Loshchilov and Hutter, "Decoupled Weight Decay Regularization",
+        arXiv 1711.05101.
+        """
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip),
+            optax.adamw(
+                self.schedule.build(self.learning_rate, steps),
+                b1=self.b1,
+                b2=self.b2,
+                eps=self.eps,
+                weight_decay=self.weight_decay,
+                mask=select(specs, DECAYED),
+            ),
+        )

@@ -1,0 +1,102 @@
+"""Learning-rate schedules as values: each builds an optax schedule for a run.
+
+All rise linearly from 0 over `warmup` steps and end at ``end * peak``.
+"""
+
+import dataclasses
+
+import optax
+
+
+def _check(schedule, steps: int):
+    if not 0 <= schedule.warmup < steps:
+        raise ValueError(
+            f"warmup={schedule.warmup} steps do not fit into a run of {steps}; "
+            "shorten the warm-up or train longer."
+        )
+    if not 0 <= schedule.end <= 1:
+        raise ValueError(f"end={schedule.end} is a fraction of the peak, in [0, 1].")
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmupCosine:
+    """Warm up, then fall along half a cosine until the last step."""
+
+    warmup: int = 100  # steps
+    end: float = 0.1  # last rate over the peak
+
+    def build(self, peak: float, steps: int) -> optax.Schedule:
+        """The schedule of a run of `steps` with highest rate `peak`."""
+        _check(self, steps)
+        return optax.warmup_cosine_decay_schedule(
+            0.0, peak, self.warmup, steps, self.end * peak
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmupStableDecay:
+    """Warm up, stay, then fall linearly over the last part of the run.
+
+    A run can be prolonged from a checkpoint of the stable part.
+
+    Reference: Hu et al., "MiniCPM", arXiv 2404.06395.
+    """
+
+    warmup: int = 100  # steps
+    decay: float = 0.2  # fraction of the run that falls
+    end: float = 0.0  # last rate over the peak
+
+    def build(self, peak: float, steps: int) -> optax.Schedule:
+        """The schedule of a run of `steps` with highest rate `peak`."""
+        _check(self, steps)
+        falling = round(self.decay * steps)
+        if self.warmup + falling > steps:
+            raise ValueError(
+                f"warmup={self.warmup} and decay={self.decay} of {steps} steps "
+                f"({falling}) overlap; shorten one of them."
+            )
+        return optax.join_schedules(
+            [
+                optax.linear_schedule(0.0, peak, self.warmup),
+                optax.constant_schedule(peak),
+                optax.linear_schedule(peak, self.end * peak, falling),
+            ],
+            [self.warmup, steps - falling],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewarming:
+    """`cycles` times: warm up from the last rate to the peak, then fall by a cosine.
+
+    For continued training on new data, one cycle a data set.
+
+    Reference: Gupta et al., "Continual Pre-Training of Large Language Models: How to
+    (re)warm your model?", arXiv 2308.04014.
+    """
+
+    warmup: int = 100  # steps of each cycle
+    cycles: int = 2
+    end: float = 0.1  # last rate of each cycle over the peak
+
+    def build(self, peak: float, steps: int) -> optax.Schedule:
+        """The schedule of a run of `steps` with highest rate `peak`."""
+        if self.cycles < 1:
+            raise ValueError(f"cycles={self.cycles}; a run has at least one.")
+        _check(self, steps // self.cycles)
+        edges = [round(i * steps / self.cycles) for i in range(self.cycles + 1)]
+        return optax.sgdr_schedule(
+            [
+                dict(
+                    init_value=self.end * peak if i else 0.0,
+                    peak_value=peak,
+                    warmup_steps=self.warmup,
+                    decay_steps=edges[i + 1] - edges[i],
+                    end_value=self.end * peak,
+                )
+                for i in range(self.cycles)
+            ]
+        )
+
+
+Schedule = WarmupCosine | WarmupStableDecay | Rewarming

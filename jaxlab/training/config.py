@@ -1,0 +1,51 @@
+"""What a training run is made of."""
+
+import dataclasses
+
+from jaxlab.inference import SamplingParams
+from jaxlab.models import LMConfig
+from jaxlab.optimizers import AdamW
+from jaxlab.params import MeshConfig
+from jaxlab.training.source import TaskData, TextData
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run. `configs/` holds one of these a file."""
+
+    name: str = "run"  # of the directory under `directory`
+    directory: str = "runs"  # where runs put checkpoints, metrics and pictures
+    data: TextData | TaskData = TextData()
+    model: LMConfig = LMConfig()
+    optimizer: AdamW = AdamW()
+    mesh: MeshConfig = MeshConfig()
+    batch_size: int = 32  # rows a step, over all devices
+    accumulate: int = 1  # parts of a batch that go through the model one by one
+    steps: int = 1000
+    seed: int = 0  # of parameters and data order
+    max_minutes: float | None = None  # stop after so long, with a checkpoint
+    log_every: int = 10  # steps between lines of metrics
+    eval_every: int = 200  # steps between evaluations on held-out data
+    checkpoint_every: int = 200  # steps between checkpoints
+    keep: int = 3  # newest checkpoints kept
+    keep_best: int = 1  # checkpoints of lowest held-out loss kept besides
+    prompt: str = ""  # of the text printed at the end
+    sampling: SamplingParams = SamplingParams()
+
+    def __post_init__(self):
+        for name in (
+            "batch_size",
+            "accumulate",
+            "steps",
+            "log_every",
+            "eval_every",
+            "checkpoint_every",
+            "keep",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size={self.batch_size} does not divide into "
+                f"accumulate={self.accumulate} equal parts."
+            )

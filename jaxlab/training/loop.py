@@ -1,0 +1,296 @@
+"""The training loop: data -> step -> metrics -> evaluation -> checkpoint."""
+
+import contextlib
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from jaxlab import models, params
+from jaxlab.evaluation import evaluate
+from jaxlab.inference import generate
+from jaxlab.models import LMConfig
+from jaxlab.training import config_file
+from jaxlab.training.checkpoint import CheckpointError, Checkpoints
+from jaxlab.training.config import TrainConfig
+from jaxlab.training.metrics import MetricWriter, Progress, peak_flops, plot_losses
+from jaxlab.training.source import Source, open_source
+from jaxlab.training.state import TrainState, abstract_state, create_state
+from jaxlab.training.step import make_train_step
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
+    """Run a training config to its end.
+
+    Everything goes to ``<directory>/<name>``: ``checkpoints/``, ``metrics.jsonl``,
+    TensorBoard files and ``loss.png``. SIGTERM and Ctrl-C save a checkpoint and return.
+    The losses after a resume are those of a run that was never stopped, bit for bit on
+    the same devices.
+
+    Args:
+        cfg: the run.
+        resume: continue from the newest complete checkpoint; without one, start.
+
+    Returns:
+        ``step``, and the scores of the last evaluation on held-out data.
+
+    Raises:
+        ValueError: parts of the config do not fit each other, the devices or the data.
+        CheckpointError: the directory holds another run or another model, or the last
+            checkpoint could not be written.
+        FloatingPointError: the loss or the gradient is not finite.
+    """
+    run = Path(cfg.directory) / cfg.name
+    mesh = params.make_mesh(cfg.mesh)
+    source = open_source(cfg.data, cfg.batch_size, cfg.seed)
+    _check_fit(cfg, source, mesh)
+    optimizer = cfg.optimizer.build(models.spec(cfg.model), cfg.steps)
+    checkpoints = Checkpoints(
+        run / "checkpoints",
+        config=config_file.to_json(cfg),
+        keep=cfg.keep,
+        keep_best=cfg.keep_best,
+        may_differ=("model.remat", "model.compute_dtype"),
+    )
+    saved = checkpoints.latest_step()
+    if saved is not None and not resume:
+        raise CheckpointError(
+            f"{run} already holds a run, saved at step {saved}. Continue it with "
+            "--resume, or give the new one another --name."
+        )
+    with (
+        jax.set_mesh(mesh),
+        checkpoints,
+        MetricWriter(run) as writer,
+        _stop_signals() as received,
+    ):
+        if saved is None:
+            state, step = create_state(cfg.model, optimizer, mesh, cfg.seed), 0
+        else:
+            abstract = abstract_state(cfg.model, optimizer, mesh)
+            step, state = checkpoints.restore(abstract, source.train)
+            writer.truncate_after(step)
+        _say(_headline(cfg, mesh, source, run, step))
+        started = time.monotonic()
+        progress = Progress(
+            cfg.steps,
+            tokens_per_step=cfg.batch_size * source.row_length,
+            flops_per_token=flops_per_token(cfg.model),
+            peak_flops=_peak_flops(mesh),
+        )
+
+        def record(step: int, metrics: dict) -> None:
+            values = {name: float(value) for name, value in metrics.items()}
+            if not all(map(math.isfinite, values.values())):
+                progress.close()
+                raise FloatingPointError(_not_finite(step, values, checkpoints))
+            progress.update(step, values["loss"])
+            if step % cfg.log_every == 0 or step == cfg.steps:
+                writer.write(step, {f"train/{k}": v for k, v in values.items()})
+
+        def score(step: int, state: TrainState) -> dict[str, float]:
+            scores = evaluate(state.params, cfg.model, source.heldout(), mesh)
+            scores = {k: v for k, v in scores.items() if isinstance(v, float)}
+            writer.write(step, {f"heldout/{k}": v for k, v in scores.items()})
+            progress.message(f"step {step}: held-out {_shown(scores)}")
+            return scores
+
+        train_step = make_train_step(cfg.model, optimizer, cfg.accumulate)
+        scores, pending, why = {}, None, None
+        while step < cfg.steps:
+            if why := _why_stop(cfg, step, started, received):
+                break
+            batch = params.place_rows(next(source.train), mesh)
+            state, metrics = train_step(state, batch)
+            if pending is not None:  # the step before, while this one is computed
+                record(*pending)
+            step, pending = step + 1, (step + 1, metrics)
+            evaluates = step % cfg.eval_every == 0 or step == cfg.steps
+            saves = step % cfg.checkpoint_every == 0 and step < cfg.steps
+            if evaluates or saves:  # nothing that is not finite is scored or saved
+                record(*pending)
+                pending = None
+            if evaluates:
+                scores = score(step, state)
+            if saves:
+                _save_or_warn(checkpoints, step, state, source, scores)
+        if pending is not None:
+            record(*pending)
+        progress.close()
+        if checkpoints.latest_step() != step:
+            checkpoints.save(step, state, source.train, scores)
+        checkpoints.wait()
+        if why in SIGNALS:
+            _say(f"{why}: saved step {step} of {cfg.steps}; --resume continues.")
+            return {"step": step, **scores}
+        if why:
+            _say(f"Stopped at step {step} of {cfg.steps}: {why}.")
+        scores = scores or score(step, state)
+        _show_results(cfg, run, source, state, scores)
+    return {"step": step, **scores}
+
+
+SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[str]]:
+    """A list that receives the names of stop signals; the second one kills as usual."""
+    received: list[str] = []
+    before = {}
+
+    def receive(number, _frame):
+        received.append(signal.Signals(number).name)
+        signal.signal(number, before[number])
+
+    if threading.current_thread() is threading.main_thread():
+        before = {n: signal.signal(n, receive) for n in SIGNALS.values()}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _why_stop(
+    cfg: TrainConfig, step: int, started: float, received: list[str]
+) -> str | None:
+    """A reason to stop before `step`, the same on every process."""
+    minutes = (time.monotonic() - started) / 60
+    late = cfg.max_minutes is not None and minutes > cfg.max_minutes
+    if jax.process_count() > 1:
+        if multihost_utils.reached_preemption_sync_point(step):
+            return "SIGTERM"
+        if cfg.max_minutes is not None and step % cfg.log_every == 0:
+            late = bool(multihost_utils.broadcast_one_to_all(late))
+        else:
+            late = False
+    elif received:
+        return received[0]
+    return f"max_minutes={cfg.max_minutes} have passed" if late else None
+
+
+def _check_fit(cfg: TrainConfig, source: Source, mesh: Mesh) -> None:
+    if source.vocab_size > cfg.model.vocab_size:
+        raise ValueError(
+            f"The data has {source.vocab_size} token ids but model.vocab_size is "
+            f"{cfg.model.vocab_size}; set --model.vocab-size {source.vocab_size} or "
+            "more."
+        )
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if cfg.batch_size % (parts * cfg.accumulate):
+        raise ValueError(
+            f"batch_size={cfg.batch_size} does not divide over {parts} devices (mesh "
+            f"axes data and fsdp) and accumulate={cfg.accumulate} parts; choose a "
+            f"multiple of {parts * cfg.accumulate}."
+        )
+    if source.row_length % mesh.shape["sequence"]:
+        raise ValueError(
+            f"Rows of {source.row_length} tokens do not divide over the mesh axis "
+            f"sequence={mesh.shape['sequence']}."
+        )
+
+
+def _save_or_warn(checkpoints, step, state, source, scores) -> None:
+    """A save that fails costs nothing but itself: warn, go on, save again later."""
+    try:
+        checkpoints.save(step, state, source.train, scores)
+    except CheckpointError as error:
+        log.warning("%s", error)
+
+
+def _not_finite(step: int, values: dict[str, float], checkpoints: Checkpoints) -> str:
+    with contextlib.suppress(CheckpointError):
+        checkpoints.wait()
+    shown = ", ".join(f"{name} {value}" for name, value in values.items())
+    saved = checkpoints.latest_step()
+    last = (
+        "no checkpoint was written before"
+        if saved is None
+        else f"the last good checkpoint is step {saved} in {checkpoints.directory}"
+    )
+    return (
+        f"Step {step} is not finite ({shown}); {last}. Try a lower "
+        "--optimizer.learning-rate, a longer --optimizer.schedule.warmup or a smaller "
+        "--optimizer.clip; in bfloat16, try --model.compute-dtype float32."
+    )
+
+
+def flops_per_token(cfg: LMConfig) -> float:
+    """Operations of a training step a token: 6 a parameter that multiplies.
+
+    Two forward and four backward; the scores of attention and the recurrences of other
+    mixers are left out, so utilisation is understated where they matter.
+    """
+    specs = models.spec(cfg)
+    table = 0 if cfg.tie_embeddings else params.count(specs["embedding"])
+    return 6.0 * (params.count(specs) - table)
+
+
+def _peak_flops(mesh: Mesh) -> float | None:
+    peaks = [peak_flops(device) for device in mesh.local_devices]
+    if None in peaks:
+        return None
+    return sum(peaks) * jax.process_count()
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def _headline(cfg, mesh, source, run, step) -> str:
+    kind = mesh.devices.flat[0].device_kind
+    start = "" if step == 0 else f", continuing after step {step}"
+    return (
+        f"{run}: {params.count(models.spec(cfg.model)):,} parameters, "
+        f"{cfg.steps} steps of {cfg.batch_size} x {source.row_length} tokens on "
+        f"{mesh.size} {kind}{start}"
+    )
+
+
+def _shown(scores: dict[str, float]) -> str:
+    if "bits_per_byte" in scores:
+        return f"{scores['bits_per_byte']:.3f} bits per byte"
+    return f"loss {scores['loss']:.3f}, accuracy {scores['accuracy']:.1%}"
+
+
+def _show_results(
+    cfg: TrainConfig, run: Path, source: Source, state: TrainState, scores: dict
+) -> None:
+    """The scores beside simpler models', the loss curve, and a sample of text."""
+    beside = ", ".join(f"{name} {x:.2f}" for name, x in source.baselines.items())
+    _say(f"Held-out: {_shown(scores)}" + (f" ({beside})" if beside else "") + ".")
+    unit = "bits_per_byte" if "bits_per_byte" in scores else "loss"
+    if jax.process_index() == 0:
+        try:
+            plot_losses(
+                run / "metrics.jsonl",
+                run / "loss.png",
+                baselines=source.baselines,
+                train=f"train/{unit}",
+                held_out=f"heldout/{unit}",
+                ylabel=unit.replace("_", " ").replace("loss", "loss (nats per target)"),
+                title=cfg.name,
+            )
+            _say(f"Loss curve: {run / 'loss.png'}")
+        except ImportError as error:
+            _say(str(error))
+    if source.tokenizer is None:
+        return
+    prompt = [source.tokenizer.separator, *source.tokenizer.encode(cfg.prompt)]
+    tokens = generate(
+        state.params, np.array([prompt], np.int32), cfg.model, cfg.sampling
+    )
+    text = source.tokenizer.decode(np.asarray(tokens)[0])
+    _say(f"A sample after {cfg.prompt!r}:\n{cfg.prompt}{text}")

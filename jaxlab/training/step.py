@@ -1,0 +1,70 @@
+"""One update: loss, gradient, optimizer."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlab import models
+from jaxlab.models import LMConfig
+from jaxlab.training.state import TrainState
+
+
+def make_train_step(
+    cfg: LMConfig, optimizer: optax.GradientTransformationExtraArgs, accumulate: int = 1
+) -> Callable[[TrainState, Any], tuple[TrainState, dict]]:
+    """The jitted function ``(state, batch) -> (state, metrics)``; donates the state.
+
+    The loss is the mean of the targets' negative log-likelihood (nats) over weights. A
+    batch accumulated in parts gives the gradient of the whole batch's mean, whatever
+    the parts weigh.
+    """
+
+    def total_loss(params, batch):
+        logits, _ = models.forward(
+            params, batch["inputs"], cfg, segment_ids=batch["segment_ids"]
+        )
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+        return jnp.sum(nats * batch["weights"])
+
+    def gradient(params, batch):
+        if accumulate == 1:
+            return jax.value_and_grad(total_loss)(params, batch)
+
+        def add_part(sums, part):
+            return jax.tree.map(
+                jnp.add, sums, jax.value_and_grad(total_loss)(params, part)
+            ), None
+
+        # Interleaved, so that a part takes rows from every device's share.
+        parts = jax.tree.map(
+            lambda a: jnp.swapaxes(a.reshape(-1, accumulate, *a.shape[1:]), 0, 1),
+            batch,
+        )
+        zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+        return jax.lax.scan(add_part, zeros, parts)[0]
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(state: TrainState, batch):
+        loss_sum, grads = gradient(state.params, batch)
+        weight = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
+        loss, grads = loss_sum / weight, jax.tree.map(lambda g: g / weight, grads)
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.params, value=loss
+        )
+        state = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+        )
+        metrics = {"loss": loss, "gradient_norm": optax.global_norm(grads)}
+        if "bytes" in batch:
+            text_bytes = jnp.maximum(jnp.sum(batch["bytes"] * batch["weights"]), 1.0)
+            metrics["bits_per_byte"] = loss_sum / math.log(2) / text_bytes
+        return state, metrics
+
+    return train_step

@@ -1,0 +1,26 @@
+"""Train a config: python scripts/train.py configs/tiny.py [--resume] [--model.width 64]
+
+Every field of the config is an option; --help lists them.
+"""
+
+import logging
+import sys
+
+from jaxlab.training import config_file, train
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    arguments = sys.argv[1:]
+    resume = "--resume" in arguments
+    cfg = config_file.parse_cli([a for a in arguments if a != "--resume"])
+    try:
+        train(cfg, resume=resume)
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        if "--traceback" in arguments:
+            raise
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Imports go one way: each layer knows only those listed for it."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+MAY_IMPORT = {
+    "params": set(),
+    "layers": {"params"},
+    "mixers": {"params", "layers"},
+    "models": {"params", "layers", "mixers"},
+    "optimizers": {"params"},
+    "data": set(),
+    "inference": {"params", "layers", "mixers", "models"},
+    "evaluation": {"params", "layers", "mixers", "models", "data"},
+    "training": {
+        *("params", "layers", "mixers", "models", "optimizers", "data"),
+        *("inference", "evaluation"),
+    },
+}
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def python_files(folder):
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("layer", sorted(MAY_IMPORT))
+def test_layer_imports_only_lower_layers(layer):
+    allowed = MAY_IMPORT[layer] | {layer}
+    for path in python_files(f"jaxlab/{layer}"):
+        for name in imported(path):
+            if name.startswith("jaxlab."):
+                assert name.split(".")[1] in allowed, f"{path} imports {name}"
+
+
+def test_every_layer_is_listed():
+    found = {path.parent.name for path in (ROOT / "jaxlab").glob("*/__init__.py")}
+    assert found == set(MAY_IMPORT)
+
+
+def test_kernels_import_jax_only():
+    for path in python_files("pallas_kernels"):
+        for name in imported(path):
+            assert not name.startswith("jaxlab"), f"{path} imports {name}"
+
+
+def test_library_imports_no_scripts_and_no_torch():
+    for folder in ("jaxlab", "pallas_kernels"):
+        for path in python_files(folder):
+            for name in imported(path):
+                top = name.split(".")[0]
+                assert top not in ("configs", "scripts", "benchmarks", "tests", "torch")

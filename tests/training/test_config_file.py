@@ -1,0 +1,346 @@
+"""Configs: JSON and back, Python files, command lines, and what is said of mistakes."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import sys
+
+import pytest
+
+from jaxlab.training.config_file import differences, from_json, load, parse_cli, to_json
+
+# A config's classes must be jaxlab's, so these live in a module of that name.
+SOURCE = """
+import dataclasses, os
+
+@dataclasses.dataclass(frozen=True)
+class Delta:
+    width: int
+    n_householders: int = 1
+    forget_gate: bool = True
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    width: int
+    window: int | None = None
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    width: int = 8
+    pattern: tuple[Delta | Attention, ...] = ()
+    tie: bool = False
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    model: Model = Model()
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    warm_start: Delta | Attention | None = None
+    name: str = "run"
+    counted: int = dataclasses.field(default=0)
+
+class Plain:
+    def __init__(self, x=1): self.x = x
+"""
+
+
+@pytest.fixture
+def example(monkeypatch, tmp_path_factory):
+    file = tmp_path_factory.mktemp("jaxlab") / "example_configs.py"
+    file.write_text(SOURCE)  # tyro reads the source for the texts of --help
+    spec = importlib.util.spec_from_file_location("jaxlab.example_configs", file)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def full(example):
+    pattern = (example.Delta(8, n_householders=2), example.Attention(8, window=4))
+    return example.Run(
+        model=example.Model(pattern=(*pattern, example.Delta(9, forget_gate=False))),
+        learning_rate=0.1 + 0.2,
+        betas=(math.inf, -0.0),
+        warm_start=example.Attention(4),
+        name='quotes " and ü',
+        counted=2**60,
+    )
+
+
+# JSON
+
+
+def test_round_trip_is_exact(example):
+    for config in (full(example), example.Run()):
+        data = json.loads(json.dumps(to_json(config)))
+        back = from_json(data)
+        assert back == config and repr(back) == repr(config)  # repr tells -0.0, types
+        assert hash(back) == hash(config)
+
+
+def test_the_json_of_a_config(example):
+    data = to_json(full(example))
+    assert data["type"] == "jaxlab.example_configs.Run"
+    assert data["model"]["pattern"][1] == {
+        "type": "jaxlab.example_configs.Attention",
+        "width": 8,
+        "window": 4,
+    }
+
+
+@pytest.mark.parametrize("value", [[1], {"a": 1}, object(), 1j, {1}])
+def test_values_that_json_would_change_are_refused(example, value):
+    config = example.Run(model=example.Model(pattern=(value,)))
+    with pytest.raises(TypeError, match=r"config\.model\.pattern\.0 is "):
+        to_json(config)
+
+
+def test_classes_that_could_not_be_found_again_are_refused(example):
+    @dataclasses.dataclass(frozen=True)
+    class Local:
+        x: int = 1
+
+    with pytest.raises(TypeError, match="config.warm_start is a .*Local"):
+        to_json(example.Run(warm_start=Local()))
+    with pytest.raises(TypeError, match="A config is a dataclass"):
+        to_json({"a": 1})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.system",
+        "jaxlabs.evil.Config",
+        "subprocess.Popen",
+        "Run",
+        "",
+        None,
+        3,
+    ],
+)
+def test_only_jaxlab_is_imported(name):
+    with pytest.raises(ValueError, match="refused: only dataclasses of jaxlab"):
+        from_json({"type": name})
+
+
+@pytest.mark.parametrize("name", ["Plain", "os", "dataclasses", "__dict__"])
+def test_only_dataclasses_are_made(example, name):
+    with pytest.raises(ValueError, match="is not a dataclass"):
+        from_json({"type": f"jaxlab.example_configs.{name}"})
+
+
+def test_a_name_that_is_gone(example):
+    for name in ("jaxlab.example_configs.Gone", "jaxlab.gone.Config"):
+        with pytest.raises(ValueError, match=f"This version of jaxlab has no {name}"):
+            from_json({"type": name})
+
+
+def test_field_names_must_be_exactly_right(example):
+    data = to_json(full(example))
+    data["learning_rat"] = data.pop("learning_rate")
+    with pytest.raises(
+        ValueError, match="'learning_rat'; the nearest is 'learning_rate"
+    ):
+        from_json(data)
+    data = to_json(full(example))
+    del data["model"]["pattern"][0]["n_householders"]
+    with pytest.raises(ValueError, match="needs the field 'n_householders'"):
+        from_json(data)
+
+
+# Differences
+
+
+def test_differences_name_the_fields(example):
+    a = to_json(full(example))
+    b = json.loads(json.dumps(a))
+    assert differences(a, b) == []
+    b["model"]["width"] = 16
+    b["model"]["pattern"][0]["n_householders"] = 3
+    b["warm_start"] = None
+    del b["name"]
+    b["new"] = True
+    assert differences(a, b, ("in the checkpoint", "now")) == [
+        "model.width: 8 in the checkpoint, 16 now",
+        "model.pattern.0.n_householders: 2 in the checkpoint, 3 now",
+        "warm_start: jaxlab.example_configs.Attention in the checkpoint, None now",
+        "name: 'quotes \" and ü' in the checkpoint, absent now",
+        "new: absent in the checkpoint, True now",
+    ]
+
+
+@pytest.mark.parametrize(
+    "a, b, n",
+    [
+        (1, True, 1),
+        (1, 1.0, 1),
+        (0.0, 0.0, 0),
+        (math.nan, math.nan, 0),
+        ([1, 2], (1, 2), 0),
+        ([1], [1, 2], 1),
+        ([], {}, 1),
+    ],
+)
+def test_differences_of_values(a, b, n):
+    assert len(differences({"x": a}, {"x": b})) == n
+
+
+# Files
+
+
+def test_load(example, tmp_path):
+    file = tmp_path / "tiny.py"
+    file.write_text(
+        "from jaxlab.example_configs import Model, Run\n"
+        "width = 32\n"
+        "config = Run(model=Model(width=width))\n"
+    )
+    assert load(file) == example.Run(model=example.Model(width=32))
+    assert load(str(file)).model.width == 32
+
+
+def test_a_file_may_define_its_own_dataclass(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from __future__ import annotations\n"
+        "import dataclasses\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Run:\n    width: int = 3\n"
+        "config = Run()\n"
+    )
+    assert load(tmp_path / "own.py").width == 3
+
+
+def test_a_missing_file_lists_those_beside_it(tmp_path):
+    for name in ("tiny.py", "small.py", "notes.txt", "__init__.py"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(FileNotFoundError) as error:
+        load(tmp_path / "tyni.py")
+    assert "holds small.py, tiny.py. Did you mean tiny.py?" in str(error.value)
+    with pytest.raises(FileNotFoundError, match="no directory .*gone"):
+        load(tmp_path / "gone" / "tiny.py")
+
+
+def test_a_file_without_a_config(tmp_path):
+    file = tmp_path / "bad.py"
+    for text, message in [
+        ("confg = 3", "defines no `config`"),
+        ("config = 3", "must be a dataclass"),
+        ("class config: pass", "must be a dataclass"),
+    ]:
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load(file)
+    (tmp_path / "tiny.json").write_text("{}")
+    with pytest.raises(ValueError, match="ends in .py"):
+        load(tmp_path / "tiny.json")
+
+
+@pytest.mark.parametrize(
+    "call, field, nearest, line",
+    [
+        ("e.Run(\n    learning_rate=1.0,\n    modle=None,\n)", "modle", "model", 5),
+        ("e.Run(model=e.Model(widht=3))", "widht", "width", 3),
+        ("e.Run(model=e.Model(\n  pattern=(e.Delta(8, householders=2),)))",
+         "householders", "n_householders", 4),
+        ("replace(e.Run(), naem='x')", "naem", "name", 3),
+        ("replace(base, naem='x')", "naem", "name", 3),
+    ],
+)  # fmt: skip
+def test_a_misspelt_field_is_named(example, tmp_path, call, field, nearest, line):
+    file = tmp_path / "tiny.py"
+    file.write_text(
+        "import jaxlab.example_configs as e; from dataclasses import replace\n"
+        f"base = e.Run()\nconfig = {call}\n"
+    )
+    with pytest.raises(ValueError) as error:
+        load(file)
+    assert f"{file}, line {line}: jaxlab.example_configs." in str(error.value)
+    assert f"has no field {field!r}; the nearest is {nearest!r}." in str(error.value)
+
+
+def test_other_errors_of_a_file_are_its_own(tmp_path):
+    file = tmp_path / "bad.py"
+    file.write_text("config = len(3)")
+    with pytest.raises(TypeError, match="has no len"):
+        load(file)
+    file.write_text("config = sorted([], kee=3)")
+    with pytest.raises(TypeError, match="kee"):
+        load(file)
+
+
+# Command lines
+
+
+@pytest.fixture
+def tiny(example, tmp_path):
+    file = tmp_path / "tiny.py"
+    file.write_text(
+        "from jaxlab.example_configs import Attention, Delta, Model, Run\n"
+        "config = Run(model=Model(pattern=(Delta(8), Attention(8, window=4))))\n"
+    )
+    return str(file)
+
+
+def test_without_overrides_the_config_is_the_files(tiny):
+    assert parse_cli([tiny]) == load(tiny)
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        ("--model.width 64", lambda c: c.model.width == 64),
+        ("--model.pattern.0.n-householders 2",
+         lambda c: c.model.pattern[0].n_householders == 2),
+        ("--model.pattern.0.no-forget-gate",
+         lambda c: c.model.pattern[0].forget_gate is False),
+        ("--model.pattern.1.window None", lambda c: c.model.pattern[1].window is None),
+        ("--model.tie --name x", lambda c: c.model.tie and c.name == "x"),
+        ("--betas 0.8 0.95", lambda c: c.betas == (0.8, 0.95)),
+        ("--learning-rate 3e-4", lambda c: c.learning_rate == 3e-4),
+    ],
+)  # fmt: skip
+def test_overrides(tiny, arguments, expected):
+    config = parse_cli([tiny, *arguments.split()])
+    assert expected(config)
+    # Nothing else changed.
+    changed = differences(to_json(load(tiny)), to_json(config))
+    assert 1 <= len(changed) <= 2 and type(config) is type(load(tiny))
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ("--model.widht 64", "--model.width"),
+        ("--model.pattern.0.n-housholders 2", "--model.pattern.0.n-householders"),
+        ("--model.width many", "many"),
+    ],
+)
+def test_a_wrong_option_ends_with_code_2(tiny, capsys, arguments, said):
+    with pytest.raises(SystemExit) as ended:
+        parse_cli([tiny, *arguments.split()])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_wrong_file_ends_with_code_2(tiny, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_cli([tiny.replace("tiny", "tyni"), "--model.width", "64"])
+    assert ended.value.code == 2
+    assert "Did you mean tiny.py?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv, code", [([], 2), (["--model.width"], 2), (["-h"], 0)])
+def test_without_a_file_the_usage_is_printed(capsys, argv, code):
+    with pytest.raises(SystemExit) as ended:
+        parse_cli(argv)
+    assert ended.value.code == code
+    printed = capsys.readouterr()
+    assert "CONFIG.py [--field value ...]" in (printed.err if code else printed.out)
+
+
+def test_help_lists_the_fields(tiny, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_cli([tiny, "--help"])
+    assert ended.value.code == 0
+    assert "--model.pattern.1.window" in capsys.readouterr().out
