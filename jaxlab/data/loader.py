@@ -135,15 +135,19 @@ def heldout_batches(
     byte are sum(weights * nats) / (log(2) * sum(weights * bytes)).
 
     Args:
-        max_tokens: at most so many predictions (those of weight 0 included); None
-            takes all documents.
+        max_tokens: at most so many predictions (those of weight 0 included), but at
+            least a row, in whole rows spread evenly over the documents; None takes all.
         The rest as in `packed_batches`.
     """
     _check_positive(sequence_length=sequence_length)
     if max_tokens is not None:
         _check_positive(max_tokens=max_tokens)
     rows = _PackedRows(
-        documents, sequence_length, seed=None, num_epochs=1, max_pairs=max_tokens
+        documents,
+        sequence_length,
+        seed=None,
+        num_epochs=1,
+        max_rows=max_tokens and max(1, max_tokens // sequence_length),
     )
     return batches(
         rows,
@@ -213,7 +217,7 @@ class _PackedRows:
         *,
         seed: int | None,  # None keeps the documents in their order
         num_epochs: int | None,
-        max_pairs: int | None = None,
+        max_rows: int | None = None,  # of an epoch, spread over it
     ):
         offsets = documents.offsets
         pairs = int(offsets[-1]) - 1
@@ -226,8 +230,9 @@ class _PackedRows:
         self._documents = documents
         self._length = sequence_length
         self._seed = seed
-        self._pairs = pairs if max_pairs is None else min(pairs, max_pairs)
-        self._rows_per_epoch = -(-self._pairs // sequence_length)
+        self._pairs = pairs
+        self._all_rows = -(-pairs // sequence_length)
+        self._rows_per_epoch = min(self._all_rows, max_rows or self._all_rows)
         self._rows = (
             sys.maxsize if num_epochs is None else num_epochs * self._rows_per_epoch
         )
@@ -245,7 +250,7 @@ class _PackedRows:
                 if len(self._epochs) == 2:
                     self._epochs.pop(max(self._epochs, key=lambda n: abs(n - number)))
                 self._epochs[number] = _Epoch.make(
-                    self._documents.offsets, self._rows_per_epoch, self._seed, number
+                    self._documents.offsets, self._all_rows, self._seed, number
                 )
             return self._epochs[number]
 
@@ -255,7 +260,8 @@ class _PackedRows:
             tokens, owners = np.zeros(0, np.int32), np.zeros(0, np.int64)
         else:
             epoch = self._epoch(index // self._rows_per_epoch)
-            start = int(epoch.rows[index % self._rows_per_epoch]) * T
+            rank = index % self._rows_per_epoch
+            start = int(epoch.rows[rank * self._all_rows // self._rows_per_epoch]) * T
             stop = min(start + T, self._pairs) + 1
             tokens, owners = epoch.read(self._documents, start, stop)
         pairs = max(len(tokens) - 1, 0)

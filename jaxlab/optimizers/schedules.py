@@ -5,7 +5,13 @@ All rise linearly from 0 over `warmup` steps and end at ``end * peak``.
 
 import dataclasses
 
+import jax.numpy as jnp
 import optax
+
+
+def _of_float(schedule: optax.Schedule) -> optax.Schedule:
+    """Optax mixes the int32 count with floats, which strict promotion refuses."""
+    return lambda count: schedule(jnp.asarray(count, jnp.float32))
 
 
 def _check(schedule, steps: int):
@@ -28,8 +34,10 @@ class WarmupCosine:
     def build(self, peak: float, steps: int) -> optax.Schedule:
         """The schedule of a run of `steps` with highest rate `peak`."""
         _check(self, steps)
-        return optax.warmup_cosine_decay_schedule(
-            0.0, peak, self.warmup, steps, self.end * peak
+        return _of_float(
+            optax.warmup_cosine_decay_schedule(
+                0.0, peak, self.warmup, steps, self.end * peak
+            )
         )
 
 
@@ -55,14 +63,13 @@ class WarmupStableDecay:
                 f"warmup={self.warmup} and decay={self.decay} of {steps} steps "
                 f"({falling}) overlap; shorten one of them."
             )
-        return optax.join_schedules(
-            [
-                optax.linear_schedule(0.0, peak, self.warmup),
-                optax.constant_schedule(peak),
-                optax.linear_schedule(peak, self.end * peak, falling),
-            ],
-            [self.warmup, steps - falling],
-        )
+        parts = [
+            optax.linear_schedule(0.0, peak, self.warmup),
+            optax.constant_schedule(peak),
+            optax.linear_schedule(peak, self.end * peak, falling),
+        ]
+        edges = [self.warmup, steps - falling]
+        return _of_float(optax.join_schedules(parts, edges))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,18 +92,17 @@ class Rewarming:
             raise ValueError(f"cycles={self.cycles}; a run has at least one.")
         _check(self, steps // self.cycles)
         edges = [round(i * steps / self.cycles) for i in range(self.cycles + 1)]
-        return optax.sgdr_schedule(
-            [
-                dict(
-                    init_value=self.end * peak if i else 0.0,
-                    peak_value=peak,
-                    warmup_steps=self.warmup,
-                    decay_steps=edges[i + 1] - edges[i],
-                    end_value=self.end * peak,
-                )
-                for i in range(self.cycles)
-            ]
-        )
+        cycles = [
+            dict(
+                init_value=self.end * peak if i else 0.0,
+                peak_value=peak,
+                warmup_steps=self.warmup,
+                decay_steps=edges[i + 1] - edges[i],
+                end_value=self.end * peak,
+            )
+            for i in range(self.cycles)
+        ]
+        return _of_float(optax.sgdr_schedule(cycles))
 
 
 Schedule = WarmupCosine | WarmupStableDecay | Rewarming

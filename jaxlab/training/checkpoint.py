@@ -11,11 +11,13 @@ The digests do not depend on how an array is sharded, so a checkpoint is verifie
 after a restore onto any mesh.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
 import logging
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +79,8 @@ class Checkpoints:
         self.may_differ = tuple(may_differ)
         self.policy = _NewestAndBest(keep, keep_best)
         self._manager: ocp.CheckpointManager | None = None
-        self._step: int | None = None  # being written
+        self._running: int | None = None  # the step being written
+        self._last: int | None = None  # the step this object wrote last
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -96,19 +99,27 @@ class Checkpoints:
     ) -> None:
         """Start writing `state`; returns when the arrays may be changed or donated.
 
+        A save that is still running is waited for. If it failed, a warning says so
+        and this one takes its place; `wait` and `close` raise instead. Saving again
+        the step that was saved last does nothing.
+
         Args:
-          step: larger than every step saved so far.
+          step: larger than every step in the directory.
           state: pytree of arrays, sharded or not; PRNG key arrays are fine.
           data_iterator: has `get_state()`, which returns JSON values or, as grain's
             DataLoader does, bytes of JSON; or None.
           metrics: {name: number}; "loss" decides which steps are the best.
 
         Raises:
-          CheckpointError: if the previous save failed (its step is named), if this
-            one fails, or if `step` is not the newest.
+          CheckpointError: if this save fails at once, or if `step` is not the newest.
         """
-        self.wait()
+        try:
+            self.wait()
+        except CheckpointError as error:
+            log.warning("%s", error)
         newest = self.latest_step()
+        if step == newest == self._last:
+            return
         if newest is not None and step <= newest:
             raise CheckpointError(
                 f"Step {step} cannot be saved: {self.directory} already holds step "
@@ -126,9 +137,11 @@ class Checkpoints:
         words = {name: _words_of(x) for name, x in arrays.items()}
         for name, value in digests(words).items():
             meta["arrays"][name]["digest"] = value
-        self._step = step
+        self._last = self._running = step
         try:
-            self._open().save(
+            manager = self._open()
+            self.policy.losses[step] = meta["metrics"].get("loss", math.inf)
+            manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.PyTreeSave(_without_empty(words)),
@@ -141,7 +154,6 @@ class Checkpoints:
             if isinstance(error, OSError) or _disk_is_full(error):
                 raise failure from error
             raise
-        self.policy.losses[step] = meta["metrics"].get("loss", math.inf)
 
     def wait(self) -> None:
         """Return when no save is running; raises CheckpointError if one failed."""
@@ -151,7 +163,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._abandon(error) from error
-        self._step = None
+        self._running = None
 
     def close(self) -> None:
         """Wait for a running save and release orbax's threads."""
@@ -178,21 +190,20 @@ class Checkpoints:
 
     def _abandon(self, error: Exception) -> CheckpointError:
         """Clear away the failed save, so that a later one starts afresh."""
-        step, manager = self._step, self._manager
-        self._step = self._manager = None
+        step, manager = self._running, self._manager
+        self._running = self._manager = None
         if manager is not None:
             try:
                 manager.close()
             except Exception as again:  # orbax raises the same failure once more
                 log.debug("While closing after a failed save: %s", again)
         if jax.process_index() == 0:
-            for path in self.directory.glob(f"{step}{TEMPORARY}*"):
-                path.rmtree()
+            _remove_unfinished(self.directory, step)
         newest = self.latest_step()
         last = (
             "There is no complete checkpoint"
             if newest is None
-            else (f"The last complete checkpoint is step {newest}")
+            else f"The last complete checkpoint is step {newest}"
         )
         if _disk_is_full(error):
             reason = "the disk is full"
@@ -202,8 +213,7 @@ class Checkpoints:
             cure = "Make the directory writable"
         return CheckpointError(
             f"Step {step} could not be saved in {self.directory}: {reason}. {last}; "
-            f"what was written of step {step} has been removed. {cure}, then save "
-            "again."
+            f"what was written of step {step} is removed. {cure}, then save again."
         )
 
     # Reading
@@ -553,6 +563,21 @@ def _disk_is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _remove_unfinished(directory: epath.Path, step: int | None) -> None:
+    """Remove the temporary directory of a failed save.
+
+    The threads that write the other arrays notice the failure a little later and may
+    put files back; what outlives these attempts is removed before the next save.
+    """
+    for _ in range(20):
+        for path in directory.glob(f"{step}{TEMPORARY}*"):
+            with contextlib.suppress(OSError):
+                path.rmtree()
+        time.sleep(0.05)
+        if not any(directory.glob(f"{step}{TEMPORARY}*")):
+            return
 
 
 def _free_name(directory: epath.Path, name: str) -> epath.Path:

@@ -22,6 +22,7 @@ class TrainConfig:
     batch_size: int = 32  # rows a step, over all devices
     accumulate: int = 1  # parts of a batch that go through the model one by one
     steps: int = 1000
+    init_from: str | None = None  # another run's directory, for first parameters
     seed: int = 0  # of parameters and data order
     max_minutes: float | None = None  # stop after so long, with a checkpoint
     log_every: int = 10  # steps between lines of metrics

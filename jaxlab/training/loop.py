@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,6 +28,9 @@ from jaxlab.training.state import TrainState, abstract_state, create_state
 from jaxlab.training.step import make_train_step
 
 log = logging.getLogger(__name__)
+
+MAY_DIFFER = ("model.remat", "model.compute_dtype")
+"""Fields of a model that parameters do not depend on."""
 
 
 def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
@@ -55,12 +59,13 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
     source = open_source(cfg.data, cfg.batch_size, cfg.seed)
     _check_fit(cfg, source, mesh)
     optimizer = cfg.optimizer.build(models.spec(cfg.model), cfg.steps)
+    peak = _peak_flops(mesh)
     checkpoints = Checkpoints(
         run / "checkpoints",
         config=config_file.to_json(cfg),
         keep=cfg.keep,
         keep_best=cfg.keep_best,
-        may_differ=("model.remat", "model.compute_dtype"),
+        may_differ=MAY_DIFFER,
     )
     saved = checkpoints.latest_step()
     if saved is not None and not resume:
@@ -75,18 +80,19 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
         _stop_signals() as received,
     ):
         if saved is None:
-            state, step = create_state(cfg.model, optimizer, mesh, cfg.seed), 0
+            state, step = _first_state(cfg, optimizer, mesh), 0
         else:
             abstract = abstract_state(cfg.model, optimizer, mesh)
             step, state = checkpoints.restore(abstract, source.train)
-            writer.truncate_after(step)
+            _check_same_data(cfg, checkpoints.load_config(step))
+        writer.truncate_after(step)
         _say(_headline(cfg, mesh, source, run, step))
         started = time.monotonic()
         progress = Progress(
             cfg.steps,
             tokens_per_step=cfg.batch_size * source.row_length,
             flops_per_token=flops_per_token(cfg.model),
-            peak_flops=_peak_flops(mesh),
+            peak_flops=peak,
         )
 
         def record(step: int, metrics: dict) -> None:
@@ -178,6 +184,40 @@ def _why_stop(
     elif received:
         return received[0]
     return f"max_minutes={cfg.max_minutes} have passed" if late else None
+
+
+def _first_state(cfg: TrainConfig, optimizer, mesh: Mesh) -> TrainState:
+    """New parameters, or those that another run ended with."""
+    state = create_state(cfg.model, optimizer, mesh, cfg.seed)
+    if cfg.init_from is None:
+        return state
+    other = Checkpoints(
+        Path(cfg.init_from) / "checkpoints",
+        config=config_file.to_json(cfg),
+        may_differ=MAY_DIFFER,
+    )
+    wanted = abstract_state(cfg.model, optimizer, mesh).params
+    step, arrays = other.restore(wanted, subtree="params")
+    _say(f"Starting from the parameters of {cfg.init_from} at step {step}.")
+    return state.replace(params=arrays)
+
+
+def _check_same_data(cfg: TrainConfig, saved: dict[str, Any]) -> None:
+    """A position in the data means nothing for other data or another batch size."""
+    parts = ("data", "batch_size", "seed")
+    now = config_file.to_json(cfg)
+    differing = [
+        line
+        for line in config_file.differences(
+            {part: saved[part] for part in parts}, {part: now[part] for part in parts}
+        )
+        if not line.startswith(("data.eval", "data.corpus.directory"))
+    ]
+    if differing:
+        raise CheckpointError(
+            f"The run was saved with other data: {'; '.join(differing)}. Continue it "
+            "with the same, or start a new run from its parameters with --init-from."
+        )
 
 
 def _check_fit(cfg: TrainConfig, source: Source, mesh: Mesh) -> None:

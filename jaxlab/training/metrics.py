@@ -42,13 +42,13 @@ PEAK_FLOPS = {
 }
 
 
-def peak_flops(device: jax.Device) -> float | None:
+def peak_flops(device: Any) -> float | None:
     """The most floating-point operations per second that one device can do.
 
     Args:
-      device: TPU and GPU peaks are dense bfloat16 from a table. A CPU's is measured
-        with a float32 matrix product and shared out among the local CPU devices, all
-        of which run on the same cores.
+      device: one of jax.devices(). TPU and GPU peaks are dense bfloat16 from a table.
+        A CPU's is measured with a float32 matrix product and shared out among the
+        local CPU devices, all of which run on the same cores.
 
     Returns:
       Operations per second, or None for a kind of device that is not in the table.
@@ -126,7 +126,7 @@ class MetricWriter:
                 self._events.add_scalar(name, value, step)
 
     def truncate_after(self, step: int) -> None:
-        """Forget later steps, which a run resumed at `step` will write again."""
+        """Forget later steps, which a run continued from `step` writes again."""
         if self._file is None:
             return
         self.close()

@@ -1,13 +1,14 @@
 """Matrix products to more than the accuracy of their type.
 
-Reflections (beta = 2 along a unit key) neither shrink nor forget: an error of 1e-8 in a
-key's squared norm, which is the rounding of float32, is made again at every step that
-uses the key and grows with the number of steps, while the roundings of the recurrence
-are of random sign and grow with its root. So K K^T is computed as an unrounded sum of
-two parts, and W, which carries every state across a chunk, is corrected by its residual.
+Reflections (beta = 2 along a unit key) neither shrink nor forget. A rounding of k . k is
+the same at every step that uses k, so its effect grows with the number of steps, where
+the roundings of the recurrence, of random sign, grow with its root only. Therefore
+K K^T is computed as the unrounded sum of two parts, and W, which carries every state
+across a chunk, is corrected by its residual.
 
-Products are made exact by splitting a factor into a multiple of a coarse power of two
-and a rest: sums of products of the multiples fit the significand.
+A product is made exact by splitting its factors into a multiple of a power of two, coarse
+enough for sums of products of multiples to fit the significand, and the rest. The powers
+depend on one row at most, so that no token touches the roundings of an earlier one.
 """
 
 import jax
@@ -20,12 +21,13 @@ EXACT = jax.lax.Precision.HIGHEST
 def gram(
     k: Float[Array, "*batch n K"],
 ) -> tuple[Float[Array, "*batch n n"], Float[Array, "*batch n n"]]:
-    """K K^T as its rounding and the rest, together of twice the usual accuracy."""
+    """K K^T as its rounding and the rest."""
+    bits = _significand(k.dtype) // 2 - 1
     norm = jnp.sqrt(jnp.sum(k * k, axis=-1, keepdims=True))
-    bits = (jnp.finfo(k.dtype).nmant + 1) // 2 - 1
-    coarse, fine = split(k, norm, bits)
-    exact = _pairs(coarse, coarse)
-    half = _pairs(coarse + fine / 2, fine)
+    _, exponent = jnp.frexp(norm)  # norm < 2^exponent
+    coarse, fine = split(k, jnp.ldexp(jnp.ones_like(norm), exponent - bits))
+    exact = _gram(coarse, coarse)
+    half = _gram(coarse + fine / 2, fine)
     return two_sum(exact, half + jnp.swapaxes(half, -1, -2))
 
 
@@ -35,34 +37,38 @@ def residual(
     Y: Float[Array, "*batch n d"],
     X: Float[Array, "*batch n d"],
 ) -> Float[Array, "*batch n d"]:
-    """Y - (I + L + L_rest) X, correct although it is all but cancelled."""
-    n = L.shape[-1]
-    bits = (jnp.finfo(L.dtype).nmant + 1 - (n - 1).bit_length()) // 2
-    L_size = jnp.max(jnp.abs(L), axis=(-2, -1), keepdims=True)
-    X_size = jnp.max(jnp.abs(X), axis=(-2, -1), keepdims=True)
-    L_coarse, L_fine = split(L, L_size, bits)
-    X_coarse, X_fine = split(X, X_size, bits)
+    """Y - (I + L + L_rest) X, of which all but the roundings cancels.
+
+    The steps suit unit keys, |L| <= 2 and |X| < 8 d^-1/2. Where these are exceeded the
+    coarse product is rounded as usual, and the residual is of the usual accuracy.
+    """
+    n, d = X.shape[-2:]
+    bits = (_significand(X.dtype) - (n - 1).bit_length()) // 2
+    L_coarse, L_fine = split(L, 2.0 ** (1 - bits))
+    X_coarse, X_fine = split(X, 2.0 ** (3 - (d.bit_length() - 1) // 2 - bits))
     exact = jnp.matmul(L_coarse, X_coarse, precision=EXACT)
     rest = jnp.matmul(L_coarse, X_fine, precision=EXACT)
     rest += jnp.matmul(L_fine + L_rest, X, precision=EXACT)
-    high, low = two_sum(exact, X)
-    return (Y - high) - (low + rest)
+    rounded, rounding = two_sum(exact, X)
+    return (Y - rounded) - (rounding + rest)
 
 
-def split(x, size, bits):
-    """x as a multiple of 2^-bits size and a rest; size >= |x| is made a power of two."""
-    _, exponent = jnp.frexp(size)
-    step = jnp.ldexp(jnp.ones((), x.dtype), exponent - bits)
+def split(x, step):
+    """x as a multiple of `step`, a power of two, and the rest."""
     coarse = jnp.round(x / step) * step
     return coarse, x - coarse
 
 
 def two_sum(a, b):
-    """The rounded sum and its rounding error."""
+    """a + b as its rounding and the rest (Knuth)."""
     total = a + b
-    virtual = total - a
-    return total, (a - (total - virtual)) + (b - virtual)
+    b_part = total - a
+    return total, (a - (total - b_part)) + (b - b_part)
 
 
-def _pairs(x, y):
+def _significand(dtype):
+    return jnp.finfo(dtype).nmant + 1
+
+
+def _gram(x, y):
     return jnp.einsum("...ik,...jk->...ij", x, y, precision=EXACT)

@@ -181,6 +181,7 @@ def _delta(
         g = jnp.zeros((B, T, H), dtype) if g is None else g
         g = jnp.where(reset[..., None], -jnp.inf, g)
     if cu_seqlens is not None:
+        cu_seqlens = cu_seqlens.astype(jnp.int32)
         t = jnp.arange(T, dtype=cu_seqlens.dtype)
         present = ((t >= cu_seqlens[0]) & (t < cu_seqlens[-1]))[None]
     if present is not None:

@@ -85,8 +85,8 @@ def _check_sizes(operation, arrays, sizes):
         return
     if sizes["S"] < 1:
         raise ValueError(
-            f"{operation}: cu_seqlens has shape ({sizes['Z']},), but it must have S + 1 "
-            "entries for S >= 1 sequences."
+            f"{operation}: cu_seqlens has shape ({sizes['Z']},), but it must have "
+            "S + 1 entries for S >= 1 sequences."
         )
     if sizes["B"] != 1:
         raise ValueError(

@@ -1,15 +1,26 @@
-"""Block sizes of the chunked form."""
+"""Block sizes of the chunked form, from the measurements of `benchmarks/delta_rule.py`.
 
-# Rows of a diagonal block that is inverted on its own (see triangular.py).
+A chunk of C keys costs about C d for its pairs of keys and d^2 for its state, per key
+and head of dimension d, so C is best near d / 2; below 32 keys the matrix products are
+too small to be fast.
+"""
+
+# Rows of a diagonal block that is inverted row by row (see triangular.py).
 SOLVE_BLOCK = 16
 
 
-def chunk_size(tokens: int, steps: int) -> int:
-    """Tokens a chunk when the caller names none: about 64 keys, a power of two."""
-    size = 64
-    while size * steps > 96 and size > 1:
-        size //= 2
-    return round_up_to_power_of_two(min(size, tokens))
+def chunk_size(tokens: int, steps: int, head_dim: int) -> int:
+    """Tokens a chunk where the caller names none, a power of two.
+
+    Args:
+      tokens: T, the tokens there are.
+      steps: N, the keys a token.
+      head_dim: the larger of K and V.
+    """
+    keys = 64 if head_dim >= 128 else 32
+    most = max(1, 3 * keys // (2 * steps))  # up to half more, for N = 3
+    at_most = round_up_to_power_of_two(most + 1) // 2
+    return min(at_most, keys, round_up_to_power_of_two(tokens))
 
 
 def round_up_to_power_of_two(size: int) -> int:
@@ -18,5 +29,5 @@ def round_up_to_power_of_two(size: int) -> int:
 
 
 def solve_block(keys: int) -> int:
-    """Rows a diagonal block: the widest power of two that divides the chunk's keys."""
+    """Rows a diagonal block: the largest power of two that divides a chunk's keys."""
     return min(SOLVE_BLOCK, keys & -keys)

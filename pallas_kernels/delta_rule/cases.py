@@ -106,13 +106,12 @@ HARD = {
     "zero_decay": Hard(_few_keys(12, 3), _beta(0, 2), _decay(0.0)),
     "tiny_decay": Hard(_few_keys(12, 3), _beta(0, 2), _decay(-1e-3, -1e-6)),
     "strong_decay": Hard(_random_keys, _beta(0, 2), _decay(-1e2)),
+    "vanishing_decay": Hard(_random_keys, _beta(0, 2), _decay(-80.0, -20.0)),
     "extreme_decay": Hard(_random_keys, _beta(0, 2), _decay(-1e4)),
     "mixed_decay": Hard(
         _few_keys(12, 3), _beta(0, 2), _decay(-1e4, -1e2, -3.0, *(-1e-3,) * 20)
     ),
-    "alternating_decay": Hard(
-        _random_keys, _beta(1, 2), _decay(-1e4, *(-1e-3,) * 30)
-    ),
+    "alternating_decay": Hard(_random_keys, _beta(1, 2), _decay(-1e4, *(-1e-3,) * 30)),
 }
 
 

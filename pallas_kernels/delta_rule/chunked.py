@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.delta_rule import accurate, block_sizes, triangular
+from pallas_kernels.delta_rule import accurate, block_sizes, layout, triangular
 from pallas_kernels.delta_rule.decay import Decay, decay, gradient
 
 
@@ -83,48 +83,27 @@ def chunked(
         operands of 32 bits and more.
     """
     T, N = k.shape[1:3]
-    C = block_sizes.chunk_size(T, N) if chunk_size is None else chunk_size
-    C = block_sizes.round_up_to_power_of_two(C)
-
-    if cu_seqlens is None:
-        sequence = None
-        M = -(-T // C)
-
-        def spread(x):
-            return jnp.pad(x, [(0, 0), (0, M * C - T)] + [(0, 0)] * (x.ndim - 2))
-
-        def collect(x):
-            return x[:, :T]
-
+    if chunk_size is None:
+        C = block_sizes.chunk_size(T, N, max(q.shape[-1], v.shape[-1]))
     else:
-        source, target, sequence = align(cu_seqlens, T, C)
-        M = sequence.shape[0]
-
-        def spread(x):
-            return jnp.take(x, source, axis=1, mode="fill", fill_value=0)
-
-        def collect(x):
-            return jnp.take(x, target, axis=1, mode="clip")
-
-    def tokens(x):
-        x = spread(x)
-        x = x.reshape(x.shape[0], M, C, *x.shape[2:])
-        return jnp.moveaxis(x, (1, 3), (0, 2))  # [M, B, H, C, ...]
-
-    def keys(x):
-        x = spread(x)
-        x = x.reshape(x.shape[0], M, C, *x.shape[2:])
-        x = jnp.moveaxis(x, (1, 4), (0, 2))  # [M, B, H, C, N, ...]
-        return x.reshape(*x.shape[:3], C * N, *x.shape[5:])
-
+        C = block_sizes.round_up_to_power_of_two(chunk_size)
+    if cu_seqlens is None:
+        where = layout.Layout(C)
+    else:
+        where = layout.ragged(cu_seqlens, T, C)
     chunks = Chunks(
-        tokens(q), keys(k), keys(v), keys(beta), None if g is None else tokens(g)
+        q=layout.by_token(q, where),
+        k=layout.by_key(k, where),
+        v=layout.by_key(v, where),
+        beta=layout.by_key(beta, where),
+        g=None if g is None else layout.by_token(g, where),
     )
+    # Transpose once: XLA would otherwise do it again inside every consumer.
+    chunks = jax.lax.optimization_barrier(chunks)
     widest = max((q.dtype, k.dtype, v.dtype), key=lambda dtype: dtype.itemsize)
     products = choose_products(widest, states.dtype, precision)
-    o, states = delta_chunks(products, chunks, states, sequence)
-    o = jnp.moveaxis(o, (0, 2), (1, 3))  # [B, M, C, H, V]
-    return collect(o.reshape(o.shape[0], M * C, *o.shape[3:])), states
+    o, states = delta_chunks(products, chunks, states, where.sequence)
+    return layout.to_tokens(o, where, T), states
 
 
 def choose_products(inputs, state, precision) -> Products:
@@ -133,36 +112,6 @@ def choose_products(inputs, state, precision) -> Products:
     if precision is None and inputs == state:
         return Products(exact, exact)
     return Products(Product(inputs, state, precision), exact)
-
-
-def align(
-    cu_seqlens: Int[Array, "S+1"], T: int, C: int
-) -> tuple[Int[Array, "MC"], Int[Array, "T"], Int[Array, "M"]]:
-    """Rows that start every sequence at the start of a chunk.
-
-    Returns:
-      source: the token of each row; T for an empty row.
-      target: the row of each token; past the end for tokens of no sequence.
-      sequence: the sequence of each chunk.
-    """
-    S = cu_seqlens.shape[0] - 1
-    M = -(-T // C) + S  # each sequence wastes less than one chunk
-    starts, ends = cu_seqlens[:-1], cu_seqlens[1:]
-    chunk_ends = jnp.cumsum((ends - starts + C - 1) // C)
-    chunk_starts = jnp.concatenate([jnp.zeros_like(chunk_ends[:1]), chunk_ends[:-1]])
-
-    chunk = jnp.arange(M, dtype=cu_seqlens.dtype)
-    sequence = jnp.searchsorted(chunk_ends, chunk, side="right")
-    sequence = jnp.minimum(sequence, S - 1)
-    first = starts[sequence] + (chunk - chunk_starts[sequence]) * C
-    token = first[:, None] + jnp.arange(C, dtype=cu_seqlens.dtype)[None, :]
-    inside = token < ends[sequence][:, None]
-    source = jnp.where(inside, token, T).reshape(-1)
-
-    t = jnp.arange(T, dtype=cu_seqlens.dtype)
-    owner = jnp.minimum(jnp.searchsorted(ends, t, side="right"), S - 1)
-    target = chunk_starts[owner] * C + t - starts[owner]
-    return source, target, sequence
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -207,7 +156,7 @@ def _forward(products, chunks, states, sequence):
     states, (U, S) = jax.lax.scan(chunk, states, operands)
     o = _scaled(products.inputs("mbhck,mbhkv->mbhcv", q, S), factors.entry)
     o += products.inputs("mbhcn,mbhnv->mbhcv", P, U)
-    return (o, states), (chunks, sequence, inverses, W, U, S)
+    return (o, states), (chunks, sequence, factors, A, P, inverses, W, U, S)
 
 
 def _backward(products, residuals, gradients):
@@ -224,13 +173,11 @@ def _backward(products, residuals, gradients):
         dV = diag(beta) dR
         dbeta_i = sum_j dL_ij A_ij + dR_i . (v_i - gamma_i S^T k_i)
     """
-    chunks, sequence, inverses, W, U, S = residuals
+    chunks, sequence, factors, A, P, inverses, W, U, S = residuals
     dO, d_states = gradients
     q, k, v, beta, g = chunks
-    C, steps = q.shape[-2], k.shape[-2] // q.shape[-2]
-    factors = NO_DECAY if g is None else decay(g)
+    steps = k.shape[-2] // q.shape[-2]
     entry, exit = _per_key(factors.entry, steps), _per_key(factors.exit, steps)
-    A, _, P = _scores(products, chunks, factors)
     L = beta[..., None] * A
     k_state, v_state = k.astype(S.dtype), v.astype(S.dtype)
 

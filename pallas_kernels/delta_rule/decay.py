@@ -58,9 +58,7 @@ def decay(g: Float[Array, "*batch C"]) -> Decay:
     return jax.tree.map(jnp.exp, log._replace(within=within))
 
 
-def gradient(
-    g: Float[Array, "*batch C"], d_log: Decay
-) -> Float[Array, "*batch C"]:
+def gradient(g: Float[Array, "*batch C"], d_log: Decay) -> Float[Array, "*batch C"]:
     """Gradient for g from the gradients for the logarithms: each interval's gradient
     is added to the tokens it covers."""
     (d_g,) = jax.linear_transpose(log_decay, g)(d_log)

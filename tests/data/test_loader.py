@@ -246,16 +246,19 @@ def test_heldout_has_every_target_once_in_order(documents, length, batch_size):
 
 
 @pytest.mark.parametrize("max_tokens", [1, 9, 10, 11, 39, 154, 155, 10**6])
-def test_heldout_stops_after_max_tokens(documents, max_tokens):
-    batches = list(
-        heldout_batches(
-            documents, batch_size=2, sequence_length=10, max_tokens=max_tokens
+def test_heldout_takes_max_tokens_from_all_over(documents, max_tokens):
+    def rows(max_tokens):
+        batches = heldout_batches(
+            documents, batch_size=1, sequence_length=10, max_tokens=max_tokens
         )
-    )
-    real = sum(int((batch["segment_ids"] >= 0).sum()) for batch in batches)
-    pairs = min(max_tokens, sum(LENGTHS) - 1)
-    assert real == pairs
-    assert len(batches) == -(-pairs // 20)
+        return [batch["inputs"][0] for batch in batches]
+
+    everything, some = rows(None), rows(max_tokens)
+    assert len(some) == min(max(1, max_tokens // 10), len(everything))
+    # Each is the row at the start of one of len(some) equal parts.
+    for i, row in enumerate(some):
+        expected = everything[i * len(everything) // len(some)]
+        np.testing.assert_array_equal(row, expected)
 
 
 def test_a_corpus_on_disk(tmp_path):

@@ -273,13 +273,29 @@ def test_reading_an_empty_place_makes_nothing(tmp_path):
 
 
 def test_steps_only_increase(tmp_path):
+    write(tmp_path, [3])
     with Checkpoints(tmp_path, config=CONFIG) as checkpoints:
-        checkpoints.save(3, small_state(3))
         for step in (2, 3):
             with pytest.raises(CheckpointError, match="already holds step 3"):
-                checkpoints.save(step, small_state(step))
+                checkpoints.save(step, small_state(9))
         _, state = checkpoints.restore(abstract(small_state(3)))
-    assert_same(state, small_state(3))
+        assert_same(state, small_state(3))
+        # A last save that falls on a regular one.
+        for _ in range(2):
+            checkpoints.save(4, small_state(4))
+    assert entries(tmp_path) == ["3", "4"]
+
+
+def test_an_unfinished_save_is_ignored_and_then_removed(tmp_path):
+    write(tmp_path, [3])
+    unfinished = tmp_path / "7.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "3", unfinished)
+    with Checkpoints(tmp_path, config=CONFIG) as checkpoints:
+        assert checkpoints.latest_step() == 3
+        assert checkpoints.restore(abstract(small_state(3)))[0] == 3
+        assert unfinished.exists()  # it may be a running save of another program
+        checkpoints.save(4, small_state(4))
+    assert entries(tmp_path) == ["3", "4"]
 
 
 def test_config_comes_back(tmp_path):
@@ -487,6 +503,24 @@ def test_an_error_of_the_disk_in_either_part_of_a_save(tmp_path, monkeypatch, pa
         assert checkpoints.restore(abstract(small_state(0)))[0] == 3
 
 
+def test_a_failure_in_the_background_does_not_cost_the_next_save(
+    tmp_path, monkeypatch, caplog
+):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left")
+
+    with Checkpoints(tmp_path, config=CONFIG) as checkpoints:
+        checkpoints.save(1, small_state(1))
+        checkpoints.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(type(checkpoints.directory), "write_text", full)
+            checkpoints.save(2, small_state(2))
+            time.sleep(0.5)
+        checkpoints.save(3, small_state(3))
+        assert "Step 2 could not be saved" in caplog.text
+    assert entries(tmp_path) == ["1", "3"]
+
+
 def test_a_place_that_is_not_a_directory(tmp_path):
     (tmp_path / "file").write_text("")
     checkpoints = Checkpoints(tmp_path / "file" / "run", config=CONFIG)
@@ -533,6 +567,7 @@ with Checkpoints(sys.argv[1], config=CONFIG) as checkpoints:
     while True:
         step += 1
         checkpoints.save(step, state_of(step, mesh, ("data",)), metrics={"loss": 1.0})
+        print("saving", step, flush=True)
 """
 
 
@@ -549,16 +584,20 @@ def start(code, *arguments):
 
 @pytest.mark.slow
 def test_kill_at_any_moment_leaves_a_complete_checkpoint(tmp_path):
-    delays = random.Random(0)
+    moments = random.Random(0)
     unfinished = 0
-    for _ in range(6):
+    for _ in range(8):
         child = start(SAVES_FOREVER, tmp_path)
+        saves = moments.randint(2, 5)
+        output = []
         for line in child.stdout:  # each run first restores what the last one left
-            if line.startswith("ready"):
+            output.append(line)
+            saves -= line.startswith("saving")
+            if saves == 0:
                 break
         else:
-            pytest.fail(f"the child ended by itself with {child.wait()}")
-        time.sleep(0.15 + 0.1 * delays.random())
+            pytest.fail(f"the child ended with {child.wait()}: {''.join(output)}")
+        time.sleep(0.03 * moments.random())
         child.send_signal(signal.SIGKILL)
         child.wait()
         child.stdout.close()

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from jaxlab.mixers import attention, delta_product
 from jaxlab.training.config_file import differences, from_json, load, parse_cli, to_json
 
 # A config's classes must be jaxlab's, so these live in a module of that name.
@@ -306,6 +307,24 @@ def test_overrides(tiny, arguments, expected):
     # Nothing else changed.
     changed = differences(to_json(load(tiny)), to_json(config))
     assert 1 <= len(changed) <= 2 and type(config) is type(load(tiny))
+
+
+def test_classes_of_one_name_from_several_modules(tmp_path):
+    file = tmp_path / "hybrid.py"
+    file.write_text(
+        "from jaxlab.mixers import attention, delta_product\n"
+        "from jaxlab.models import LMConfig\n"
+        "config = LMConfig(width=64, n_layers=6, pattern=(\n"
+        "  attention.Config(64), delta_product.Config(64), attention.Config(64)))\n"
+    )
+    arguments = "--pattern.0.window 16 --pattern.1.n-householders 3 --pattern.2.qk-norm"
+    config = parse_cli([str(file), *arguments.split()])
+    assert config.pattern == (
+        attention.Config(64, window=16),
+        delta_product.Config(64, n_householders=3),
+        attention.Config(64, qk_norm=True),
+    )
+    assert from_json(to_json(config)) == config
 
 
 @pytest.mark.parametrize(

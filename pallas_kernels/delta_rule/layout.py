@@ -1,0 +1,81 @@
+"""Tokens to chunks and back: [B, T, ...] to [M, B, H, rows, ...] for M chunks.
+
+The chunk axis leads, to be scanned over; batch and heads stay axes of their own, to be
+sharded. Rows that hold no token are zero, and so touch no state.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class Layout(NamedTuple):
+    """Where tokens lie in chunks.
+
+    Attributes:
+      chunk_size: C, tokens a chunk.
+      source: the token of each row of all chunks, T or more where there is none; or
+        None where row t is token t.
+      target: the row of each token; None likewise.
+      sequence: the sequence of each chunk, or None for a single one.
+    """
+
+    chunk_size: int
+    source: Int[Array, "MC"] | None = None
+    target: Int[Array, "T"] | None = None
+    sequence: Int[Array, "M"] | None = None
+
+
+def ragged(cu_seqlens: Int[Array, "S+1"], T: int, C: int) -> Layout:
+    """The layout in which every sequence starts at the start of a chunk."""
+    S = cu_seqlens.shape[0] - 1
+    M = -(-T // C) + S  # each sequence wastes less than one chunk
+    starts, ends = cu_seqlens[:-1], cu_seqlens[1:]
+    chunks = (ends - starts + C - 1) // C
+    chunk_ends = jnp.cumsum(chunks)
+    chunk_starts = chunk_ends - chunks
+
+    m = jnp.arange(M, dtype=cu_seqlens.dtype)
+    sequence = jnp.searchsorted(chunk_ends, m, side="right")
+    sequence = jnp.minimum(sequence, S - 1)
+    first = starts[sequence] + (m - chunk_starts[sequence]) * C
+    token = first[:, None] + jnp.arange(C, dtype=cu_seqlens.dtype)[None, :]
+    source = jnp.where(token < ends[sequence][:, None], token, T)
+
+    t = jnp.arange(T, dtype=cu_seqlens.dtype)
+    owner = jnp.minimum(jnp.searchsorted(ends, t, side="right"), S - 1)
+    target = chunk_starts[owner] * C + t - starts[owner]
+    return Layout(C, source.reshape(-1), target, sequence)
+
+
+def by_token(x: Float[Array, "B T H *d"], layout: Layout) -> Array:
+    """[B, T, H, ...] to [M, B, H, C, ...]."""
+    return jnp.moveaxis(_rows(x, layout), (1, 3), (0, 2))
+
+
+def by_key(x: Float[Array, "B T N H *d"], layout: Layout) -> Array:
+    """[B, T, N, H, ...] to [M, B, H, C N, ...]."""
+    x = jnp.moveaxis(_rows(x, layout), (1, 4), (0, 2))
+    return x.reshape(*x.shape[:3], -1, *x.shape[5:])
+
+
+def to_tokens(o: Float[Array, "M B H C V"], layout: Layout, T: int) -> Array:
+    """[M, B, H, C, V] to [B, T, H, V]; tokens of no sequence hold anything finite."""
+    o = jnp.moveaxis(o, (0, 2), (1, 3))
+    o = o.reshape(o.shape[0], -1, *o.shape[3:])
+    if layout.target is None:
+        return o[:, :T]
+    return jnp.take(o, layout.target, axis=1, mode="clip")
+
+
+def _rows(x, layout):
+    """[B, T, ...] to [B, M, C, ...]."""
+    C = layout.chunk_size
+    if layout.source is None:
+        pad = [(0, 0)] * x.ndim
+        pad[1] = (0, -x.shape[1] % C)
+        x = jnp.pad(x, pad)
+    else:
+        x = jnp.take(x, layout.source, axis=1, mode="fill", fill_value=0)
+    return x.reshape(x.shape[0], -1, C, *x.shape[2:])

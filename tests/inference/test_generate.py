@@ -1,0 +1,62 @@
+"""Generation: greedy decoding is argmax of forward; sampling follows the logits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab import models
+from jaxlab.inference import SamplingParams, generate, sample_token
+from jaxlab.mixers import attention, delta_product
+from jaxlab.models import LMConfig
+
+CFG = LMConfig(
+    vocab_size=16,
+    width=16,
+    n_layers=2,
+    pattern=(delta_product.Config(16, n_heads=2), attention.Config(16, n_heads=2)),
+)
+
+
+def test_greedy_generation_equals_argmax_of_forward(key):
+    params = models.init(CFG, key)
+    prompt = jax.random.randint(key, (2, 3), 0, 16)
+    tokens = generate(params, prompt, CFG, SamplingParams(max_tokens=5, temperature=0))
+    sequence = np.concatenate([prompt, tokens], axis=1)
+    logits, _ = models.forward(params, jnp.asarray(sequence), CFG)
+    np.testing.assert_array_equal(np.argmax(logits[:, 2:-1], -1), tokens)
+
+
+def test_sampling_follows_the_distribution():
+    p = np.array([0.5, 0.3, 0.15, 0.05])
+    logits = jnp.broadcast_to(jnp.log(jnp.asarray(p, jnp.float32))[None], (20_000, 4))
+
+    def shares(**how):
+        how = SamplingParams(**{"temperature": 1.0} | how)
+        tokens = sample_token(logits, jax.random.key(0), how)
+        return np.bincount(tokens, minlength=4) / len(tokens)
+
+    sigma = 4 * np.sqrt(0.25 / 20_000)  # four standard errors
+    np.testing.assert_allclose(shares(), p, atol=sigma)
+    square = p**2 / np.sum(p**2)
+    np.testing.assert_allclose(shares(temperature=0.5), square, atol=sigma)
+    kept = np.array([0.5, 0.3, 0, 0]) / 0.8
+    np.testing.assert_allclose(shares(top_p=0.8), kept, atol=sigma)
+    np.testing.assert_allclose(shares(top_p=0.1), [1, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SamplingParams(max_tokens=0), "max_tokens=0"),
+        (lambda: SamplingParams(temperature=-1), "temperature=-1"),
+        (lambda: SamplingParams(top_p=0), "top_p=0"),
+        (
+            lambda: generate({}, jnp.zeros((1, 0), jnp.int32), CFG, SamplingParams()),
+            r"shape \(1, 0\)",
+        ),
+    ],
+)
+def test_errors(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

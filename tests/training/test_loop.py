@@ -1,0 +1,307 @@
+"""Runs from beginning to end: resume, kill, SIGTERM, damage, and a user's mistakes."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxlab import models, params
+from jaxlab.data import CorpusConfig, GroupWordProblem
+from jaxlab.inference import SamplingParams
+from jaxlab.mixers import attention, delta_product
+from jaxlab.models import LMConfig
+from jaxlab.optimizers import AdamW, WarmupCosine
+from jaxlab.training import TaskData, TextData, TrainConfig, config_file, train
+from jaxlab.training.checkpoint import CheckpointError
+from jaxlab.training.config_file import to_json
+from jaxlab.training.state import create_state
+from jaxlab.training.step import make_train_step
+
+MODEL = LMConfig(
+    width=16,
+    n_layers=2,
+    pattern=(delta_product.Config(16, n_heads=2), attention.Config(16, n_heads=2)),
+)
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        words = rng.choice(["def ", "return ", "x ", "= ", "1\n"], rng.integers(5, 60))
+        (folder / f"{i}.txt").write_text("".join(words))
+    return CorpusConfig(directory=str(folder / "corpus"), sources=(str(folder),))
+
+
+def small_run(corpus, directory):
+    return TrainConfig(
+        name="test",
+        directory=str(directory),
+        data=TextData(corpus, sequence_length=24, eval_tokens=200),
+        model=MODEL,
+        optimizer=AdamW(schedule=WarmupCosine(warmup=2)),
+        batch_size=8,
+        steps=STEPS,
+        log_every=1,
+        eval_every=6,
+        checkpoint_every=4,
+        prompt="def",
+        sampling=SamplingParams(max_tokens=8),
+    )
+
+
+@pytest.fixture
+def cfg(corpus, tmp_path):
+    return small_run(corpus, tmp_path)
+
+
+def metrics_text(cfg):
+    path = pathlib.Path(cfg.directory, cfg.name, "metrics.jsonl")
+    return path.read_text() if path.exists() else ""
+
+
+def losses(cfg):
+    """(step, loss as written) of every training step."""
+    lines = map(json.loads, metrics_text(cfg).splitlines())
+    return [(x["step"], x["train/loss"]) for x in lines if "train/loss" in x]
+
+
+@pytest.fixture(scope="module")
+def reference(corpus, tmp_path_factory):
+    """The losses of a run that nothing interrupts, in a process of its own."""
+    cfg = small_run(corpus, tmp_path_factory.mktemp("reference"))
+    child = start(cfg)
+    finish(child)
+    return losses(cfg)
+
+
+CHILD = """
+import json, sys, jax
+from jaxlab.training import config_file, train
+jax.config.update("jax_compilation_cache_dir", sys.argv[2])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+train(config_file.from_json(json.loads(sys.argv[1])), resume=True)
+"""
+
+
+def start(cfg):
+    """The run in a child process, which resumes if there is something to resume."""
+    cache = jax.config.jax_compilation_cache_dir
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, json.dumps(to_json(cfg)), str(cache)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(child):
+    out, err = child.communicate()
+    assert child.returncode == 0, err
+    return out
+
+
+def wait_for_step(cfg, child, step):
+    while child.poll() is None and f'"step": {step},' not in metrics_text(cfg):
+        time.sleep(0.005)
+
+
+def test_uninterrupted_run_writes_everything(cfg, reference, capsys):
+    result = train(cfg)
+    assert result["step"] == STEPS and result["bits_per_byte"] > 0
+    picture = pathlib.Path(cfg.directory, "test", "loss.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert [step for step, _ in losses(cfg)] == list(range(1, STEPS + 1))
+    said = capsys.readouterr().out
+    assert "unigram" in said and "bigram" in said and "A sample after 'def'" in said
+    with pytest.raises(CheckpointError, match="already holds a run, saved at step 12"):
+        train(cfg)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_kill_anywhere_and_resume_is_bit_identical(cfg, reference, seed):
+    """Killed at a random moment after each of three steps, then left to finish."""
+    rng = random.Random(seed)
+    for step in sorted(rng.sample(range(1, STEPS), 3)):
+        child = start(cfg)
+        wait_for_step(cfg, child, step)
+        time.sleep(rng.random() * 0.2)
+        child.kill()
+        child.communicate()
+    child = start(cfg)
+    finish(child)
+    assert losses(cfg) == reference
+
+
+def test_sigterm_saves_and_exits_0(cfg, reference):
+    child = start(cfg)
+    wait_for_step(cfg, child, 2)
+    child.send_signal(signal.SIGTERM)
+    out = finish(child)
+    done = losses(cfg)
+    assert 2 <= len(done) < STEPS
+    assert f"SIGTERM: saved step {len(done)} of {STEPS}" in out
+    child = start(cfg)
+    finish(child)
+    assert losses(cfg) == reference
+
+
+def test_corrupted_checkpoint_falls_back_and_says_so(cfg, caplog, capsys):
+    short = dataclasses.replace(cfg, max_minutes=None)
+    train(short)
+    expected = losses(cfg)
+    newest = os.path.join(cfg.directory, "test", "checkpoints", str(STEPS), "state")
+    largest = max(
+        (os.path.join(at, f) for at, _, files in os.walk(newest) for f in files),
+        key=os.path.getsize,
+    )
+    with open(largest, "r+b") as file:
+        file.truncate(os.path.getsize(largest) // 2)
+    result = train(cfg, resume=True)
+    assert result["step"] == STEPS
+    assert "step 12" in caplog.text.lower() + capsys.readouterr().out.lower()
+    assert losses(cfg) == expected
+
+
+def test_checkpoint_of_another_model_names_the_fields(cfg):
+    train(dataclasses.replace(cfg, steps=4))
+    other = dataclasses.replace(cfg, model=dataclasses.replace(MODEL, width=32))
+    with pytest.raises(CheckpointError, match=r"model\.width"):
+        train(other, resume=True)
+
+
+def test_loss_that_is_not_finite_stops_with_advice(cfg):
+    wild = dataclasses.replace(
+        cfg,
+        optimizer=AdamW(learning_rate=1e35, clip=1e9, schedule=WarmupCosine(warmup=5)),
+    )
+    with pytest.raises(FloatingPointError) as error:
+        train(wild)
+    message = str(error.value)
+    assert "is not finite" in message and "--optimizer.learning-rate" in message
+    assert "checkpoint" in message
+
+
+def test_full_disk_costs_a_save_not_the_run(cfg, monkeypatch, caplog):
+    from jaxlab.training.checkpoint import Checkpoints
+
+    save, failures = Checkpoints.save, []
+
+    def full_at_first(self, step, *rest):
+        if not failures:
+            failures.append(step)
+            raise CheckpointError(f"Step {step} could not be saved: the disk is full.")
+        save(self, step, *rest)
+
+    monkeypatch.setattr(Checkpoints, "save", full_at_first)
+    assert train(cfg)["step"] == STEPS
+    assert failures == [4] and "the disk is full" in caplog.text
+
+
+def test_task_run_reports_accuracy(tmp_path, capsys):
+    cfg = TrainConfig(
+        name="parity",
+        directory=str(tmp_path),
+        data=TaskData(GroupWordProblem("parity", length=8), eval_rows=16),
+        model=dataclasses.replace(MODEL, vocab_size=8),
+        optimizer=AdamW(schedule=WarmupCosine(warmup=1)),
+        batch_size=8,
+        steps=3,
+    )
+    assert 0 <= train(cfg)["row_accuracy"] <= 1
+    assert "accuracy" in capsys.readouterr().out
+
+
+def batch_of(cfg, rows):
+    rng = np.random.default_rng(1)
+    draw = lambda: rng.integers(0, 257, (rows, 12)).astype(np.int32)  # noqa: E731
+    return {
+        "inputs": draw(),
+        "targets": draw(),
+        "weights": (rng.random((rows, 12)) < 0.6).astype(np.float32),
+        "segment_ids": np.zeros((rows, 12), np.int32),
+    }
+
+
+def one_step(mesh_cfg, accumulate=1):
+    """Parameters after one plain gradient step of size 1."""
+    mesh = params.make_mesh(mesh_cfg, jax.devices()[: 8 if mesh_cfg.data != 1 else 1])
+    optimizer = optax.with_extra_args_support(optax.sgd(1.0))
+    with jax.set_mesh(mesh):
+        state = create_state(MODEL, optimizer, mesh, seed=0)
+        step = make_train_step(MODEL, optimizer, accumulate)
+        state, metrics = step(state, params.place_rows(batch_of(MODEL, 8), mesh))
+    return jax.device_get((state.params, metrics["loss"]))
+
+
+@pytest.mark.parametrize(
+    ("mesh_cfg", "accumulate"),
+    [
+        (params.MeshConfig(data=1), 4),
+        (params.MeshConfig(data=2, fsdp=2, tensor=2), 1),
+        (params.MeshConfig(data=2, fsdp=1, tensor=4), 2),
+    ],
+)
+def test_mesh_and_accumulation_do_not_change_the_step(mesh_cfg, accumulate):
+    expected = one_step(params.MeshConfig(data=1))
+    actual = one_step(mesh_cfg, accumulate)
+    start = jax.device_get(models.init(MODEL, jax.random.key(0)))
+    np.testing.assert_allclose(actual[1], expected[1], rtol=1e-5)
+    for a, b, s in zip(
+        *map(jax.tree.leaves, (actual[0], expected[0], start)), strict=True
+    ):
+        assert np.linalg.norm(a - b) <= 1e-4 * np.linalg.norm(b - s)
+
+
+def test_state_is_sharded_with_its_parameters():
+    mesh = params.make_mesh(params.MeshConfig(data=2, fsdp=2, tensor=2))
+    optimizer = AdamW(schedule=WarmupCosine(warmup=1)).build(models.spec(MODEL), 10)
+    state = create_state(MODEL, optimizer, mesh, seed=0)
+    wanted = params.shardings(models.spec(MODEL), mesh)
+    assert jax.tree.map(lambda a: a.sharding.spec, state.params) == jax.tree.map(
+        lambda s: s.spec, wanted
+    )
+    shapes = [a.sharding.shard_shape(a.shape) for a in jax.tree.leaves(state.params)]
+    moments = [
+        a.sharding.shard_shape(a.shape)
+        for a in jax.tree.leaves(state.opt_state)
+        if a.ndim
+    ]
+    assert sorted(moments) == sorted(shapes * 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": dataclasses.replace(MODEL, vocab_size=200)}, "257 token ids .* 200"),
+        ({"batch_size": 12}, "batch_size=12 does not divide over 8 devices"),
+        ({"mesh": params.MeshConfig(data=3)}, "do not multiply to the 8 devices"),
+        ({"optimizer": AdamW(schedule=WarmupCosine(warmup=50))}, "warmup=50"),
+    ],
+)
+def test_parts_that_do_not_fit(cfg, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(dataclasses.replace(cfg, **changes))
+
+
+@pytest.mark.parametrize("field", ["steps", "batch_size", "log_every"])
+def test_counts_must_be_positive(field):
+    with pytest.raises(ValueError, match=f"{field}=0"):
+        TrainConfig(**{field: 0})
+
+
+def test_config_survives_json(cfg):
+    assert config_file.from_json(json.loads(json.dumps(to_json(cfg)))) == cfg
