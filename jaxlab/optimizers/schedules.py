@@ -5,13 +5,7 @@ All rise linearly from 0 over `warmup` steps and end at ``end * peak``.
 
 import dataclasses
 
-import jax.numpy as jnp
 import optax
-
-
-def _of_float(schedule: optax.Schedule) -> optax.Schedule:
-    """Optax mixes the int32 count with floats, which strict promotion refuses."""
-    return lambda count: schedule(jnp.asarray(count, jnp.float32))
 
 
 def _check(schedule, steps: int):
@@ -34,10 +28,8 @@ class WarmupCosine:
     def build(self, peak: float, steps: int) -> optax.Schedule:
         """The schedule of a run of `steps` with highest rate `peak`."""
         _check(self, steps)
-        return _of_float(
-            optax.warmup_cosine_decay_schedule(
-                0.0, peak, self.warmup, steps, self.end * peak
-            )
+        return optax.warmup_cosine_decay_schedule(
+            0.0, peak, self.warmup, steps, self.end * peak
         )
 
 
@@ -69,7 +61,7 @@ class WarmupStableDecay:
             optax.linear_schedule(peak, self.end * peak, falling),
         ]
         edges = [self.warmup, steps - falling]
-        return _of_float(optax.join_schedules(parts, edges))
+        return optax.join_schedules(parts, edges)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +94,7 @@ class Rewarming:
             )
             for i in range(self.cycles)
         ]
-        return _of_float(optax.sgdr_schedule(cycles))
+        return optax.sgdr_schedule(cycles)
 
 
 Schedule = WarmupCosine | WarmupStableDecay | Rewarming

@@ -56,10 +56,6 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
     """
     run = Path(cfg.directory) / cfg.name
     mesh = params.make_mesh(cfg.mesh)
-    source = open_source(cfg.data, cfg.batch_size, cfg.seed)
-    _check_fit(cfg, source, mesh)
-    optimizer = cfg.optimizer.build(models.spec(cfg.model), cfg.steps)
-    peak = _peak_flops(mesh)
     checkpoints = Checkpoints(
         run / "checkpoints",
         config=config_file.to_json(cfg),
@@ -73,6 +69,10 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
             f"{run} already holds a run, saved at step {saved}. Continue it with "
             "--resume, or give the new one another --name."
         )
+    source = open_source(cfg.data, cfg.batch_size, cfg.seed, resumes=saved is not None)
+    _check_fit(cfg, source, mesh)
+    optimizer = cfg.optimizer.build(models.spec(cfg.model), cfg.steps)
+    peak = _peak_flops(mesh)
     with (
         jax.set_mesh(mesh),
         checkpoints,

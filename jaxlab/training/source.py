@@ -58,15 +58,21 @@ class Source(NamedTuple):
     baselines: dict[str, float]
 
 
-def open_source(cfg: TextData | TaskData, batch_size: int, seed: int) -> Source:
-    """Open the data; the first process builds a corpus that is not there yet."""
+def open_source(
+    cfg: TextData | TaskData, batch_size: int, seed: int, *, resumes: bool = False
+) -> Source:
+    """Open the data.
+
+    The first process builds a corpus that is not there yet. A run that resumes takes
+    the corpus as it was built, even if the text has changed since.
+    """
     share = dict(
         batch_size=batch_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
     if isinstance(cfg, TextData):
-        return _open_text(cfg, share, seed)
+        return _open_text(cfg, share, seed, resumes)
     batches = -(-cfg.eval_rows // batch_size)
     return Source(
         train=data.task_batches(cfg.task, seed=seed, split="train", **share),
@@ -80,8 +86,8 @@ def open_source(cfg: TextData | TaskData, batch_size: int, seed: int) -> Source:
     )
 
 
-def _open_text(cfg: TextData, share: dict, seed: int) -> Source:
-    if jax.process_index() == 0:
+def _open_text(cfg: TextData, share: dict, seed: int, resumes: bool) -> Source:
+    if jax.process_index() == 0 and not resumes:
         data.build(cfg.corpus)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("corpus built")

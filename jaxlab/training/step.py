@@ -53,9 +53,11 @@ def make_train_step(
         loss_sum, grads = gradient(state.params, batch)
         weight = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
         loss, grads = loss_sum / weight, jax.tree.map(lambda g: g / weight, grads)
-        updates, opt_state = optimizer.update(
-            grads, state.opt_state, state.params, value=loss
-        )
+        # Optax mixes its integer counts with floats, which a strict setting refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimizer.update(
+                grads, state.opt_state, state.params, value=loss
+            )
         state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),

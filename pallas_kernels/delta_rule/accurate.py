@@ -1,14 +1,14 @@
 """Matrix products to more than the accuracy of their type.
 
-Reflections (beta = 2 along a unit key) neither shrink nor forget. A rounding of k . k is
-the same at every step that uses k, so its effect grows with the number of steps, where
-the roundings of the recurrence, of random sign, grow with its root only. Therefore
+Reflections (beta = 2 along a unit key) neither shrink nor forget. The rounding of k.k
+is the same at every step that uses k, so its effect grows with the number of steps,
+where the roundings of the recurrence, of random sign, grow with its root only. Hence
 K K^T is computed as the unrounded sum of two parts, and W, which carries every state
 across a chunk, is corrected by its residual.
 
-A product is made exact by splitting its factors into a multiple of a power of two, coarse
-enough for sums of products of multiples to fit the significand, and the rest. The powers
-depend on one row at most, so that no token touches the roundings of an earlier one.
+A product is exact once its factors are split into a multiple of a power of two, coarse
+enough for sums of products of multiples to fit the significand, and a rest. The powers
+depend on one row at most, so that no token changes the roundings of an earlier one.
 """
 
 import jax

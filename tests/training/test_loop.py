@@ -252,7 +252,7 @@ def one_step(mesh_cfg, accumulate=1):
     [
         (params.MeshConfig(data=1), 4),
         (params.MeshConfig(data=2, fsdp=2, tensor=2), 1),
-        (params.MeshConfig(data=2, fsdp=1, tensor=4), 2),
+        (params.MeshConfig(data=4, fsdp=1, tensor=2), 2),
     ],
 )
 def test_mesh_and_accumulation_do_not_change_the_step(mesh_cfg, accumulate):
