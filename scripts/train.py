@@ -17,8 +17,7 @@ def main() -> None:
     try:
         train(cfg, resume=resume)
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-        if "--traceback" in arguments:
-            raise
+        logging.getLogger(__name__).debug("Traceback:", exc_info=True)
         sys.exit(f"error: {error}")
 
 

@@ -72,9 +72,12 @@ def _to_json(value: Any, where: str) -> Any:
 def from_json(data: dict) -> Any:
     """The config that `to_json` wrote; lists become tuples.
 
+    A field that is missing takes its default, so that configs saved before the field
+    was added stay readable.
+
     Raises:
-      ValueError: if a type is not a dataclass of jaxlab (nothing else is imported),
-        or its fields are not exactly those in `data`.
+      ValueError: if a type is not a dataclass of jaxlab (nothing else is imported), or
+        lacks one of the fields given or needs one that is not.
     """
     if not isinstance(data, dict):
         raise ValueError(f"A config in JSON is an object with a type, not {data!r}.")
@@ -87,20 +90,18 @@ def _from_json(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     cls = _config_type(value.get("type"))
-    names = [field.name for field in dataclasses.fields(cls)]
+    fields = dataclasses.fields(cls)
+    names = [field.name for field in fields]
     given = [name for name in value if name != "type"]
     for name in given:
         if name not in names:
             raise ValueError(
                 f"{value['type']} has no field {name!r}{_nearest(name, names)}."
             )
-    for name in names:
-        if name not in given:
-            raise ValueError(
-                f"{value['type']} needs the field {name!r}, which is missing from the "
-                f"saved config{_nearest(name, given)}; it may come from another "
-                "version of the library."
-            )
+    for field in fields:
+        no_default = field.default is field.default_factory is dataclasses.MISSING
+        if no_default and field.name not in given:
+            raise ValueError(f"{value['type']} needs the field {field.name!r}.")
     return cls(**{name: _from_json(value[name]) for name in given})
 
 

@@ -27,7 +27,7 @@ class TextData:
 
     corpus: data.CorpusConfig = data.CorpusConfig(directory="runs/data/stdlib")
     sequence_length: int = 512  # predictions a row
-    eval_tokens: int = 131_072  # held-out predictions an evaluation
+    eval_tokens: int | None = 131_072  # held-out predictions scored; None: all
 
 
 @dataclasses.dataclass(frozen=True)

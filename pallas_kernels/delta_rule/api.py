@@ -193,6 +193,7 @@ def _delta(
         initial_state = jnp.zeros((rows, H, K, V), dtype)
     axis = 0 if cu_seqlens is None else 1  # [S, B, H, K, V], where S or B is one
     states = jnp.expand_dims(initial_state.astype(dtype), axis)
+    states = vary_like(states, floats)
     if T == 0:
         o = jnp.zeros((B, T, H, V), dtype)
     else:
@@ -213,6 +214,21 @@ def segments(
     before = jnp.pad(latest, [(0, 0), (1, 0)], constant_values=-1)[:, :-1]
     id_before = jnp.take_along_axis(segment_ids, jnp.maximum(before, 0), axis=1)
     return present, present & (before >= 0) & (segment_ids != id_before)
+
+
+def vary_like(x: Array, arrays: list[Array]) -> Array:
+    """Inside `jax.shard_map`, let x vary over the mesh axes the arrays vary over.
+
+    A loop's state must vary as its results do, also where it starts from zeros.
+    """
+
+    def varying(array):
+        kind = jax.typeof(array)
+        # Named `vma` until JAX 0.12.
+        return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
+
+    axes = frozenset().union(*map(varying, arrays)) - varying(x)
+    return jax.lax.pcast(x, tuple(axes), to="varying") if axes else x
 
 
 def masked(x: Array, present: Bool[Array, "B T"]) -> Array:

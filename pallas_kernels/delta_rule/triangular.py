@@ -22,18 +22,17 @@ def invert_diagonal_blocks(
       block: rows a block; divides n.
     """
     *batch, n, _ = L.shape
-    blocks = L.reshape(*batch, n // block, block, n // block, block)
-    blocks = jnp.moveaxis(jnp.diagonal(blocks, axis1=-4, axis2=-2), -1, -3)
-    eye = jnp.broadcast_to(jnp.eye(block, dtype=L.dtype), blocks.shape)
+    L = L.reshape(*batch, n // block, block, n // block, block)
+    L = jnp.moveaxis(jnp.diagonal(L, axis1=-4, axis2=-2), -1, -3)
 
-    def row(i, X):
-        # Rows below i of X are still those of the identity and L_ij = 0 for j >= i.
-        L_i = jax.lax.dynamic_index_in_dim(blocks, i, axis=-2, keepdims=False)
-        update = jnp.sum(L_i[..., :, None] * X, axis=-2)
-        X_i = jax.lax.dynamic_index_in_dim(X, i, axis=-2, keepdims=False)
-        return jax.lax.dynamic_update_index_in_dim(X, X_i - update, i, axis=-2)
+    # Row i of the inverse less I is -L_i - sum_{j<i} L_ij X_j, written over row i of -L.
+    def substitute(i, X):
+        row = jax.lax.dynamic_index_in_dim(X, i, axis=-2, keepdims=False)
+        row += jnp.sum(row[..., :, None] * X, axis=-2)
+        return jax.lax.dynamic_update_index_in_dim(X, row, i, axis=-2)
 
-    return jax.lax.fori_loop(1, block, row, eye)
+    X = jax.lax.fori_loop(1, block, substitute, -L)
+    return X + jnp.eye(block, dtype=X.dtype)[(None,) * (X.ndim - 2)]
 
 
 def solve(

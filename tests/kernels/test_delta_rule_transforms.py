@@ -26,7 +26,7 @@ def gradients(f, *x):
     *x, d_o = x
 
     def loss(*x):
-        return jnp.vdot(f(*x)[0], d_o)
+        return jnp.sum(f(*x)[0] * d_o)
 
     return jax.value_and_grad(loss, argnums=range(5))(*x)
 

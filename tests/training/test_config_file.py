@@ -137,16 +137,24 @@ def test_a_name_that_is_gone(example):
             from_json({"type": name})
 
 
-def test_field_names_must_be_exactly_right(example):
+def test_a_missing_field_takes_its_default(example):
+    """A config saved before the field was added."""
+    data = to_json(full(example))
+    mixer = data["model"]["pattern"][0]
+    del mixer["n_householders"]
+    restored = from_json(data).model.pattern[0]
+    assert restored == example.Delta(8)
+    del mixer["width"]
+    with pytest.raises(ValueError, match="Delta needs the field 'width'"):
+        from_json(data)
+
+
+def test_field_names_must_be_right(example):
     data = to_json(full(example))
     data["learning_rat"] = data.pop("learning_rate")
     with pytest.raises(
         ValueError, match="'learning_rat'; the nearest is 'learning_rate"
     ):
-        from_json(data)
-    data = to_json(full(example))
-    del data["model"]["pattern"][0]["n_householders"]
-    with pytest.raises(ValueError, match="needs the field 'n_householders'"):
         from_json(data)
 
 

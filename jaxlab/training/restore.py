@@ -1,0 +1,66 @@
+"""Trained parameters back from a run's directory."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from jaxlab import models, params
+from jaxlab.training import config_file
+from jaxlab.training.checkpoint import CheckpointError, Checkpoints
+from jaxlab.training.config import TrainConfig
+
+
+class Run(NamedTuple):
+    """A trained model.
+
+    Attributes:
+        config: what the run was made of.
+        params: its parameters, on `mesh`.
+        step: updates they have seen.
+        mesh: the mesh they are on.
+    """
+
+    config: TrainConfig
+    params: Any
+    step: int
+    mesh: Mesh
+
+
+def load_run(
+    directory: str | Path,
+    *,
+    step: int | None = None,
+    mesh_config: params.MeshConfig | None = None,
+) -> Run:
+    """Read the parameters of a run, without its optimizer.
+
+    Args:
+        directory: the run's, such as ``runs/tiny``.
+        step: a saved step; None takes the newest complete one.
+        mesh_config: where the parameters go; None spreads copies over all devices.
+
+    Raises:
+        CheckpointError: there is no such run or step, or none is readable.
+    """
+    folder = Path(directory) / "checkpoints"
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{directory} holds no run: there is no {folder}. Train one first, for "
+            "example with `make train`, which writes runs/tiny."
+        )
+    saved = Checkpoints(folder, config={}).load_config(step)
+    cfg = config_file.from_json(saved)
+    mesh = params.make_mesh(mesh_config or params.MeshConfig())
+    specs = models.spec(cfg.model)
+    abstract = jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(
+            shape.shape, shape.dtype, sharding=sharding
+        ),
+        params.abstract(specs),
+        params.shardings(specs, mesh),
+    )
+    with Checkpoints(folder, config=saved) as checkpoints:
+        step, arrays = checkpoints.restore(abstract, step=step, subtree="params")
+    return Run(cfg, arrays, step, mesh)

@@ -1,0 +1,58 @@
+"""Score a run on held-out data: python scripts/evaluate.py runs/tiny."""
+
+import dataclasses
+import json
+import sys
+from typing import Any
+
+import jax
+import tyro
+
+from jaxlab.evaluation import evaluate
+from jaxlab.training import CheckpointError, TextData, load_run
+from jaxlab.training.source import open_source
+
+
+@dataclasses.dataclass
+class Arguments:
+    """Score a trained run on held-out data; prints JSON."""
+
+    run: tyro.conf.Positional[str]  # its directory, such as runs/tiny
+    step: int | None = None  # of the checkpoint; None: the newest
+    batch_size: int = 16  # rows at a time
+    sequence_length: int | None = None  # of text rows; None: as trained
+    length: int | None = None  # of task rows; None: as trained
+    tokens: int | None = None  # of held-out text; None: all of it
+    rows: int = 1024  # of a task
+
+
+def scores(args: Arguments) -> dict[str, Any]:
+    run = load_run(args.run, step=args.step)
+    data = run.config.data
+    if isinstance(data, TextData):
+        length = args.sequence_length or data.sequence_length
+        data = dataclasses.replace(
+            data, sequence_length=length, eval_tokens=args.tokens
+        )
+    else:
+        length = args.length or data.task.length
+        task = dataclasses.replace(data.task, length=length)
+        data = dataclasses.replace(data, task=task, eval_rows=args.rows)
+    source = open_source(data, args.batch_size, run.config.seed, resumes=True)
+    with jax.set_mesh(run.mesh):
+        found = evaluate(run.params, run.config.model, source.heldout(), run.mesh)
+    numbers = {name: x for name, x in found.items() if isinstance(x, float)}
+    return {"run": args.run, "step": run.step, "length": length, **numbers} | {
+        f"{name}_bits_per_byte": x for name, x in source.baselines.items()
+    }
+
+
+def main() -> None:
+    try:
+        print(json.dumps(scores(tyro.cli(Arguments, description=__doc__)), indent=1))
+    except (CheckpointError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

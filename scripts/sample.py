@@ -1,0 +1,44 @@
+"""Continue a prompt: python scripts/sample.py runs/tiny --prompt "def main("."""
+
+import dataclasses
+import sys
+
+import jax
+import numpy as np
+import tyro
+
+from jaxlab.data import load_tokenizer
+from jaxlab.inference import SamplingParams, generate
+from jaxlab.training import CheckpointError, load_run
+
+
+@dataclasses.dataclass
+class Arguments:
+    """Sample text from a trained run."""
+
+    run: tyro.conf.Positional[str]  # its directory, such as runs/tiny
+    prompt: str = "def "
+    step: int | None = None  # of the checkpoint; None: the newest
+    sampling: tyro.conf.OmitArgPrefixes[SamplingParams] = SamplingParams()
+
+
+def main() -> None:
+    args = tyro.cli(Arguments, description=__doc__)
+    try:
+        run = load_run(args.run, step=args.step)
+        if not hasattr(run.config.data, "corpus"):
+            raise ValueError(f"{args.run} was trained on a task, which has no text.")
+        corpus = run.config.data.corpus
+        tokenizer = load_tokenizer(corpus.tokenizer, corpus.separator)
+        prompt = [tokenizer.separator, *tokenizer.encode(args.prompt)]
+        with jax.set_mesh(run.mesh):
+            tokens = generate(
+                run.params, np.array([prompt]), run.config.model, args.sampling
+            )
+    except (CheckpointError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(args.prompt + tokenizer.decode(np.asarray(tokens)[0]))
+
+
+if __name__ == "__main__":
+    main()
