@@ -99,7 +99,6 @@ def chunked(
         g=None if g is None else layout.by_token(g, where),
     )
     # Transpose once: XLA would otherwise do it again inside every consumer.
-    chunks = jax.lax.optimization_barrier(chunks)
     widest = max((q.dtype, k.dtype, v.dtype), key=lambda dtype: dtype.itemsize)
     products = choose_products(widest, states.dtype, precision)
     o, states = delta_chunks(products, chunks, states, where.sequence)
@@ -137,8 +136,8 @@ def _forward(products, chunks, states, sequence):
     k = k.astype(states.dtype)
     Y_v = beta[..., None] * v.astype(states.dtype)
     Y_k = beta[..., None] * _scaled(k, _per_key(factors.entry, steps))
-    X = triangular.solve(L, inverses, jnp.concatenate([Y_v, Y_k], axis=-1))
-    U0, W = X[..., : v.shape[-1]], X[..., v.shape[-1] :]
+    U0 = triangular.solve(L, inverses, Y_v)
+    W = triangular.solve(L, inverses, Y_k)
     if A_rest is not None:
         error = accurate.residual(L, beta[..., None] * A_rest, Y_k, W)
         W += triangular.solve(L, inverses, error)

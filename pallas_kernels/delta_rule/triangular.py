@@ -25,7 +25,7 @@ def invert_diagonal_blocks(
     L = L.reshape(*batch, n // block, block, n // block, block)
     L = jnp.moveaxis(jnp.diagonal(L, axis1=-4, axis2=-2), -1, -3)
 
-    # Row i of the inverse less I is -L_i - sum_{j<i} L_ij X_j, written over row i of -L.
+    # Row i of the inverse less I, -L_i - sum_{j<i} L_ij X_j, replaces row i of -L.
     def substitute(i, X):
         row = jax.lax.dynamic_index_in_dim(X, i, axis=-2, keepdims=False)
         row += jnp.sum(row[..., :, None] * X, axis=-2)

@@ -1,0 +1,224 @@
+"""Time the chunked delta rule against the recurrence, autodiff and another library.
+
+All contestants of a case take turns, so that what else the machine does meets them all;
+a ratio is that of one turn, and its median and quartiles are over the turns.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.record import record
+from pallas_kernels import delta_product
+from pallas_kernels.delta_rule import cases, chunked
+
+NAMES = ("q", "k", "v", "beta", "g")
+PEER = pathlib.Path(__file__).with_name("delta_rule_peer.py")
+DIRECTIONS = {"forward": False, "forward and backward": True}
+
+
+def main(peer_python: str | None, turns: int, shapes: list[str]) -> pathlib.Path:
+    """Run every case and write results/delta_rule.json."""
+    peer = None if peer_python is None else Peer(peer_python)
+    results = {}
+    for name in shapes:
+        inputs = cases.draw("random", cases.SHAPES[name])
+        with tempfile.TemporaryDirectory() as folder:
+            in_peer = peer is not None and cases.SHAPES[name].N == 1
+            if in_peer:
+                check_peer(peer, inputs, pathlib.Path(folder))
+            for direction, gradients in DIRECTIONS.items():
+                contestants = ours(inputs, gradients)
+                if gradients:
+                    contestants |= backwards(inputs)
+                functions = {n: timed(program) for n, program in contestants.items()}
+                if in_peer:
+                    functions["transformers"] = lambda g=gradients: peer.seconds(g)
+                case = f"{name}, {direction}"
+                results[case] = summarise(alternate(functions, turns))
+                for n, program in contestants.items():
+                    memory = program[0].memory_analysis().temp_size_in_bytes
+                    results[case][n]["temporary_MB"] = round(memory / 1e6, 1)
+                report(case, results[case])
+    shape_values = {name: cases.SHAPES[name]._asdict() for name in shapes}
+    return record(
+        "delta_rule",
+        versions={} if peer is None else peer.versions,
+        turns=turns,
+        shapes=shape_values,
+        dtype="float32",
+        ratio="time of the contestant / time of xla, in the same turn",
+        cases=results,
+    )
+
+
+def ours(inputs, gradients: bool) -> dict:
+    """The implementations of the library, compiled."""
+
+    def by(implementation):
+        def f(q, k, v, beta, g):
+            return delta_product(q, k, v, beta, g, implementation=implementation)[0]
+
+        return compiled(f, inputs, gradients)
+
+    return {"xla": by("xla"), "reference": by("reference")}
+
+
+def backwards(inputs) -> dict:
+    """The hand-written backward pass against autodiff of the same forward pass.
+
+    At precision "default", which skips the correction of W: autodiff would have to
+    differentiate it too.
+    """
+    precision = jax.lax.Precision.DEFAULT
+
+    def f(q, k, v, beta, g):
+        (B, _, H, K), V = q.shape, v.shape[-1]
+        states = jnp.zeros((1, B, H, K, V), q.dtype)
+        return chunked.chunked(q, k, v, beta, g, states, None, None, precision)[0]
+
+    def forward(*arguments):
+        return chunked._forward(*arguments)[0]
+
+    by_hand = compiled(f, inputs, True)
+    with mock.patch.object(chunked, "delta_chunks", forward):
+        autodiff = compiled(f, inputs, True)
+    remat = jax.checkpoint(forward, static_argnums=(0,))
+    with mock.patch.object(chunked, "delta_chunks", remat):
+        checkpoint = compiled(f, inputs, True)
+    for got, want in zip(run(autodiff), run(by_hand), strict=True):
+        close("autodiff", got, want)
+    return {
+        "backward by hand, default precision": by_hand,
+        "autodiff, default precision": autodiff,
+        "autodiff with checkpoint, default precision": checkpoint,
+    }
+
+
+def compiled(f: Callable, inputs, gradients: bool):
+    """The compiled program of f or its gradients, and its arguments."""
+    arguments = [jnp.asarray(inputs[n]) for n in NAMES]
+    if gradients:
+        d_o = jnp.asarray(inputs["d_o"])
+
+        def g(*arguments):
+            o, pullback = jax.vjp(f, *arguments)
+            return o, *pullback(d_o)
+
+    else:
+        g = f
+    return jax.jit(g).lower(*arguments).compile(), arguments
+
+
+def run(program):
+    """Results of a compiled program, ready."""
+    function, arguments = program
+    return jax.block_until_ready(function(*arguments))
+
+
+def timed(program) -> Callable[[], float]:
+    """A function that runs the program once and returns the seconds it took."""
+
+    def seconds():
+        start = time.perf_counter()
+        run(program)
+        return time.perf_counter() - start
+
+    return seconds
+
+
+def alternate(functions: dict[str, Callable[[], float]], turns: int):
+    """Seconds of every turn, after one turn that is not counted."""
+    for function in functions.values():
+        function()
+    seconds = {name: [] for name in functions}
+    for _ in range(turns):
+        for name, function in functions.items():
+            seconds[name].append(function())
+    return seconds
+
+
+def summarise(seconds: dict[str, list[float]]) -> dict:
+    """Medians and quartiles of the times and of the ratios to "xla"."""
+
+    def quartiles(x):
+        low, middle, high = np.quantile(x, (0.25, 0.5, 0.75))
+        return {
+            "median": round(middle, 3),
+            "quartiles": [round(low, 3), round(high, 3)],
+        }
+
+    xla = np.array(seconds["xla"])
+    return {
+        name: {
+            "milliseconds": quartiles(1e3 * np.array(x)),
+            "ratio": quartiles(np.array(x) / xla),
+        }
+        for name, x in seconds.items()
+    }
+
+
+def report(case, summary):
+    print(case)
+    for name, x in summary.items():
+        print(
+            f"  {name:45s} {x['milliseconds']['median']:9.1f} ms "
+            f"{x['ratio']['median']:7.2f} x {x.get('temporary_MB', '')!s:>8}",
+            flush=True,
+        )
+
+
+class Peer:
+    """A child process that runs `delta_rule_peer.py` under another Python."""
+
+    def __init__(self, python: str):
+        self.process = subprocess.Popen(
+            [python, str(PEER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.versions = self.ask(threads=len(os.sched_getaffinity(0)))
+
+    def ask(self, **request) -> dict:
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def seconds(self, gradients: bool) -> float:
+        return self.ask(gradients=gradients)["seconds"]
+
+
+def check_peer(peer: Peer, inputs, folder: pathlib.Path):
+    """Give the peer the inputs, and make sure that it computes the same."""
+    arrays = {n: inputs[n] for n in (*NAMES, "d_o")}
+    arrays |= {n: inputs[n][:, :, 0] for n in ("k", "v", "beta")}
+    np.savez(folder / "inputs.npz", **arrays)
+    results = folder / "results.npz"
+    peer.ask(load=str(folder / "inputs.npz"), save=str(results))
+    theirs = np.load(results)
+    mine = dict(
+        zip(
+            ("o", *(f"d_{n}" for n in NAMES)),
+            run(ours(inputs, True)["xla"]),
+            strict=True,
+        )
+    )
+    for name in theirs:
+        close(name, mine[name].reshape(theirs[name].shape), theirs[name])
+
+
+def close(name, got, want):
+    error = np.linalg.norm(np.asarray(got) - want) / np.linalg.norm(want)
+    if not error < 1e-4:
+        raise RuntimeError(f"{name} differs by {error:.1e}: there is nothing to time.")

@@ -1,0 +1,53 @@
+"""Write a benchmark's results, with what they were measured on."""
+
+import json
+import os
+import pathlib
+import subprocess
+
+import jax
+import jaxlib
+
+ROOT = pathlib.Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def record(name: str, **results) -> pathlib.Path:
+    """Write `results/<name>.json`: the results and where they come from.
+
+    Args:
+      results: anything JSON holds; `versions` adds to those of jax and jaxlib.
+
+    Returns:
+      The path of the file.
+    """
+    devices = jax.devices()
+    versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__}
+    content = {
+        "name": name,
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "cpus": len(os.sched_getaffinity(0)),
+        "commit": commit(),
+        "versions": versions | results.pop("versions", {}),
+        **results,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    return path
+
+
+def commit() -> str:
+    """The commit of the working tree, marked where files differ from it."""
+
+    def git(*arguments):
+        return subprocess.run(
+            ("git", *arguments), cwd=ROOT, capture_output=True, text=True
+        )
+
+    head = git("rev-parse", "HEAD")
+    if head.returncode:
+        return "none"
+    changed = git("status", "--porcelain", "--untracked-files=no").stdout.strip()
+    return head.stdout.strip() + (" with changes" if changed else "")

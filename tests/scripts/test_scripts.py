@@ -1,0 +1,70 @@
+"""The commands of the README, as a user types them."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+SMALL = (
+    *("--model.width", "48", "--model.n-layers", "1", "--batch-size", "8"),
+    *("--data.sequence-length", "16", "--data.eval-tokens", "256", "--steps", "3"),
+    *("--optimizer.schedule.warmup", "1", "--sampling.max-tokens", "4"),
+)
+
+
+def run(*command, code=0):
+    result = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == code, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    text = folder / "text"
+    text.mkdir()
+    for i in range(8):
+        (text / f"{i}.py").write_text(f"def f{i}():\n    return {i}\n" * 20)
+    said = run(
+        *("scripts/train.py", "configs/tiny.py", *SMALL, "--directory", folder),
+        *("--data.corpus.directory", folder / "corpus"),
+        *("--data.corpus.sources", text),
+    )
+    assert "Held-out:" in said and "A sample after" in said
+    return folder / "tiny"
+
+
+def test_sample_continues_the_prompt(trained):
+    said = run("scripts/sample.py", trained, "--prompt", "def f", "--max-tokens", "5")
+    assert said.startswith("def f")
+
+
+def test_evaluate_prints_scores(trained):
+    scores = json.loads(run("scripts/evaluate.py", trained, "--tokens", "256"))
+    assert scores["step"] == 3 and 0 < scores["bits_per_byte"] < 20
+    assert scores["unigram_bits_per_byte"] > 0
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        (("scripts/train.py", "configs/tiny.py", "--model.widht", "8"), 2, "width"),
+        (("scripts/train.py", "configs/tyny.py"), 2, "tiny.py"),
+        (("scripts/train.py",), 2, "usage"),
+        (("scripts/sample.py", "runs/nowhere"), 1, "runs/nowhere holds no run"),
+        (("scripts/evaluate.py", "runs/nowhere"), 1, "runs/nowhere holds no run"),
+    ],
+)
+def test_mistakes_get_a_sentence(command, code, message):
+    said = run(*command, code=code)
+    assert message in said and "Traceback" not in said
+
+
+def test_sampling_from_a_missing_step_names_it(trained):
+    said = run("scripts/sample.py", trained, "--step", "7", code=1)
+    assert "7" in said and "Traceback" not in said
