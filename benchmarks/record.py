@@ -15,6 +15,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 def record(name: str, **results) -> pathlib.Path:
     """Write `results/<name>.json`: the results and where they come from.
 
+    The load average counts the measured program itself; far above the number of its
+    threads it says that the machine was shared.
+
     Args:
       results: anything JSON holds; `versions` adds to those of jax and jaxlib.
 
@@ -28,6 +31,7 @@ def record(name: str, **results) -> pathlib.Path:
         "device": devices[0].device_kind,
         "devices": len(devices),
         "cpus": len(os.sched_getaffinity(0)),
+        "load_average": round(os.getloadavg()[0], 2),
         "commit": commit(),
         "versions": versions | results.pop("versions", {}),
         **results,

@@ -6,7 +6,7 @@ and beta in [0, 2], and with neither one step nor beta in [0, 1]. As in the pape
 is no convolution, forget gate or output gate.
 
 Command: python scripts/train.py configs/state_tracking.py
-All four cells over seeds: python benchmarks/state_tracking.py
+All four cells over seeds: python -m benchmarks.state_tracking
 Other cells: --model.pattern.0.n-householders 1 --model.pattern.0.beta-max 1.0
 """
 
@@ -40,7 +40,7 @@ config = TrainConfig(
         learning_rate=5e-3, schedule=WarmupCosine(warmup=50), weight_decay=0.01
     ),
     batch_size=128,
-    steps=1500,
-    eval_every=500,
-    checkpoint_every=1500,
+    steps=1200,
+    eval_every=400,
+    checkpoint_every=1200,
 )

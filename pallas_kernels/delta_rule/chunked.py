@@ -98,7 +98,6 @@ def chunked(
         beta=layout.by_key(beta, where),
         g=None if g is None else layout.by_token(g, where),
     )
-    # Transpose once: XLA would otherwise do it again inside every consumer.
     widest = max((q.dtype, k.dtype, v.dtype), key=lambda dtype: dtype.itemsize)
     products = choose_products(widest, states.dtype, precision)
     o, states = delta_chunks(products, chunks, states, where.sequence)
