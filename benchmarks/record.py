@@ -1,12 +1,12 @@
 """Write a benchmark's results, with what they were measured on."""
 
+import importlib.metadata
 import json
 import os
 import pathlib
 import subprocess
 
 import jax
-import jaxlib
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -25,7 +25,7 @@ def record(name: str, **results) -> pathlib.Path:
       The path of the file.
     """
     devices = jax.devices()
-    versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__}
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
     content = {
         "name": name,
         "device": devices[0].device_kind,

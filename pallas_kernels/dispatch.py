@@ -25,9 +25,8 @@ def select(
         implementation is never replaced by another.
     """
     if implementation is None:
-        return next(
-            candidates[name] for name in PREFERENCE if callable(candidates[name])
-        )
+        able = (candidates[name] for name in PREFERENCE)
+        return next(candidate for candidate in able if not isinstance(candidate, str))
     if implementation not in candidates:
         known = ", ".join(repr(name) for name in PREFERENCE)
         raise ValueError(

@@ -17,7 +17,7 @@ from pallas_kernels.delta_rule import cases  # noqa: E402
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Time the kernels.")
     parser.add_argument("--peer-python", help="a Python with torch and transformers")
     parser.add_argument("--turns", type=int, default=15, help="repeats of every case")
     parser.add_argument(

@@ -33,7 +33,7 @@ class Product(NamedTuple):
 
     operand: jnp.dtype
     result: jnp.dtype
-    precision: jax.lax.Precision
+    precision: jax.lax.Precision | None
 
     def __call__(self, subscripts, x, y):
         return jnp.einsum(
@@ -240,7 +240,7 @@ def _backward(products, residuals, gradients):
 
 delta_chunks.defvjp(_forward, _backward)
 
-NO_DECAY = Decay(None, None, None, None)
+NO_DECAY = Decay(*[None] * 4)  # pyright: ignore[reportArgumentType]
 
 
 def _scores(products, chunks, factors):
