@@ -29,38 +29,40 @@ def short_convolution(
     B, T, D = x_BTD.shape
     width = filter_WD.shape[0]
     taps = filter_WD.astype(x_BTD.dtype)
-    if tail is None:
-        tail = jnp.zeros((B, width - 1, D), x_BTD.dtype)
-    tail = tail.astype(x_BTD.dtype)
     if segment_ids is None:
-        x_ext = jnp.concatenate([tail, x_BTD], axis=1)
-        y = sum(x_ext[:, j : j + T] * taps[None, None, j] for j in range(width))
-        return y, x_ext[:, T:]
-
-    # Row t of x stands at t + W-1; the tail goes just before the first real token.
-    first = segments.first_real(segment_ids)
-    write = jax.vmap(
-        lambda row, block, i: jax.lax.dynamic_update_slice_in_dim(row, block, i, axis=0)
-    )
-    x_ext = write(jnp.pad(x_BTD, ((0, 0), (width - 1, 0), (0, 0))), tail, first)
-    first_id = jnp.broadcast_to(
-        segments.at(segment_ids, first)[:, None], (B, width - 1)
-    )
-    pad_ids = jnp.pad(
-        segment_ids, ((0, 0), (width - 1, 0)), constant_values=segments.PADDING
-    )
-    ids_ext = write(pad_ids, first_id, first)
+        segment_ids = jnp.zeros((B, T), jnp.int32)
+    # Row t of x stands at t + W-1 of x_ext.
+    before = ((0, 0), (width - 1, 0))
+    x_ext = jnp.pad(x_BTD, (*before, (0, 0)))
+    ids_ext = jnp.pad(segment_ids, before, constant_values=segments.PADDING)
+    if tail is not None:  # it goes just before the first real token
+        first = segments.first_real(segment_ids)
+        first_id = segments.at(segment_ids, first)[:, None]
+        x_ext = _write(x_ext, tail.astype(x_BTD.dtype), first)
+        ids_ext = _write(ids_ext, jnp.tile(first_id, (1, width - 1)), first)
 
     def tap(j):
-        same = ids_ext[:, j : j + T] == segment_ids
-        return jnp.where(same[..., None], x_ext[:, j : j + T] * taps[None, None, j], 0)
+        same = (ids_ext[:, j : j + T] == segment_ids).astype(x_BTD.dtype)
+        return same[..., None] * x_ext[:, j : j + T] * taps[None, None, j]
 
     y = sum(tap(j) for j in range(width))
-    read = jax.vmap(lambda row, i: jax.lax.dynamic_slice_in_dim(row, i, width - 1))
     end = segments.end_real(segment_ids)
     last_id = segments.at(segment_ids, end - 1)
-    same = read(ids_ext, end) == last_id[:, None]
-    return y, jnp.where(same[..., None], read(x_ext, end), 0)
+    same = _read(ids_ext, end, width - 1) == last_id[:, None]
+    return y, jnp.where(same[..., None], _read(x_ext, end, width - 1), 0)
+
+
+def _write(rows, block, start_B):
+    update = jax.lax.dynamic_update_slice_in_dim
+    return jax.vmap(lambda row, part, i: update(row, part, i, axis=0))(
+        rows, block, start_B
+    )
+
+
+def _read(rows, start_B, size):
+    return jax.vmap(lambda row, i: jax.lax.dynamic_slice_in_dim(row, i, size))(
+        rows, start_B
+    )
 
 
 def convolution_step(
