@@ -15,11 +15,12 @@ import tyro
 from benchmarks.record import record
 from jaxlab import models, params
 from jaxlab.mixers import attention
-from jaxlab.training import TrainConfig, config_file, train
+from jaxlab.training import TextData, TrainConfig, config_file, train
 from jaxlab.training.source import open_source
 
 
 def run(cfg: TrainConfig) -> dict:
+    assert isinstance(cfg.data, TextData)
     with tempfile.TemporaryDirectory() as directory:
         started = time.monotonic()
         found = train(dataclasses.replace(cfg, directory=directory))

@@ -19,7 +19,7 @@ import tyro
 
 from benchmarks.record import record
 from jaxlab.evaluation import evaluate
-from jaxlab.training import TrainConfig, config_file, load_run, train
+from jaxlab.training import TaskData, TrainConfig, config_file, load_run, train
 from jaxlab.training.source import open_source
 
 LENGTHS = (1, 2, 4)  # times the trained length
@@ -38,11 +38,13 @@ def variant(base: TrainConfig, n_householders: int, beta_max: float) -> TrainCon
 def score(directory: str) -> list[dict]:
     """Accuracy at each test length; its words come from the test stream."""
     run = load_run(directory)
+    trained = run.config.data
+    assert isinstance(trained, TaskData)
     scores = []
     for times in LENGTHS:
-        words = times * (run.config.data.task.length - 1)
-        task = dataclasses.replace(run.config.data.task, length=words + 1)
-        data = dataclasses.replace(run.config.data, task=task, eval_rows=TEST_ROWS)
+        words = times * (trained.task.length - 1)
+        task = dataclasses.replace(trained.task, length=words + 1)
+        data = dataclasses.replace(trained, task=task, eval_rows=TEST_ROWS)
         source = open_source(data, 128, run.config.seed)
         with jax.set_mesh(run.mesh):
             found = evaluate(run.params, run.config.model, source.heldout(), run.mesh)

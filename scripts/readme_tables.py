@@ -62,8 +62,8 @@ def state_tracking() -> str:
     header = ["steps a token", "beta"] + [f"length {n}" for n in lengths]
     text = (
         "Share of right answers at the last element of a word in S3, one layer "
-        f"trained on words of {trained}: best of {len(cells[0]['runs'])} seeds (all seeds). "
-        "Guessing gives 16.7%."
+        f"trained on words of {trained}: best of {len(cells[0]['runs'])} seeds (all "
+        "seeds). Guessing gives 16.7%."
     )
     return f"{text}\n\n{table(header, rows)}\n\n{measured(data)}"
 

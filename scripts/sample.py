@@ -4,12 +4,13 @@ import dataclasses
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
 from jaxlab.data import load_tokenizer
 from jaxlab.inference import SamplingParams, generate
-from jaxlab.training import CheckpointError, load_run
+from jaxlab.training import CheckpointError, TextData, load_run
 
 
 @dataclasses.dataclass
@@ -26,14 +27,14 @@ def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
     try:
         run = load_run(args.run, step=args.step)
-        if not hasattr(run.config.data, "corpus"):
+        if not isinstance(run.config.data, TextData):
             raise ValueError(f"{args.run} was trained on a task, which has no text.")
         corpus = run.config.data.corpus
         tokenizer = load_tokenizer(corpus.tokenizer, corpus.separator)
         prompt = [tokenizer.separator, *tokenizer.encode(args.prompt)]
         with jax.set_mesh(run.mesh):
             tokens = generate(
-                run.params, np.array([prompt]), run.config.model, args.sampling
+                run.params, jnp.array([prompt]), run.config.model, args.sampling
             )
     except (CheckpointError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")

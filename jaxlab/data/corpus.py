@@ -481,11 +481,10 @@ class Documents:
         self._checksums = checksums
         self._stores: dict[str, ts.TensorStore] = {}
         self._checked: set[str] = set()
+        self._offsets: np.ndarray | None = None  # read when first asked for
 
     def __getstate__(self):
-        state = self.__dict__ | {"_stores": {}, "_checked": set()}
-        state.pop("offsets", None)
-        return state
+        return self.__dict__ | {"_stores": {}, "_checked": set(), "_offsets": None}
 
     def __len__(self) -> int:
         return self._count
@@ -499,10 +498,12 @@ class Documents:
         start, stop = self.offsets[index : index + 2]
         return self.read([(int(start), int(stop))])[0]
 
-    @functools.cached_property
+    @property
     def offsets(self) -> Int[np.ndarray, "documents+1"]:
         """Where each document starts in the stream of tokens, and the stream's end."""
-        return self._read("offsets", [(0, self._count + 1)])[0]
+        if self._offsets is None:
+            self._offsets = self._read("offsets", [(0, self._count + 1)])[0]
+        return self._offsets
 
     def read(
         self, ranges: Sequence[tuple[int, int]]

@@ -1,5 +1,7 @@
 """Short causal depthwise convolution that respects document borders."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -45,7 +47,7 @@ def short_convolution(
         same = (ids_ext[:, j : j + T] == segment_ids).astype(x_BTD.dtype)
         return same[..., None] * x_ext[:, j : j + T] * taps[None, None, j]
 
-    y = sum(tap(j) for j in range(width))
+    y = functools.reduce(jnp.add, map(tap, range(width)))
     end = segments.end_real(segment_ids)
     last_id = segments.at(segment_ids, end - 1)
     same = _read(ids_ext, end, width - 1) == last_id[:, None]

@@ -45,6 +45,8 @@ from jaxlab.layers import (
 )
 from jaxlab.params import ParamSpec, constrain, linear, value
 
+CONVOLUTIONS = ("conv_q", "conv_k", "conv_v")
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -222,11 +224,10 @@ def forward(
 ) -> tuple[Float[Array, "B T width"], DeltaProductState | None]:
     """The chunked parallel form; see `jaxlab.mixers` for the contract."""
     q, k, v = (linear(x, params[name]) for name in ("w_q", "w_k", "w_v"))
-    tails = dict.fromkeys(("conv_q", "conv_k", "conv_v"))
+    tails = dict.fromkeys(CONVOLUTIONS)
     if cfg.convolution:
-        start = {name: getattr(state, name, None) for name in tails}
         convolve = lambda a, name: short_convolution(  # noqa: E731
-            a, value(params[name]), start[name], segment_ids
+            a, value(params[name]), getattr(state, name, None), segment_ids
         )
         q, tails["conv_q"] = convolve(q, "conv_q")
         k, tails["conv_k"] = convolve(k, "conv_k")
@@ -253,11 +254,14 @@ def step(
 ) -> tuple[Float[Array, "B width"], DeltaProductState]:
     """The recurrence itself, one token; the cost does not depend on the position."""
     q, k, v = (linear(x, params[name]) for name in ("w_q", "w_k", "w_v"))
-    tails = dict.fromkeys(("conv_q", "conv_k", "conv_v"))
+    tails = dict.fromkeys(CONVOLUTIONS)
     if cfg.convolution:
-        q, tails["conv_q"] = convolution_step(q, value(params["conv_q"]), state.conv_q)
-        k, tails["conv_k"] = convolution_step(k, value(params["conv_k"]), state.conv_k)
-        v, tails["conv_v"] = convolution_step(v, value(params["conv_v"]), state.conv_v)
+        convolve = lambda a, name: convolution_step(  # noqa: E731
+            a, value(params[name]), getattr(state, name)
+        )
+        q, tails["conv_q"] = convolve(q, "conv_q")
+        k, tails["conv_k"] = convolve(k, "conv_k")
+        v, tails["conv_v"] = convolve(v, "conv_v")
     q_BHK, k_BNHK, v_BNHV = _heads(q, k, v, cfg)
     beta_BNH, g_BH = _gates(params, x, cfg)
 

@@ -84,7 +84,7 @@ class Rewarming:
             raise ValueError(f"cycles={self.cycles}; a run has at least one.")
         _check(self, steps // self.cycles)
         edges = [round(i * steps / self.cycles) for i in range(self.cycles + 1)]
-        cycles = [
+        cycles: list[dict] = [
             dict(
                 init_value=self.end * peak if i else 0.0,
                 peak_value=peak,

@@ -43,7 +43,7 @@ class MeshConfig:
     sequence: int = 1  # shards of the time axis
 
 
-def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over all devices (or those given), with automatic axis types.
 
     Raises:

@@ -1,6 +1,7 @@
 """The training loop: data -> step -> metrics -> evaluation -> checkpoint."""
 
 import contextlib
+import dataclasses
 import logging
 import math
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -199,7 +201,7 @@ def _first_state(cfg: TrainConfig, optimizer, mesh: Mesh) -> TrainState:
     wanted = abstract_state(cfg.model, optimizer, mesh).params
     step, arrays = other.restore(wanted, subtree="params")
     _say(f"Starting from the parameters of {cfg.init_from} at step {step}.")
-    return state.replace(params=arrays)
+    return dataclasses.replace(state, params=arrays)
 
 
 def _check_same_data(cfg: TrainConfig, saved: dict[str, Any]) -> None:
@@ -279,9 +281,8 @@ def flops_per_token(cfg: LMConfig) -> float:
 
 def _peak_flops(mesh: Mesh) -> float | None:
     peaks = [peak_flops(device) for device in mesh.local_devices]
-    if None in peaks:
-        return None
-    return sum(peaks) * jax.process_count()
+    known = [peak for peak in peaks if peak is not None]
+    return sum(known) * jax.process_count() if len(known) == len(peaks) else None
 
 
 def _say(text: str) -> None:
@@ -330,7 +331,7 @@ def _show_results(
         return
     prompt = [source.tokenizer.separator, *source.tokenizer.encode(cfg.prompt)]
     tokens = generate(
-        state.params, np.array([prompt], np.int32), cfg.model, cfg.sampling
+        state.params, jnp.array([prompt], jnp.int32), cfg.model, cfg.sampling
     )
     text = source.tokenizer.decode(np.asarray(tokens)[0])
     _say(f"A sample after {cfg.prompt!r}:\n{cfg.prompt}{text}")

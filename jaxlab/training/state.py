@@ -39,8 +39,8 @@ def abstract_state(
     shapes = jax.eval_shape(lambda: _create(cfg, optimizer, jax.random.key(0)))
     whole = NamedSharding(mesh, PartitionSpec())
     by_param = params.shardings(specs, mesh)
-    shardings = TrainState(
-        step=whole,
+    shardings: Any = TrainState(
+        step=whole,  # pyright: ignore[reportArgumentType]
         params=by_param,
         opt_state=optax.tree_utils.tree_map_params(
             optimizer,
