@@ -1,6 +1,8 @@
 """A DeltaProduct language model of Python source, for two CPU cores.
 
 Data: the standard library of the running Python, as bytes; 5% of the files held out.
+Expected: below 2.1 bits per byte on held-out files (unigram 4.55, bigram 3.44); what it
+reached is in the README.
 Command: make train      (python scripts/train.py configs/tiny.py --resume)
 """
 
@@ -11,15 +13,17 @@ from jaxlab.training import TextData, TrainConfig
 
 config = TrainConfig(
     name="tiny",
-    data=TextData(sequence_length=256),
+    data=TextData(sequence_length=256, eval_tokens=65_536),
     model=LMConfig(
         width=192,
         n_layers=3,
-        pattern=(delta_product.Config(192, n_heads=3, n_householders=1),),
+        pattern=(delta_product.Config(192, n_heads=3, n_householders=2),),
     ),
-    optimizer=AdamW(learning_rate=3e-3, schedule=WarmupCosine(warmup=50, end=0.05)),
+    optimizer=AdamW(learning_rate=4e-3, schedule=WarmupCosine(warmup=50)),
     batch_size=8,
-    steps=1000,
-    max_minutes=5,
+    steps=540,
+    max_minutes=4.6,  # the last evaluation and checkpoint come on top
+    eval_every=180,
+    checkpoint_every=90,
     prompt="def ",
 )
