@@ -17,13 +17,13 @@ config = TrainConfig(
     model=LMConfig(
         width=192,
         n_layers=3,
-        pattern=(delta_product.Config(192, n_heads=3, n_householders=2),),
+        pattern=(delta_product.Config(192, n_heads=4, n_householders=2),),
     ),
     optimizer=AdamW(learning_rate=4e-3, schedule=WarmupCosine(warmup=50)),
     batch_size=8,
-    steps=540,
+    steps=500,
     max_minutes=4.6,  # the last evaluation and checkpoint come on top
-    eval_every=180,
-    checkpoint_every=90,
+    eval_every=250,
+    checkpoint_every=100,
     prompt="def ",
 )

@@ -25,6 +25,33 @@ def measured(data: dict) -> str:
     return f"Measured on {data['cpus']} CPU cores ({versions}), commit {commit}."
 
 
+def methods() -> str:
+    runs = results("language_model")["runs"]
+    bits = {
+        name: f"{run['bits_per_byte']:.3f} bits per byte" for name, run in runs.items()
+    }
+    best = max(
+        run["scores"][0]["accuracy_at_last"]
+        for cell in results("state_tracking")["cells"]
+        if (cell["n_householders"], cell["beta_max"]) == (2, 2.0)
+        for run in cell["runs"]
+    )
+    delta = "[`delta_product.py`](jaxlab/mixers/delta_product.py)"
+    attention = "[`attention.py`](jaxlab/mixers/attention.py)"
+    return table(
+        ["method", "paper", "file", "kernels", "measured on CPU"],
+        [
+            [
+                *("DeltaProduct", "2502.10297", delta, "chunked XLA; Pallas not yet"),
+                f"{bits['DeltaProduct']}; S3 {best:.1%} right",
+            ],
+            ["Gated DeltaNet", "2412.06464", delta, "the same", "speed below"],
+            ["DeltaNet", "2406.06484", delta, "the same", "S3 below (one step)"],
+            ["attention", "1706.03762", attention, "XLA", bits["attention"]],
+        ],
+    )
+
+
 def language_model() -> str:
     data = results("language_model")
     rows = [
@@ -104,6 +131,7 @@ def delta_rule() -> str:
 
 
 TABLES = {
+    "methods": methods,
     "language_model": language_model,
     "state_tracking": state_tracking,
     "delta_rule": delta_rule,

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SMALL = (
-    *("--model.width", "48", "--model.n-layers", "1", "--batch-size", "8"),
+    *("--model.width", "64", "--model.n-layers", "1", "--batch-size", "8"),
     *("--data.sequence-length", "16", "--data.eval-tokens", "256", "--steps", "3"),
     *("--optimizer.schedule.warmup", "1", "--sampling.max-tokens", "4"),
 )
