@@ -6,7 +6,7 @@ ENV := .venv
 BIN := $(ENV)/bin
 READY := $(ENV)/.ready
 
-.PHONY: train test lint format notebooks clean
+.PHONY: train test lint format clean
 
 train: $(READY)  ## train a DeltaProduct language model on Python source
 	$(BIN)/python scripts/train.py configs/tiny.py --resume

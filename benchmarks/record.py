@@ -19,10 +19,10 @@ def record(name: str, **results) -> pathlib.Path:
     threads it says that the machine was shared.
 
     Args:
-      results: anything JSON holds; `versions` adds to those of jax and jaxlib.
+        results: anything JSON holds; `versions` adds to those of jax and jaxlib.
 
     Returns:
-      The path of the file.
+        The path of the file.
     """
     devices = jax.devices()
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}

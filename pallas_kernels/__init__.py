@@ -1,4 +1,4 @@
-"""Array operations with accelerator kernels; imports jax only."""
+"""Array operations with accelerator kernels; stands on jax alone."""
 
 from pallas_kernels.delta_rule import delta_product, delta_rule
 

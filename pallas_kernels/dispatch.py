@@ -14,15 +14,15 @@ def select(
     """Return the function that computes an operation here.
 
     Args:
-      operation: the operation's public name, for the error messages.
-      implementation: a key of `candidates`, or None for the best that can run.
-      candidates: for each name in `PREFERENCE`, the function, or the sentence that
-        says why it cannot run here.
+        operation: the operation's public name, for the error messages.
+        implementation: a key of `candidates`, or None for the best that can run.
+        candidates: for each name in `PREFERENCE`, the function, or the sentence that
+          says why it cannot run here.
 
     Raises:
-      ValueError: `implementation` is no known name.
-      NotImplementedError: the named implementation cannot run here. A named
-        implementation is never replaced by another.
+        ValueError: `implementation` is no known name.
+        NotImplementedError: the named implementation cannot run here. A named
+          implementation is never replaced by another.
     """
     if implementation is None:
         able = (candidates[name] for name in PREFERENCE)

@@ -20,24 +20,28 @@ class Arguments:
     run: tyro.conf.Positional[str]  # its directory, such as runs/tiny
     step: int | None = None  # of the checkpoint; None: the newest
     batch_size: int = 16  # rows at a time
-    sequence_length: int | None = None  # of text rows; None: as trained
-    length: int | None = None  # of task rows; None: as trained
-    tokens: int | None = None  # of held-out text; None: all of it
-    rows: int = 1024  # of a task
+    length: int | None = None  # positions a row; None: as trained
+    tokens: int | None = None  # of held-out text to score; None: all of it
+    rows: int = 1024  # of a task to score, up to whole batches
 
 
 def scores(args: Arguments) -> dict[str, Any]:
     run = load_run(args.run, step=args.step)
     data = run.config.data
     if isinstance(data, TextData):
-        length = args.sequence_length or data.sequence_length
+        length = data.sequence_length if args.length is None else args.length
         data = dataclasses.replace(
             data, sequence_length=length, eval_tokens=args.tokens
         )
     else:
-        length = args.length or data.task.length
+        length = data.task.length if args.length is None else args.length
         task = dataclasses.replace(data.task, length=length)
         data = dataclasses.replace(data, task=task, eval_rows=args.rows)
+    if args.batch_size % run.mesh.size:
+        raise ValueError(
+            f"--batch-size {args.batch_size} does not divide over {run.mesh.size} "
+            "devices."
+        )
     source = open_source(data, args.batch_size, run.config.seed, resumes=True)
     with jax.set_mesh(run.mesh):
         found = evaluate(run.params, run.config.model, source.heldout(), run.mesh)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxlab.data import load_tokenizer
+from jaxlab.data import open_corpus
 from jaxlab.inference import SamplingParams, generate
 from jaxlab.training import CheckpointError, TextData, load_run
 
@@ -29,12 +29,15 @@ def main() -> None:
         run = load_run(args.run, step=args.step)
         if not isinstance(run.config.data, TextData):
             raise ValueError(f"{args.run} was trained on a task, which has no text.")
-        corpus = run.config.data.corpus
-        tokenizer = load_tokenizer(corpus.tokenizer, corpus.separator)
+        tokenizer = open_corpus(run.config.data.corpus.directory).tokenizer
         prompt = [tokenizer.separator, *tokenizer.encode(args.prompt)]
         with jax.set_mesh(run.mesh):
             tokens = generate(
-                run.params, jnp.array([prompt]), run.config.model, args.sampling
+                run.params,
+                jnp.array([prompt]),
+                run.config.model,
+                args.sampling,
+                vocab_size=tokenizer.vocab_size,
             )
     except (CheckpointError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")

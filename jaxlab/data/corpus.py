@@ -135,6 +135,7 @@ def build(
         } | _write(new, survey, tokenizer, cfg.heldout_fraction)
         if cfg.tokenizer != "bytes":
             shutil.copyfile(cfg.tokenizer, new / "tokenizer.json")
+        manifest["baselines"] = _baselines(Corpus(new, manifest))
         (new / "manifest.json").write_text(json.dumps(manifest, indent=1))
         if rebuild and target.exists():
             target.rename(scratch / "old")
@@ -436,6 +437,17 @@ class Corpus:
             )
         return tokenizer
 
+    @property
+    def fingerprint(self) -> str:
+        """Equal for corpora of the same tokens in the same order and splits."""
+        tokens = [self.manifest[key] for key in ("tokenizer", "splits", "checksums")]
+        return hashlib.sha256(json.dumps(tokens, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def baselines(self) -> dict[str, float]:
+        """Held-out bits per byte of unigrams and bigrams, where tokens are bytes."""
+        return self.manifest["baselines"]
+
     def split(self, name: str) -> "Documents":
         """Returns the documents of "train" or "heldout"."""
         if name not in SPLITS:
@@ -535,6 +547,13 @@ class Documents:
                 f"{str(self._path.parent)!r} and build it again, or restore the file."
             )
         self._checked.add(shard)
+
+
+def _baselines(corpus: Corpus) -> dict[str, float]:
+    if corpus.tokenizer.fingerprint != "bytes" or not corpus.split("heldout").bytes:
+        return {}
+    orders = {"unigram": 1, "bigram": 2}
+    return {name: ngram_bits_per_byte(corpus, n) for name, n in orders.items()}
 
 
 def ngram_bits_per_byte(corpus: Corpus, order: int) -> float:

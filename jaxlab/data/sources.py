@@ -49,7 +49,10 @@ def find_files(sources: Sequence[str]) -> list[TextFile]:
         found = (p.relative_to(root) for p in root.rglob("*.py"))
         names = sorted(p.as_posix() for p in found if not foreign & {*p.parts})
         return [TextFile(name, root / name) for name in names]
-    return [file for source in sources for file in _find_source(source)]
+    found = {}  # a file that two sources name is read once, under its first name
+    for file in (file for source in sources for file in _find_source(source)):
+        found.setdefault((file.path.resolve(), file.member), file)
+    return [*found.values()]
 
 
 def _find_source(source: str) -> list[TextFile]:
@@ -200,7 +203,7 @@ def _parquet_rows(stream, where: str) -> Iterator[bytes]:
     except ImportError as error:
         raise ImportError(
             f"Reading {where} needs the `pyarrow` package, which is not installed; get "
-            "it with `pip install jaxlab[hf]`."
+            "it with `pip install -e '.[hf]'`."
         ) from error
     try:
         table = pyarrow.parquet.ParquetFile(stream)

@@ -76,7 +76,7 @@ class HuggingFaceTokenizer:
         except ImportError as error:
             raise ImportError(
                 "Reading a tokenizer.json needs the `tokenizers` package, which is not "
-                "installed; get it with `pip install jaxlab[hf]`, or use the tokenizer "
+                "installed; get it with `pip install -e '.[hf]'`, or use the tokenizer "
                 "'bytes', which needs nothing."
             ) from error
         self.path = pathlib.Path(path)

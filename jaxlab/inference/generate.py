@@ -1,5 +1,6 @@
 """Continue a prompt: one parallel pass over it, then one step a token."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -13,7 +14,12 @@ from jaxlab.models import LMConfig
 
 
 def generate(
-    params: Any, prompt: Int[Array, "B T"], cfg: LMConfig, how: SamplingParams
+    params: Any,
+    prompt: Int[Array, "B T"],
+    cfg: LMConfig,
+    how: SamplingParams,
+    *,
+    vocab_size: int | None = None,
 ) -> Int[Array, "B max_tokens"]:
     """Tokens that follow `prompt`.
 
@@ -22,6 +28,8 @@ def generate(
         prompt: int ``[B, T]`` with T at least 1.
         cfg: the model.
         how: how many tokens, and how they are drawn.
+        vocab_size: the tokenizer's ids, which are all that is drawn from; None takes
+            the model's, which may be more.
 
     Returns:
         int32 ``[B, max_tokens]``.
@@ -34,20 +42,22 @@ def generate(
             f"The prompt has shape {prompt.shape}; give [batch, tokens] with at least "
             "one token (the tokenizer's separator starts a new document)."
         )
-    return _generate(params, prompt, cfg, how)
+    key = jax.random.key(how.seed)
+    how = dataclasses.replace(how, seed=0)  # another seed is no other program
+    return _generate(params, prompt, key, cfg, how, vocab_size or cfg.vocab_size)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "how"))
-def _generate(params, prompt, cfg: LMConfig, how: SamplingParams):
+@functools.partial(jax.jit, static_argnames=("cfg", "how", "vocab_size"))
+def _generate(params, prompt, key, cfg: LMConfig, how: SamplingParams, vocab_size):
     batch, length = prompt.shape
     state = models.init_state(cfg, batch, length + how.max_tokens)
     logits, state = models.forward(params, prompt, cfg, state=state)
 
     def one(carry, key):
         logits, state = carry
-        tokens = sample_token(logits, key, how)
+        tokens = sample_token(logits[:, :vocab_size], key, how)
         return models.step(params, tokens, cfg, state), tokens
 
-    keys = jax.random.split(jax.random.key(how.seed), how.max_tokens)
+    keys = jax.random.split(key, how.max_tokens)
     _, tokens = jax.lax.scan(one, (logits[:, -1], state), keys)
     return jnp.swapaxes(tokens, 0, 1)

@@ -33,6 +33,7 @@ def short_convolution(
     taps = filter_WD.astype(x_BTD.dtype)
     if segment_ids is None:
         segment_ids = jnp.zeros((B, T), jnp.int32)
+    segment_ids = segments.documents(segment_ids)
     # Row t of x stands at t + W-1 of x_ext.
     before = ((0, 0), (width - 1, 0))
     x_ext = jnp.pad(x_BTD, (*before, (0, 0)))

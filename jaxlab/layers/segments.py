@@ -17,6 +17,17 @@ def real(segment_ids_BT: Int[Array, "B T"]) -> Bool[Array, "B T"]:
     return segment_ids_BT >= 0
 
 
+def documents(segment_ids_BT: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Ids that only grow along a row, so that equal ids are one document.
+
+    An id that comes back after another is a new document; padding stays `PADDING`.
+    """
+    before = jnp.pad(segment_ids_BT[:, :-1], ((0, 0), (1, 0)), constant_values=PADDING)
+    opens = (segment_ids_BT != before) & real(segment_ids_BT)
+    number = jnp.cumsum(opens.astype(jnp.int32), axis=1)
+    return jnp.where(real(segment_ids_BT), number, PADDING)
+
+
 def first_real(segment_ids_BT: Int[Array, "B T"]) -> Int[Array, " B"]:
     """Index of each row's first real token; T in a row of padding."""
     is_real = real(segment_ids_BT)

@@ -38,6 +38,10 @@ class Config:
     rope_base: float = 10_000.0  # wavelength base of the rotary positions
 
     def __post_init__(self):
+        for name in ("width", "n_heads", "n_kv_heads", "head_size", "window"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ValueError(f"{name}={size} must be at least 1.")
         if self.head_size is None and self.width % self.n_heads:
             raise ValueError(
                 f"width={self.width} is not divisible by n_heads={self.n_heads}; "
@@ -51,11 +55,6 @@ class Config:
             raise ValueError(
                 f"n_heads={self.n_heads} is not divisible by n_kv_heads={self.G}: "
                 "every key head serves the same number of query heads."
-            )
-        if self.window is not None and self.window < 1:
-            raise ValueError(
-                f"window={self.window}: a token must at least see itself (1), "
-                "or everything before it (None)."
             )
 
     @property
@@ -104,7 +103,8 @@ def init_state(
     """An empty cache.
 
     It holds ``min(max_length, window)`` tokens. Past `max_length` the oldest token is
-    overwritten, that is, attention goes on with a window of `max_length`.
+    overwritten: `step` goes on with a window of `max_length`, and `forward` sees at
+    least that much.
     """
     slots = min(max_length, cfg.window or max_length)
     kv = jnp.zeros((batch, slots, cfg.G, cfg.D), dtype)
@@ -160,6 +160,7 @@ def forward(
     """Attention over whole sequences; see `jaxlab.mixers` for the contract."""
     B, T, _ = x.shape
     ids = jnp.zeros((B, T), jnp.int32) if segment_ids is None else segment_ids
+    ids = segments.documents(ids)
     start = jnp.zeros((B,), jnp.int32) if state is None else state.length
     positions = segments.positions(ids, start)
     q, k, v = _project(params, x, positions, cfg)

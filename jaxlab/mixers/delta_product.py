@@ -65,14 +65,17 @@ class Config:
     implementation: str | None = None  # of the kernel; None: the best that can run
 
     def __post_init__(self):
+        for name in (
+            *("width", "n_heads", "key_size", "value_size"),
+            *("n_householders", "chunk_size"),
+        ):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ValueError(f"{name}={size} must be at least 1.")
         if self.key_size is None and self.width % self.n_heads:
             raise ValueError(
                 f"width={self.width} is not divisible by n_heads={self.n_heads}; "
                 "choose another number of heads or set key_size."
-            )
-        if self.n_householders < 1:
-            raise ValueError(
-                f"n_householders={self.n_householders}: a token takes at least 1 step."
             )
         if not 0 < self.beta_max <= 2:
             raise ValueError(
@@ -121,8 +124,8 @@ def spec(cfg: Config) -> dict[str, ParamSpec]:
     if cfg.forget_gate:
         specs |= {
             "w_decay": ParamSpec((cfg.width, H), ("width", "heads")),
-            "a_log": ParamSpec((H,), ("heads",), _log_uniform(1, 16), "decay"),
-            "dt_bias": ParamSpec((H,), ("heads",), _inverse_softplus_dt, "decay"),
+            "a_log": ParamSpec((H,), ("heads",), _log_of_uniform(1, 16), "decay"),
+            "dt_bias": ParamSpec((H,), ("heads",), _inverse_softplus_of_dt, "decay"),
         }
     if cfg.output_gate:
         specs["w_gate"] = ParamSpec((cfg.width, H * V), ("width", "heads"))
@@ -133,12 +136,12 @@ def _uniform(low: float, high: float):
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, low, high)
 
 
-def _log_uniform(low: float, high: float):
+def _log_of_uniform(low: float, high: float):
     """log of a uniform draw."""
     return lambda *args: jnp.log(_uniform(low, high)(*args))
 
 
-def _inverse_softplus_dt(key, shape, dtype):
+def _inverse_softplus_of_dt(key, shape, dtype):
     """softplus of it is log-uniform in [1e-3, 1e-1], as in Mamba-2."""
     dt = jnp.exp(_uniform(math.log(1e-3), math.log(1e-1))(key, shape, dtype))
     return dt + jnp.log(-jnp.expm1(-dt))

@@ -46,6 +46,10 @@ class LMConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self):
+        for name in ("vocab_size", "width", "n_layers", "mlp_hidden"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ValueError(f"model.{name}={size} must be at least 1.")
         if not self.pattern:
             raise ValueError("pattern is empty; give at least one mixer's Config.")
         if self.n_layers % len(self.pattern):

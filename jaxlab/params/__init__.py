@@ -13,7 +13,7 @@ from jaxlab.params.leaves import (
     tapped,
     value,
 )
-from jaxlab.params.paths import named_leaves, path_name, select
+from jaxlab.params.paths import named_leaves, path_name
 from jaxlab.params.sharding import (
     MESH_AXES,
     RULES,
@@ -24,7 +24,16 @@ from jaxlab.params.sharding import (
     place_rows,
     shardings,
 )
-from jaxlab.params.spec import ROLES, ParamSpec, abstract, count, fan_in, init, stack
+from jaxlab.params.spec import (
+    ROLES,
+    ParamSpec,
+    abstract,
+    count,
+    fan_in,
+    init,
+    select,
+    stack,
+)
 
 __all__ = [
     "MESH_AXES",

@@ -119,10 +119,11 @@ def shardings(specs: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
 def constrain(x: Array, *axes: str | None, rules: Rules = RULES) -> Array:
     """Fix the sharding of an activation by logical axis names.
 
-    Without a mesh (one layer used by itself) there is nothing to fix and `x` returns.
+    Without a mesh, or under one that is not of `make_mesh` (a layer used by itself),
+    there is nothing to fix and `x` returns.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or all(mesh.axis_sizes[i] == 1 for i in range(len(mesh.axis_names))):
+    if mesh.axis_names != MESH_AXES or all(size == 1 for size in mesh.axis_sizes):
         return x
     if any(kind != AxisType.Auto for kind in mesh.axis_types):
         return x  # inside shard_map the layout is already explicit

@@ -6,14 +6,17 @@ abstract arrays, shardings, optimizer labels and parameter counts all derive fro
 
 import dataclasses
 import math
+import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 from jaxtyping import Array
+
+from jaxlab.params.paths import named_leaves, path_name
 
 Initializer = Callable[[Array, tuple[int, ...], Any], Array]
 
@@ -91,8 +94,7 @@ def init(specs: Any, key: Array) -> Any:
     """
 
     def one(path, spec: ParamSpec) -> Array:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        own_key = jax.random.fold_in(key, zlib.crc32(path_name(path).encode()))
         return spec.init(own_key, spec.shape, spec.dtype)
 
     return jax.tree_util.tree_map_with_path(one, specs)
@@ -106,3 +108,51 @@ def abstract(specs: Any) -> Any:
 def count(specs: Any) -> int:
     """Number of scalars in a tree of specs or of arrays."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(specs))
+
+
+def select[T](specs: Any, rules: Sequence[tuple[str, T]]) -> Any:
+    """Give every parameter the value of the first rule that names it.
+
+    Args:
+        specs: tree of `ParamSpec`.
+        rules: pairs ``(pattern, value)``. A pattern that is a role (``"matrix"``)
+            matches every parameter of that role, any other is a regular expression
+            that must match the whole path name (``"blocks/.*/w_[qk]"``, ``".*"``).
+
+    Returns:
+        A tree shaped like `specs` with one value a parameter.
+
+    Raises:
+        ValueError: a parameter that no rule covers, or a path pattern that matches
+            no parameter (nearly always a typing mistake); the message names them.
+    """
+
+    def matches(pattern: str, name: str, spec: ParamSpec) -> bool:
+        if pattern in ROLES:
+            return spec.role == pattern
+        return re.fullmatch(pattern, name) is not None
+
+    named = named_leaves(specs)
+    for pattern, _ in rules:
+        if pattern not in ROLES and not any(matches(pattern, n, s) for n, s in named):
+            raise ValueError(
+                f"The rule {pattern!r} matches no parameter. It is neither a role "
+                f"{ROLES} nor a pattern for one of the paths, such as "
+                f"{[name for name, _ in named[:4]]}."
+            )
+    uncovered = [
+        f"{name} (role {spec.role!r})"
+        for name, spec in named
+        if not any(matches(pattern, name, spec) for pattern, _ in rules)
+    ]
+    if uncovered:
+        raise ValueError(
+            f"No rule covers {len(uncovered)} of {len(named)} parameters: "
+            f"{', '.join(uncovered[:8])}{', ...' if len(uncovered) > 8 else ''}. "
+            "Add a rule for them, or a last rule '.*' for the rest."
+        )
+    values = [
+        next(value for pattern, value in rules if matches(pattern, name, spec))
+        for name, spec in named
+    ]
+    return jax.tree.unflatten(jax.tree.structure(specs), values)

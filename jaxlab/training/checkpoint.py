@@ -51,13 +51,13 @@ class Checkpoints:
     by the first `save`. Every process of a run makes the same calls.
 
     Args:
-      directory: where the steps are kept; shared by all processes.
-      config: the run's config as nested dicts of JSON values, saved in every
-        checkpoint. Its "model" entry must agree with the checkpoint's on restore.
-      keep: how many of the newest steps are kept, at least 1.
-      keep_best: how many of the steps with the lowest metric "loss" are kept too.
-      may_differ: dotted names of config fields under "model" that do not change
-        the function the model computes, e.g. ("model.remat",).
+        directory: where the steps are kept; shared by all processes.
+        config: the run's config as nested dicts of JSON values, saved in every
+          checkpoint. Its "model" entry must agree with the checkpoint's on restore.
+        keep: how many of the newest steps are kept, at least 1.
+        keep_best: how many of the steps with the lowest metric "loss" are kept too.
+        may_differ: dotted names of config fields under "model" that do not change
+          the function the model computes, e.g. ("model.remat",).
     """
 
     def __init__(
@@ -104,14 +104,14 @@ class Checkpoints:
         the step that was saved last does nothing.
 
         Args:
-          step: larger than every step in the directory.
-          state: pytree of arrays, sharded or not; PRNG key arrays are fine.
-          data_iterator: has `get_state()`, which returns JSON values or, as grain's
-            DataLoader does, bytes of JSON; or None.
-          metrics: {name: number}; "loss" decides which steps are the best.
+            step: larger than every step in the directory.
+            state: pytree of arrays, sharded or not; PRNG key arrays are fine.
+            data_iterator: has `get_state()`, which returns JSON values or, as grain's
+              DataLoader does, bytes of JSON; or None.
+            metrics: {name: number}; "loss" decides which steps are the best.
 
         Raises:
-          CheckpointError: if this save fails at once, or if `step` is not the newest.
+            CheckpointError: if this save fails at once, or if `step` is not the newest.
         """
         try:
             self.wait()
@@ -226,7 +226,7 @@ class Checkpoints:
         """The config saved with `step`, by default with the newest readable step.
 
         Raises:
-          CheckpointError: if there is no such step or its metadata is damaged.
+            CheckpointError: if there is no such step or its metadata is damaged.
         """
         steps = sorted(self._steps(), reverse=True) if step is None else [step]
         failures = []
@@ -251,19 +251,19 @@ class Checkpoints:
         a step that is asked for by number is used or refused.
 
         Args:
-          abstract_state: pytree of ShapeDtypeStructs with shardings; the mesh may
-            differ from the one the checkpoint was written on.
-          data_iterator: has `set_state`; it is moved to the saved position.
-          step: this step and no other.
-          subtree: dotted name of the part of the saved state that abstract_state
-            describes, e.g. "params"; by default the whole state.
+            abstract_state: pytree of ShapeDtypeStructs with shardings; the mesh may
+              differ from the one the checkpoint was written on.
+            data_iterator: has `set_state`; it is moved to the saved position.
+            step: this step and no other.
+            subtree: dotted name of the part of the saved state that abstract_state
+              describes, e.g. "params"; by default the whole state.
 
         Returns:
-          (step, state) with state shaped like abstract_state.
+            (step, state) with state shaped like abstract_state.
 
         Raises:
-          CheckpointError: if there is no usable checkpoint, or if it belongs to
-            another model (which fields and arrays differ is said).
+            CheckpointError: if there is no usable checkpoint, or if it belongs to
+              another model (which fields and arrays differ is said).
         """
         self.wait()
         wanted = _flatten(abstract_state, prefix=subtree)
@@ -295,7 +295,7 @@ class Checkpoints:
         meta, arrays, reason = {}, {}, None
         try:
             meta = self._meta(step)
-        except (OSError, ValueError) as error:
+        except (FileNotFoundError, ValueError) as error:
             reason = _first_line(error)
         if (reason := _first_reason(reason)) is not None:
             return meta, arrays, reason

@@ -32,14 +32,14 @@ def to_json(config: Any) -> dict:
     """A dataclass as {"type": "jaxlab.module.Class", field: value, ...}.
 
     Args:
-      config: dataclass of bools, ints, floats, strings, None, dataclasses and tuples
-        of these.
+        config: dataclass of bools, ints, floats, strings, None, dataclasses and tuples
+          of these.
 
     Returns:
-      Dicts, lists and scalars; `from_json` gives back an equal config.
+        Dicts, lists and scalars; `from_json` gives back an equal config.
 
     Raises:
-      TypeError: if a field holds anything else (its dotted name is said).
+        TypeError: if a field holds anything else (its dotted name is said).
     """
     if not _is_config(config):
         raise TypeError(f"A config is a dataclass, and {config!r} is not one.")
@@ -76,8 +76,8 @@ def from_json(data: dict) -> Any:
     was added stay readable.
 
     Raises:
-      ValueError: if a type is not a dataclass of jaxlab (nothing else is imported), or
-        lacks one of the fields given or needs one that is not.
+        ValueError: a type is not a dataclass of jaxlab (nothing else is imported), or
+            lacks one of the fields given, or needs one that is not.
     """
     if not isinstance(data, dict):
         raise ValueError(f"A config in JSON is an object with a type, not {data!r}.")
@@ -166,9 +166,9 @@ def load(path: str | Path) -> Any:
     """The value called `config` in a Python file.
 
     Raises:
-      FileNotFoundError: if there is no such file; those beside it are listed.
-      ValueError: if it has no `config`, or calls a dataclass with a field that it
-        does not have.
+        FileNotFoundError: if there is no such file; those beside it are listed.
+        ValueError: if it has no `config`, or calls a dataclass with a field that it
+          does not have.
     """
     path = Path(path)
     if not path.is_file():
@@ -252,7 +252,7 @@ def parse_cli(argv: Sequence[str]) -> Any:
     code 2 and a sentence if an option or the file is wrong, with code 0 after --help.
 
     Args:
-      argv: the arguments, without the program's name (`sys.argv[1:]`).
+        argv: the arguments, without the program's name (`sys.argv[1:]`).
     """
     program = Path(sys.argv[0]).name
     usage = f"usage: {program} CONFIG.py [--field value ...]"

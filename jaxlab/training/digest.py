@@ -15,10 +15,10 @@ def digest(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:
     not depend on its order, hence not on devices.
 
     Args:
-      x: any dtype but PRNG keys.
+        x: any dtype but PRNG keys.
 
     Returns:
-      The digest, replicated.
+        The digest, replicated.
     """
     if jnp.iscomplexobj(x):
         x = jnp.stack([x.real, x.imag], axis=-1)

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,8 +51,8 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
 
     Raises:
         ValueError: parts of the config do not fit each other, the devices or the data.
-        CheckpointError: the directory holds another run or another model, or the last
-            checkpoint could not be written.
+        CheckpointError: the directory holds another run, another model or other data,
+            or the last checkpoint could not be written.
         FloatingPointError: the loss or the gradient is not finite.
     """
     run = Path(cfg.directory) / cfg.name
@@ -86,7 +85,6 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
         else:
             abstract = abstract_state(cfg.model, optimizer, mesh)
             step, state = checkpoints.restore(abstract, source.train)
-            _check_same_data(cfg, checkpoints.load_config(step))
         writer.truncate_after(step)
         _say(_headline(cfg, mesh, source, run, step))
         started = time.monotonic()
@@ -114,7 +112,7 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
             return scores
 
         train_step = make_train_step(cfg.model, optimizer, cfg.accumulate)
-        scores, pending, why = {}, None, None
+        scores, scored_at, pending, why = {}, None, None, None
         while step < cfg.steps:
             if why := _why_stop(cfg, step, started, received):
                 break
@@ -129,21 +127,24 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
                 record(*pending)
                 pending = None
             if evaluates:
-                scores = score(step, state)
+                scores, scored_at = score(step, state), step
             if saves:
-                _save_or_warn(checkpoints, step, state, source, scores)
+                loss = scores if scored_at == step else None
+                _save_or_warn(checkpoints, step, state, source, loss)
         if pending is not None:
             record(*pending)
         progress.close()
+        if why not in SIGNALS and scored_at != step:
+            scores, scored_at = score(step, state), step
         if checkpoints.latest_step() != step:
-            checkpoints.save(step, state, source.train, scores)
+            loss = scores if scored_at == step else None
+            checkpoints.save(step, state, source.train, loss)
         checkpoints.wait()
         if why in SIGNALS:
             _say(f"{why}: saved step {step} of {cfg.steps}; --resume continues.")
             return {"step": step, **scores}
         if why:
             _say(f"Stopped at step {step} of {cfg.steps}: {why}.")
-        scores = scores or score(step, state)
         _show_results(cfg, run, source, state, scores)
     return {"step": step, **scores}
 
@@ -153,7 +154,10 @@ SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[list[str]]:
-    """A list that receives the names of stop signals; the second one kills as usual."""
+    """A list that receives the names of stop signals; the second one kills as usual.
+
+    With several processes JAX's own handler makes them stop at the same step.
+    """
     received: list[str] = []
     before = {}
 
@@ -161,7 +165,8 @@ def _stop_signals() -> Iterator[list[str]]:
         received.append(signal.Signals(number).name)
         signal.signal(number, before[number])
 
-    if threading.current_thread() is threading.main_thread():
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main and jax.process_count() == 1:
         before = {n: signal.signal(n, receive) for n in SIGNALS.values()}
     try:
         yield received
@@ -204,24 +209,6 @@ def _first_state(cfg: TrainConfig, optimizer, mesh: Mesh) -> TrainState:
     return dataclasses.replace(state, params=arrays)
 
 
-def _check_same_data(cfg: TrainConfig, saved: dict[str, Any]) -> None:
-    """A position in the data means nothing for other data or another batch size."""
-    parts = ("data", "batch_size", "seed")
-    now = config_file.to_json(cfg)
-    differing = [
-        line
-        for line in config_file.differences(
-            {part: saved[part] for part in parts}, {part: now[part] for part in parts}
-        )
-        if not line.startswith(("data.eval", "data.corpus.directory"))
-    ]
-    if differing:
-        raise CheckpointError(
-            f"The run was saved with other data: {'; '.join(differing)}. Continue it "
-            "with the same, or start a new run from its parameters with --init-from."
-        )
-
-
 def _check_fit(cfg: TrainConfig, source: Source, mesh: Mesh) -> None:
     if source.vocab_size > cfg.model.vocab_size:
         raise ValueError(
@@ -243,10 +230,10 @@ def _check_fit(cfg: TrainConfig, source: Source, mesh: Mesh) -> None:
         )
 
 
-def _save_or_warn(checkpoints, step, state, source, scores) -> None:
+def _save_or_warn(checkpoints, step, state, source, loss) -> None:
     """A save that fails costs nothing but itself: warn, go on, save again later."""
     try:
-        checkpoints.save(step, state, source.train, scores)
+        checkpoints.save(step, state, source.train, loss)
     except CheckpointError as error:
         log.warning("%s", error)
 
@@ -325,13 +312,17 @@ def _show_results(
                 title=cfg.name,
             )
             _say(f"Loss curve: {run / 'loss.png'}")
-        except ImportError as error:
-            _say(str(error))
+        except (ImportError, OSError) as error:
+            _say(f"No loss curve was drawn: {error}")
     if source.tokenizer is None:
         return
     prompt = [source.tokenizer.separator, *source.tokenizer.encode(cfg.prompt)]
     tokens = generate(
-        state.params, jnp.array([prompt], jnp.int32), cfg.model, cfg.sampling
+        state.params,
+        jnp.array([prompt], jnp.int32),
+        cfg.model,
+        cfg.sampling,
+        vocab_size=source.vocab_size,
     )
     text = source.tokenizer.decode(np.asarray(tokens)[0])
     _say(f"A sample after {cfg.prompt!r}:\n{cfg.prompt}{text}")

@@ -1,7 +1,9 @@
 """What a run reports: metric files, a progress line, its speed, and a loss curve."""
 
+import errno
 import functools
 import json
+import logging
 import math
 import os
 import shutil
@@ -16,6 +18,8 @@ from typing import Any, TextIO
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+log = logging.getLogger(__name__)
 
 # Dense bfloat16 operations per second of one JAX device, by the start of device_kind;
 # longer names first where one starts another.
@@ -46,12 +50,12 @@ def peak_flops(device: Any) -> float | None:
     """The most floating-point operations per second that one device can do.
 
     Args:
-      device: one of jax.devices(). TPU and GPU peaks are dense bfloat16 from a table.
-        A CPU's is measured with a float32 matrix product and shared out among the
-        local CPU devices, all of which run on the same cores.
+        device: one of jax.devices(). TPU and GPU peaks are dense bfloat16 from a table.
+          A CPU's is measured with a float32 matrix product and shared out among the
+          local CPU devices, all of which run on the same cores.
 
     Returns:
-      Operations per second, or None for a kind of device that is not in the table.
+        Operations per second, or None for a kind of device that is not in the table.
     """
     if device.platform == "cpu":
         return _measured_cpu_flops() / len(jax.local_devices(backend="cpu"))
@@ -83,11 +87,11 @@ class MetricWriter:
     next run opens the file.
 
     Args:
-      directory: made if missing; `tensorboard --logdir` takes it.
+        directory: made if missing; `tensorboard --logdir` takes it.
     """
 
     def __init__(self, directory: str | Path):
-        self._file: TextIO | None = None
+        self._file: Any = None
         self._events: Any = None
         if jax.process_index() != 0:
             return
@@ -102,7 +106,7 @@ class MetricWriter:
             self._new_events = None
             print(
                 "No TensorBoard files are written, because tensorboardX is missing: "
-                "pip install 'jaxlab[plot]'. metrics.jsonl holds every metric."
+                "pip install -e '.[plot]'. metrics.jsonl holds every metric."
             )
 
     def __enter__(self) -> "MetricWriter":
@@ -112,18 +116,28 @@ class MetricWriter:
         self.close()
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Append the metrics of one step; a number or a scalar array each."""
+        """Append the metrics of one step; a number or a scalar array each.
+
+        On a full disk the line is left out with a warning: a run is worth more than
+        its record.
+        """
         if self._file is None:
             return
         values = {name: float(value) for name, value in metrics.items()}
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        line = json.dumps({"step": step, "time": time.time(), **finite})
-        self._file.write(line + "\n")
-        self._file.flush()
-        if self._new_events is not None:
-            self._events = self._events or self._new_events()
-            for name, value in values.items():
-                self._events.add_scalar(name, value, step)
+        line = json.dumps({"step": step, "time": time.time(), **finite}) + "\n"
+        size = os.path.getsize(self.path)
+        try:
+            if self._file.write(line.encode()) != len(line.encode()):
+                raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
+            if self._new_events is not None:
+                self._events = self._events or self._new_events()
+                for name, value in values.items():
+                    self._events.add_scalar(name, value, step)
+        except OSError as error:
+            if os.path.getsize(self.path) < size + len(line):
+                os.truncate(self.path, size)  # no half of a line
+            log.warning("The metrics of step %s are not recorded: %s", step, error)
 
     def truncate_after(self, step: int) -> None:
         """Forget later steps, which a run continued from `step` writes again."""
@@ -154,7 +168,7 @@ class MetricWriter:
             content = self.path.read_bytes()
             if not content.endswith(b"\n"):
                 os.truncate(self.path, content.rfind(b"\n") + 1)
-        self._file = open(self.path, "a")
+        self._file = open(self.path, "ab", buffering=0)
 
 
 def read_metrics(path: str | Path) -> list[dict]:
@@ -170,15 +184,15 @@ class Progress:
     seconds and at the end. Only process 0 prints.
 
     Args:
-      total_steps: where the run ends.
-      tokens_per_step: over all devices.
-      flops_per_token: forward and backward, of the model (no recomputation).
-      peak_flops: sum over all devices; without it or flops_per_token the model-FLOP
-        utilisation (MFU) is left out.
-      interval: seconds between lines that are not rewritten.
-      window: updates that the speed is taken over.
-      stream: by default sys.stdout.
-      clock: seconds from any origin.
+        total_steps: where the run ends.
+        tokens_per_step: over all devices.
+        flops_per_token: forward and backward, of the model (no recomputation).
+        peak_flops: sum over all devices; without it or flops_per_token the model-FLOP
+          utilisation (MFU) is left out.
+        interval: seconds between lines that are not rewritten.
+        window: updates that the speed is taken over.
+        stream: by default sys.stdout.
+        clock: seconds from any origin.
     """
 
     def __init__(
@@ -284,23 +298,23 @@ def plot_losses(
     """Draw the loss against the step: training, its moving average, held-out points.
 
     Args:
-      metrics_path: a metrics.jsonl.
-      png_path: the picture to write.
-      baselines: {label: loss}, each a dashed horizontal line, such as the entropy of
-        a bigram model.
-      train, held_out: names of the metrics; the second may be absent.
-      ylabel: what the losses are measured in.
-      title: a line above the picture.
+        metrics_path: a metrics.jsonl.
+        png_path: the picture to write.
+        baselines: {label: loss}, each a dashed horizontal line, such as the entropy of
+          a bigram model.
+        train, held_out: names of the metrics; the second may be absent.
+        ylabel: what the losses are measured in.
+        title: a line above the picture.
 
     Raises:
-      ImportError: if matplotlib is missing.
-      ValueError: if the file holds no value of `train`.
+        ImportError: if matplotlib is missing.
+        ValueError: if the file holds no value of `train`.
     """
     try:
         import matplotlib
     except ImportError as error:
         raise ImportError(
-            "A loss curve needs matplotlib: pip install 'jaxlab[plot]'."
+            "A loss curve needs matplotlib: pip install -e '.[plot]'."
         ) from error
     # The object interface draws without a display and leaves pyplot's state alone.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -2,8 +2,9 @@
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -12,11 +13,13 @@ from jax.experimental import multihost_utils
 from jaxlab import data
 from jaxlab.data import Batch
 from jaxlab.data.tokenizer import Tokenizer
+from jaxlab.training.checkpoint import CheckpointError
 
-Task = (
+AnyTask = (
     data.GroupWordProblem
     | data.AssociativeRecall
     | data.SelectiveCopying
+    | data.InductionHeads
     | data.NeedleInHaystack
 )
 
@@ -29,13 +32,57 @@ class TextData:
     sequence_length: int = 512  # predictions a row
     eval_tokens: int | None = 131_072  # held-out predictions scored; None: all
 
+    def __post_init__(self):
+        for name in ("sequence_length", "eval_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"data.{name}={value} must be at least 1.")
+
 
 @dataclasses.dataclass(frozen=True)
 class TaskData:
     """Endless samples of a synthetic task."""
 
-    task: Task = data.GroupWordProblem()
-    eval_rows: int = 512  # test samples an evaluation
+    task: AnyTask = data.GroupWordProblem()
+    eval_rows: int = 512  # test samples an evaluation, up to whole batches
+
+    def __post_init__(self):
+        if self.eval_rows < 1:
+            raise ValueError(f"data.eval_rows={self.eval_rows} must be at least 1.")
+
+
+class TrainBatches:
+    """Endless batches whose position is saved together with what it counts.
+
+    Args:
+        batches: a grain iterator.
+        counts: the data, the rows and their order; a position among others would be
+            meaningless, so restoring it there is an error.
+    """
+
+    def __init__(self, batches: grain.DatasetIterator, counts: dict[str, Any]):
+        self._batches = batches
+        self._counts = json.loads(json.dumps(counts))
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def get_state(self) -> dict[str, Any]:
+        return {"counts": self._counts, "position": self._batches.get_state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        differing = [
+            f"{name} was {state['counts'].get(name)!r} and is {now!r}"
+            for name, now in self._counts.items()
+            if state["counts"].get(name) != now
+        ]
+        if differing:
+            raise CheckpointError(
+                f"The run was saved with other data: {'; '.join(differing)}. Continue "
+                "it with the same, or start a new run from its parameters with "
+                "--init-from."
+            )
+        self._batches.set_state(state["position"])
 
 
 class Source(NamedTuple):
@@ -50,7 +97,7 @@ class Source(NamedTuple):
         baselines: bits per byte of simpler models on the held-out data.
     """
 
-    train: grain.DatasetIterator
+    train: TrainBatches
     heldout: Callable[[], Iterable[Batch]]
     row_length: int
     vocab_size: int
@@ -75,7 +122,10 @@ def open_source(
         return _open_text(cfg, share, seed, resumes)
     batches = -(-cfg.eval_rows // batch_size)
     return Source(
-        train=data.task_batches(cfg.task, seed=seed, split="train", **share),
+        train=TrainBatches(
+            data.task_batches(cfg.task, seed=seed, split="train", **share),
+            {"task": repr(cfg.task), "batch_size": batch_size, "seed": seed},
+        ),
         heldout=lambda: itertools.islice(
             data.task_batches(cfg.task, seed=seed, split="test", **share), batches
         ),
@@ -93,15 +143,17 @@ def _open_text(cfg: TextData, share: dict, seed: int, resumes: bool) -> Source:
         multihost_utils.sync_global_devices("corpus built")
     corpus = data.open_corpus(cfg.corpus.directory)
     length = cfg.sequence_length
-    baselines = {}
-    if cfg.corpus.tokenizer == "bytes":
-        baselines = {
-            name: data.ngram_bits_per_byte(corpus, order)
-            for name, order in (("unigram", 1), ("bigram", 2))
-        }
     return Source(
-        train=data.packed_batches(
-            corpus.split("train"), sequence_length=length, seed=seed, **share
+        train=TrainBatches(
+            data.packed_batches(
+                corpus.split("train"), sequence_length=length, seed=seed, **share
+            ),
+            {
+                "corpus": corpus.fingerprint,
+                "sequence_length": length,
+                "batch_size": share["batch_size"],
+                "seed": seed,
+            },
         ),
         heldout=lambda: data.heldout_batches(
             corpus.split("heldout"),
@@ -112,5 +164,5 @@ def _open_text(cfg: TextData, share: dict, seed: int, resumes: bool) -> Source:
         row_length=length,
         vocab_size=corpus.vocab_size,
         tokenizer=corpus.tokenizer,
-        baselines=baselines,
+        baselines=corpus.baselines,
     )

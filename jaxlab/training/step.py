@@ -63,7 +63,11 @@ def make_train_step(
             params=optax.apply_updates(state.params, updates),
             opt_state=opt_state,
         )
-        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
+        metrics = {
+            "loss": loss,
+            "gradient_norm": optax.tree.norm(grads),
+            "update_norm": optax.tree.norm(updates),
+        }
         if "bytes" in batch:
             text_bytes = jnp.maximum(jnp.sum(batch["bytes"] * batch["weights"]), 1.0)
             metrics["bits_per_byte"] = loss_sum / math.log(2) / text_bytes

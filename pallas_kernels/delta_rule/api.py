@@ -41,43 +41,47 @@ def delta_rule(
     `delta_product` with one step a token.
 
     Args:
-      q: queries [B, T, H, K]; float32, bfloat16 or float64, as all float arguments.
-      k: keys [B, T, H, K], used as given; unit keys keep the state bounded.
-      v: values [B, T, H, V].
-      beta: step sizes [B, T, H], between 0 and 2 for unit keys.
-      g: natural logarithm of the decay [B, T, H], <= 0; None for no decay.
-      scale: factor of the output; None for K**-0.5.
-      initial_state: [B, H, K, V], or [S, H, K, V] with `cu_seqlens`; None for zero.
-      segment_ids: [B, T]; the state is zeroed where the id changes. The initial state
-        belongs to the first segment. A token with id < 0 is padding: it touches no
-        state, its output is 0, and ids are compared across it.
-      cu_seqlens: [S + 1], non-decreasing from 0; sequence s is tokens cu_seqlens[s]
-        to cu_seqlens[s + 1] of the only batch row and has its own states. Tokens past
-        the last sequence are padding. A sequence may be empty.
-      chunk_size: tokens computed together, rounded up to a power of two; None for a
-        good one. "reference" has no chunks.
-      precision: of the matrix products, a `jax.lax.Precision` or its name. None takes
-        HIGHEST for float32, which beta up to 2 needs; bfloat16 operands are
-        multiplied as they are and accumulated in float32. Triangular systems, decays
-        and states never go below float32.
-      implementation: "pallas_tpu", "pallas_gpu", "xla", "reference", or None for the
-        first of these that can run.
+        q: queries [B, T, H, K]; float32, bfloat16 or float64, as all float arguments.
+        k: keys [B, T, H, K], used as given; unit keys keep the state bounded.
+        v: values [B, T, H, V].
+        beta: step sizes [B, T, H], between 0 and 2 for unit keys.
+        g: natural logarithm of the decay [B, T, H], <= 0; None for no decay.
+        scale: factor of the output; None for K**-0.5.
+        initial_state: [B, H, K, V], or [S, H, K, V] with `cu_seqlens`; None for zero.
+        segment_ids: [B, T]; the state is zeroed where the id changes. The initial state
+          belongs to the first segment. A token with id < 0 is padding: it touches no
+          state, its output is 0, and ids are compared across it.
+        cu_seqlens: [S + 1], non-decreasing from 0; sequence s is tokens cu_seqlens[s]
+          to cu_seqlens[s + 1] of the only batch row and has its own states. Tokens past
+          the last sequence are padding. A sequence may be empty.
+        chunk_size: tokens computed together, rounded up to a power of two; None for a
+          good one. "reference" has no chunks.
+        precision: of the matrix products, a `jax.lax.Precision` or its name. None takes
+          HIGHEST for float32, which beta up to 2 needs; bfloat16 operands are
+          multiplied as they are and accumulated in float32. Triangular systems, decays
+          and states never go below float32.
+        implementation: "pallas_tpu", "pallas_gpu", "xla", "reference", or None for the
+          first of these that can run.
 
     Returns:
-      o [B, T, H, V] in v's dtype, and the state after the last token, shaped like
-      `initial_state`, float32 (float64 where an argument is float64).
+        o [B, T, H, V] in v's dtype, and the state after the last token, shaped like
+        `initial_state`, float32 (float64 where an argument is float64).
 
     Raises:
-      ValueError: shapes that do not fit each other, or an impossible option.
-      TypeError: an array of another dtype.
-      NotImplementedError: the named implementation cannot run here.
+        ValueError: shapes that do not fit each other, or an impossible option.
+        TypeError: an array of another dtype.
+        NotImplementedError: the named implementation cannot run here.
+
+    Gradients are of reverse mode; "reference" has forward mode too.
 
     Reference: Yang et al., Gated Delta Networks, arXiv 2412.06464.
     """
-    arrays = {"q": q, "k": k, "v": v, "beta": beta, "g": g}
-    arrays |= {"segment_ids": segment_ids, "cu_seqlens": cu_seqlens}
-    arrays |= {"initial_state": initial_state}
-    arrays = check_arrays("delta_rule", ONE_STEP_AXES, arrays)
+    arrays = check_arrays(
+        "delta_rule",
+        ONE_STEP_AXES,
+        *(q, k, v, beta, g),
+        *(segment_ids, cu_seqlens, initial_state),
+    )
     for name in ("k", "v", "beta"):
         arrays[name] = jnp.expand_dims(arrays[name], 2)
     settings = check_settings("delta_rule", chunk_size, precision)
@@ -107,27 +111,29 @@ def delta_product(
         S_t = S,   o_t = scale S_t^T q_t
 
     Args:
-      q: queries [B, T, H, K], one a token.
-      k: keys [B, T, N, H, K].
-      v: values [B, T, N, H, V].
-      beta: step sizes [B, T, N, H].
-      g: natural logarithm of the decay [B, T, H], <= 0, applied before the first
-        step; None for no decay.
-      scale, initial_state, segment_ids, cu_seqlens, chunk_size, precision,
-        implementation: as in `delta_rule`.
+        q: queries [B, T, H, K], one a token.
+        k: keys [B, T, N, H, K].
+        v: values [B, T, N, H, V].
+        beta: step sizes [B, T, N, H].
+        g: natural logarithm of the decay [B, T, H], <= 0, applied before the first
+          step; None for no decay.
+        scale, initial_state, segment_ids, cu_seqlens, chunk_size, precision,
+          implementation: as in `delta_rule`.
 
     Returns:
-      The outputs [B, T, H, V] and the final state, as `delta_rule`.
+        The outputs [B, T, H, V] and the final state, as `delta_rule`.
 
     Raises:
-      What `delta_rule` raises.
+        What `delta_rule` raises.
 
     Reference: Siems et al., DeltaProduct, arXiv 2502.10297.
     """
-    arrays = {"q": q, "k": k, "v": v, "beta": beta, "g": g}
-    arrays |= {"segment_ids": segment_ids, "cu_seqlens": cu_seqlens}
-    arrays |= {"initial_state": initial_state}
-    arrays = check_arrays("delta_product", AXES, arrays)
+    arrays = check_arrays(
+        "delta_product",
+        AXES,
+        *(q, k, v, beta, g),
+        *(segment_ids, cu_seqlens, initial_state),
+    )
     settings = check_settings("delta_product", chunk_size, precision)
     run = select("delta_product", implementation)
     return _delta(run, *settings, scale, **arrays)

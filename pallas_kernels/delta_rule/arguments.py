@@ -2,6 +2,8 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 # The axes of every argument, a letter each; equal letters are equal sizes.
 AXES = {
@@ -19,12 +21,17 @@ INTEGERS = ("segment_ids", "cu_seqlens")
 FLOATS = ("float32", "bfloat16", "float64")
 
 
-def check_arrays(operation: str, axes: dict[str, str], arrays: dict) -> dict:
+def check_arrays(operation: str, axes: dict[str, str], *arguments) -> dict:
     """Make arrays of the arguments, and check their dtypes and shapes against `axes`.
 
     Args:
-      arrays: the arguments in the order of their checks; None where not given.
+        axes: the arguments' names and axes.
+        arguments: arrays, as many and in the same order; None where not given.
+
+    Returns:
+        The arrays by name.
     """
+    arrays = dict(zip(axes, arguments, strict=True))
     ragged = arrays["cu_seqlens"] is not None
     if ragged and arrays["segment_ids"] is not None:
         raise ValueError(
@@ -75,11 +82,11 @@ def _check_dtype(operation, name, dtype):
 
 
 def _check_sizes(operation, arrays, sizes):
-    for letter in "NHKV":
+    for letter in "BNHKV":
         if sizes.get(letter, 1) < 1:
             raise ValueError(
                 f"{operation}: {letter} = {sizes[letter]}, but there must be at least "
-                "one step, one head, and one dimension of keys and values."
+                "one row, step and head, and one dimension of keys and values."
             )
     if arrays["cu_seqlens"] is None:
         return
@@ -92,6 +99,16 @@ def _check_sizes(operation, arrays, sizes):
         raise ValueError(
             f"{operation}: cu_seqlens divides the tokens of one batch row, but q has "
             f"B = {sizes['B']}; put the sequences behind one another in one row."
+        )
+    bounds = arrays["cu_seqlens"]
+    if isinstance(bounds, Tracer):
+        return  # its values are not known before the program runs
+    bounds = np.asarray(bounds)
+    if bounds[0] != 0 or np.any(np.diff(bounds) < 0) or bounds[-1] > sizes["T"]:
+        raise ValueError(
+            f"{operation}: cu_seqlens is {bounds.tolist()}, but it must rise from 0 to "
+            f"at most T = {sizes['T']} without falling: where each sequence starts, "
+            "and where the last ends."
         )
 
 

@@ -13,9 +13,9 @@ def chunk_size(tokens: int, steps: int, head_dim: int) -> int:
     """Tokens a chunk where the caller names none, a power of two.
 
     Args:
-      tokens: T, the tokens there are.
-      steps: N, the keys a token.
-      head_dim: the larger of K and V.
+        tokens: T, the tokens there are.
+        steps: N, the keys a token.
+        head_dim: the larger of K and V.
     """
     keys = 64 if head_dim >= 128 else 32
     most = max(1, 3 * keys // (2 * steps))  # up to half more, for N = 3

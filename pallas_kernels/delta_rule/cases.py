@@ -119,8 +119,8 @@ def draw(name: str, shape: Shape, seed: int = 0) -> dict[str, np.ndarray | None]
     """The named hard input in float32, with the axes of `delta_product`.
 
     Returns:
-      q, k, v, beta, g (or None), initial_state, and the gradients d_o and d_state
-      of the two results.
+        q, k, v, beta, g (or None), initial_state, and the gradients d_o and d_state
+        of the two results.
     """
     rng = np.random.default_rng([seed, *name.encode()])
     hard = HARD[name]

@@ -76,11 +76,11 @@ def chunked(
     """Run the chunked form; arguments and results as in `reference.token_recurrence`.
 
     Args:
-      cu_seqlens: where each sequence starts and the last one ends (B is 1), or None
-        for one sequence a batch row.
-      chunk_size: tokens a chunk, rounded up to a power of two.
-      precision: of the products with inputs and states; None takes HIGHEST for
-        operands of 32 bits and more.
+        cu_seqlens: where each sequence starts and the last one ends (B is 1), or None
+          for one sequence a batch row.
+        chunk_size: tokens a chunk, rounded up to a power of two.
+        precision: of the products with inputs and states; None takes HIGHEST for
+          operands of 32 bits and more.
     """
     T, N = k.shape[1:3]
     if chunk_size is None:

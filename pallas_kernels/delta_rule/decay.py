@@ -16,10 +16,10 @@ class Decay(NamedTuple):
     """Factors, or their logarithms, by which a state shrinks along a chunk.
 
     Attributes:
-      within: from after token j to after token i, for j <= i.
-      entry: from the state before the chunk to after token i.
-      exit: from after token j to the end of the chunk.
-      total: across the whole chunk.
+        within: from after token j to after token i, for j <= i.
+        entry: from the state before the chunk to after token i.
+        exit: from after token j to the end of the chunk.
+        total: across the whole chunk.
     """
 
     within: Float[Array, "*batch C C"]

@@ -14,11 +14,11 @@ class Layout(NamedTuple):
     """Where tokens lie in chunks.
 
     Attributes:
-      chunk_size: C, tokens a chunk.
-      source: the token of each row of all chunks, T or more where there is none; or
-        None where row t is token t.
-      target: the row of each token; None likewise.
-      sequence: the sequence of each chunk, or None for a single one.
+        chunk_size: C, tokens a chunk.
+        source: the token of each row of all chunks, T or more where there is none; or
+          None where row t is token t.
+        target: the row of each token; None likewise.
+        sequence: the sequence of each chunk, or None for a single one.
     """
 
     chunk_size: int

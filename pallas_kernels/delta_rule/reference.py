@@ -28,13 +28,13 @@ def token_recurrence(
     """Run the recurrence.
 
     Args:
-      states: the state of each sequence before its first token.
-      cu_seqlens: where each sequence starts and the last one ends (B is 1); tokens
-        outside have beta and g zero. None for one sequence a batch row (S is 1).
-      chunk_size, precision: unused, there are no chunks and all is exact.
+        states: the state of each sequence before its first token.
+        cu_seqlens: where each sequence starts and the last one ends (B is 1); tokens
+          outside have beta and g zero. None for one sequence a batch row (S is 1).
+        chunk_size, precision: unused, there are no chunks and all is exact.
 
     Returns:
-      The outputs before scaling and the states after the last token of each sequence.
+        The outputs before scaling and the states after the last token of each sequence.
     """
     del chunk_size, precision
     dtype = states.dtype

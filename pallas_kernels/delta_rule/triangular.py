@@ -18,8 +18,8 @@ def invert_diagonal_blocks(
     """Inverses of the diagonal blocks of I + L, by forward substitution.
 
     Args:
-      L: strictly lower triangular.
-      block: rows a block; divides n.
+        L: strictly lower triangular.
+        block: rows a block; divides n.
     """
     *batch, n, _ = L.shape
     L = L.reshape(*batch, n // block, block, n // block, block)

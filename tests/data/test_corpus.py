@@ -528,3 +528,13 @@ def test_default_corpus(tmp_path):
     unigram, bigram = (ngram_bits_per_byte(corpus, n) for n in (1, 2))
     assert 4.3 < unigram < 4.8
     assert 3.2 < bigram < 3.7
+
+
+def test_a_file_that_two_sources_name_is_read_once(tmp_path):
+    text = tmp_path / "text"
+    (text / "sub").mkdir(parents=True)
+    for i in range(5):
+        (text / "sub" / f"{i}.md").write_text(f"text {i}")
+    sources = (str(text), str(text / "sub" / "*.md"))
+    corpus = build(CorpusConfig(directory=str(tmp_path / "corpus"), sources=sources))
+    assert len(corpus.split("train")) + len(corpus.split("heldout")) == 5

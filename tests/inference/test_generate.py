@@ -1,5 +1,7 @@
 """Generation: greedy decoding is argmax of forward; sampling follows the logits."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +27,23 @@ def test_greedy_generation_equals_argmax_of_forward(key):
     sequence = np.concatenate([prompt, tokens], axis=1)
     logits, _ = models.forward(params, jnp.asarray(sequence), CFG)
     np.testing.assert_array_equal(np.argmax(logits[:, 2:-1], -1), tokens)
+
+
+def test_only_the_tokenizers_ids_are_drawn(key):
+    params = models.init(CFG, key)
+    how = SamplingParams(max_tokens=200, temperature=3.0)
+    prompt = jnp.zeros((2, 1), jnp.int32)
+    drawn = np.unique(generate(params, prompt, CFG, how, vocab_size=5))
+    np.testing.assert_array_equal(drawn, np.arange(5))
+
+
+def test_another_seed_is_another_sample_of_the_same_program(key):
+    params, prompt = models.init(CFG, key), jnp.zeros((1, 1), jnp.int32)
+    how = SamplingParams(max_tokens=20, temperature=2.0)
+    first = generate(params, prompt, CFG, how)
+    with jax.no_tracing():
+        other = generate(params, prompt, CFG, dataclasses.replace(how, seed=1))
+    assert np.any(np.asarray(first) != np.asarray(other))
 
 
 def test_sampling_follows_the_distribution():

@@ -45,6 +45,10 @@ VALUE_ERRORS = [
         {"cu_seqlens": ones(3, dtype=int), "segment_ids": ones(2, 5, dtype=int)},
         "pass only one of them",
     ),
+    (
+        {name: ones(0, *x.shape[1:]) for name, x in arguments().items()},
+        "B = 0, but there must be",
+    ),
     ({"chunk_size": 0}, "chunk_size is 0, but a chunk has at least one token"),
     ({"precision": "sharp"}, "precision is 'sharp', .* default, high, highest"),
     ({"implementation": "cuda"}, "no implementation 'cuda'; choose one of"),
@@ -64,6 +68,13 @@ TYPE_ERRORS = [
 def test_wrong_values(changed, message):
     with pytest.raises(ValueError, match="delta_rule.*" + message):
         delta_rule(**arguments(**changed))
+
+
+@pytest.mark.parametrize("bounds", ([0, 4, 2], [0, 6], [1, 5], [0, 3, 6]))
+def test_sequences_that_fall_or_leave_the_row(bounds):
+    row = {name: x[:1] for name, x in arguments().items()}
+    with pytest.raises(ValueError, match="must rise from 0 to at most T = 5"):
+        delta_rule(**row, cu_seqlens=jnp.array(bounds))
 
 
 @pytest.mark.parametrize("changed, message", TYPE_ERRORS)

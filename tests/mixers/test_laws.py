@@ -112,8 +112,10 @@ def test_causal_by_perturbation(law, segment_ids):
     np.testing.assert_array_equal(same, expected)
 
 
-def test_packed_documents_equal_separate_runs(law):
-    ids = row(*[0] * 1, *[1] * 7, *[3] * 5)
+@pytest.mark.parametrize("last_id", [3, 0])
+def test_packed_documents_equal_separate_runs(law, last_id):
+    """Also where the last document has the id of the first again."""
+    ids = row(*[0] * 1, *[1] * 7, *[last_id] * 5)
     packed, final = law.forward(law.x, segment_ids=ids, state=law.state())
     close(law.outputs(law.x, segment_ids=ids), packed)
     apart = []

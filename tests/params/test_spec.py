@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.nn import initializers
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 from jaxlab import params
 from jaxlab.params import MeshConfig, ParamSpec
@@ -84,6 +84,12 @@ def test_constrain_acts_under_a_mesh_only():
         y = jax.jit(lambda x: params.constrain(2 * x, "batch", None))(x)
     split = jax.NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     assert y.sharding.is_equivalent_to(split, 2)
+
+
+def test_a_users_own_mesh_is_left_alone():
+    with jax.set_mesh(jax.make_mesh((8,), ("dp",), axis_types=(AxisType.Auto,))):
+        y = jax.jit(lambda x: params.constrain(x, "batch", None))(jnp.ones((8, 4)))
+    assert y.shape == (8, 4)
 
 
 @pytest.mark.parametrize(

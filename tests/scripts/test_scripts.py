@@ -32,6 +32,7 @@ def trained(tmp_path_factory):
         (text / f"{i}.py").write_text(f"def f{i}():\n    return {i}\n" * 20)
     said = run(
         *("scripts/train.py", "configs/tiny.py", *SMALL, "--directory", folder),
+        *("--mesh.fsdp", "4", "--mesh.tensor", "2"),
         *("--data.corpus.directory", folder / "corpus"),
         *("--data.corpus.sources", text),
     )

@@ -448,17 +448,6 @@ def test_many_differences_are_counted(tmp_path):
 # Full disks
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
-    if shutil.which("mount") is None or subprocess.run(mount).returncode != 0:
-        pytest.skip("a small tmpfs cannot be mounted here (root is needed)")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
 def test_a_full_disk_is_reported_and_survived(small_disk):
     directory = small_disk / "run"
     # Random bits, which zstd cannot compress.

@@ -6,6 +6,7 @@ import os
 import pathlib
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,15 +16,24 @@ import numpy as np
 import optax
 import pytest
 
-from jaxlab import models, params
+from jaxlab import data, models, params
 from jaxlab.data import CorpusConfig, GroupWordProblem
+from jaxlab.evaluation import evaluate
 from jaxlab.inference import SamplingParams
 from jaxlab.mixers import attention, delta_product
 from jaxlab.models import LMConfig
 from jaxlab.optimizers import AdamW, WarmupCosine
-from jaxlab.training import TaskData, TextData, TrainConfig, config_file, train
+from jaxlab.training import (
+    TaskData,
+    TextData,
+    TrainConfig,
+    config_file,
+    load_run,
+    train,
+)
 from jaxlab.training.checkpoint import CheckpointError
 from jaxlab.training.config_file import to_json
+from jaxlab.training.source import open_source
 from jaxlab.training.state import create_state
 from jaxlab.training.step import make_train_step
 
@@ -159,20 +169,63 @@ def test_sigterm_saves_and_exits_0(cfg, reference):
     assert losses(cfg) == reference
 
 
-def test_corrupted_checkpoint_falls_back_and_says_so(cfg, caplog, capsys):
-    short = dataclasses.replace(cfg, max_minutes=None)
-    train(short)
-    expected = losses(cfg)
-    newest = os.path.join(cfg.directory, "test", "checkpoints", str(STEPS), "state")
-    largest = max(
-        (os.path.join(at, f) for at, _, files in os.walk(newest) for f in files),
-        key=os.path.getsize,
+PROCESS = """
+import sys, jax
+jax.distributed.initialize(f"localhost:{sys.argv[3]}", 2, int(sys.argv[4]))
+"""
+
+
+def start_process(cfg, port, index):
+    """One of two processes of four devices each."""
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    cache = str(jax.config.jax_compilation_cache_dir) + f"-process-{index}"
+    program = [sys.executable, "-c", PROCESS + CHILD, json.dumps(to_json(cfg)), cache]
+    return subprocess.Popen(
+        [*program, str(port), str(index)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_resume(cfg, reference):
+    """SIGTERM to one of them; the losses are those of one process, up to rounding."""
+
+    def pair():
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        return [start_process(cfg, port, index) for index in range(2)]
+
+    children = pair()
+    wait_for_step(cfg, children[0], 2)
+    children[1].send_signal(signal.SIGTERM)
+    said = [finish(child) for child in children]
+    done = len(losses(cfg))
+    assert 2 <= done < STEPS and f"SIGTERM: saved step {done} of {STEPS}" in said[0]
+    for child in pair():
+        finish(child)
+    steps, found = zip(*losses(cfg), strict=True)
+    assert steps == tuple(range(1, STEPS + 1))
+    np.testing.assert_allclose(found, [x for _, x in reference], rtol=1e-4)
+
+
+def test_corrupted_checkpoint_falls_back_and_says_so(cfg, caplog, capsys):
+    train(cfg)
+    expected = losses(cfg)
+    checkpoints = pathlib.Path(cfg.directory, "test", "checkpoints")
+    files = [f for f in (checkpoints / "12" / "state").rglob("*") if f.is_file()]
+    largest = max(files, key=os.path.getsize)
     with open(largest, "r+b") as file:
         file.truncate(os.path.getsize(largest) // 2)
+    capsys.readouterr()
     result = train(cfg, resume=True)
     assert result["step"] == STEPS
-    assert "step 12" in caplog.text.lower() + capsys.readouterr().out.lower()
+    assert "continuing after step 8" in capsys.readouterr().out
+    assert "corrupt-12" in caplog.text
+    assert (checkpoints / "corrupt-12").is_dir() and (checkpoints / "12").is_dir()
     assert losses(cfg) == expected
 
 
@@ -181,6 +234,42 @@ def test_checkpoint_of_another_model_names_the_fields(cfg):
     other = dataclasses.replace(cfg, model=dataclasses.replace(MODEL, width=32))
     with pytest.raises(CheckpointError, match=r"model\.width"):
         train(other, resume=True)
+
+
+def test_other_data_under_a_saved_position(cfg):
+    train(dataclasses.replace(cfg, steps=4))
+    for changes, name in (
+        ({"seed": 1}, "seed was 0 and is 1"),
+        ({"batch_size": 16}, "batch_size was 8 and is 16"),
+        ({"data": dataclasses.replace(cfg.data, sequence_length=12)}, "was 24"),
+    ):
+        with pytest.raises(CheckpointError, match=name):
+            train(dataclasses.replace(cfg, **changes), resume=True)
+
+
+def test_a_corpus_built_anew_from_other_text_is_noticed(cfg, tmp_path):
+    text = tmp_path / "text"
+    text.mkdir()
+    for i in range(6):
+        (text / f"{i}.txt").write_text(f"number {i} " * 9)
+    other = CorpusConfig(directory=str(tmp_path / "other"), sources=(str(text),))
+    mine = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, corpus=other))
+    train(dataclasses.replace(mine, steps=4))
+    (text / "0.txt").write_text("changed")
+    data.build(other, rebuild=True)
+    with pytest.raises(CheckpointError, match="corpus was"):
+        train(mine, resume=True)
+
+
+def test_scores_are_those_of_the_step_they_are_shown_for(cfg):
+    """Stopped by the clock between evaluations, and best checkpoints by their own."""
+    stopped = train(dataclasses.replace(cfg, max_minutes=1e-9, eval_every=5))
+    assert stopped["step"] == 0
+    run = load_run(pathlib.Path(cfg.directory, "test"))
+    source = open_source(cfg.data, cfg.batch_size, cfg.seed)
+    with jax.set_mesh(run.mesh):
+        scores = evaluate(run.params, cfg.model, source.heldout(), run.mesh)
+    np.testing.assert_allclose(stopped["loss"], scores["loss"], rtol=1e-6)
 
 
 def test_loss_that_is_not_finite_stops_with_advice(cfg):
@@ -253,6 +342,7 @@ def one_step(mesh_cfg, accumulate=1):
         (params.MeshConfig(data=1), 4),
         (params.MeshConfig(data=2, fsdp=2, tensor=2), 1),
         (params.MeshConfig(data=4, fsdp=1, tensor=2), 2),
+        (params.MeshConfig(data=2, fsdp=1, sequence=4), 1),
     ],
 )
 def test_mesh_and_accumulation_do_not_change_the_step(mesh_cfg, accumulate):

@@ -103,7 +103,7 @@ def test_without_tensorboardx_a_sentence_says_so(tmp_path, monkeypatch, capsys):
         writer.write(1, {"loss": 1.0})
         writer.truncate_after(0)
         writer.write(1, {"loss": 2.0})
-    assert "pip install 'jaxlab[plot]'" in capsys.readouterr().out
+    assert "pip install -e '.[plot]'" in capsys.readouterr().out
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
     assert [x["loss"] for x in read_metrics(tmp_path / "metrics.jsonl")] == [2.0]
 
@@ -358,3 +358,20 @@ def test_moving_average():
     x = np.arange(10.0) ** 2
     expected = [np.mean(x[max(0, i - 2) : i + 3]) for i in range(10)]
     np.testing.assert_allclose(metrics._moving_average(x, 2), expected)
+
+
+def test_a_full_disk_costs_lines_not_the_run(small_disk, caplog):
+    with MetricWriter(small_disk / "run") as writer:
+        writer.write(1, {"loss": 1.0})
+        filler = small_disk / "filler"
+        with pytest.raises(OSError), filler.open("wb", buffering=0) as file:
+            while file.write(b"x" * 4096) == 4096:
+                pass
+            raise OSError("full")
+        for step in range(2, 200):
+            writer.write(step, {"loss": 1.0})
+        filler.unlink()
+        writer.write(200, {"loss": 2.0})
+    steps = [line["step"] for line in read_metrics(small_disk / "run/metrics.jsonl")]
+    assert steps[0] == 1 and steps[-1] == 200 and len(steps) < 200
+    assert "not recorded" in caplog.text and "No space left" in caplog.text
