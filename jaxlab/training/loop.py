@@ -312,7 +312,7 @@ def _show_results(
                 title=cfg.name,
             )
             _say(f"Loss curve: {run / 'loss.png'}")
-        except (ImportError, OSError) as error:
+        except (ImportError, OSError, ValueError) as error:
             _say(f"No loss curve was drawn: {error}")
     if source.tokenizer is None:
         return

@@ -120,5 +120,5 @@ def test_bad_files(tmp_path):
 
 def test_without_the_package(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ImportError, match=r"pip install jaxlab\[hf\]"):
+    with pytest.raises(ImportError, match=r"pip install -e '.\[hf\]'"):
         load_tokenizer(str(tmp_path / "tokenizer.json"))

@@ -330,7 +330,7 @@ def test_without_matplotlib_a_sentence_says_so(tmp_path, monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"needs matplotlib: pip install 'jaxlab\[pl"):
+    with pytest.raises(ImportError, match=r"needs matplotlib: pip install -e '.\[plot"):
         plot_losses(tmp_path / "x", tmp_path / "y.png")
 
 
