@@ -7,7 +7,8 @@ is no convolution, forget gate or output gate.
 
 Command: python scripts/train.py configs/state_tracking.py
 All four cells over seeds: python -m benchmarks.state_tracking
-Other cells: --model.pattern.0.n-householders 1 --model.pattern.0.beta-max 1.0
+Other cells: --name other --model.pattern.0.n-householders 1
+    --model.pattern.0.beta-max 1.0
 """
 
 from jaxlab.data import GroupWordProblem

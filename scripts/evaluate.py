@@ -54,7 +54,7 @@ def scores(args: Arguments) -> dict[str, Any]:
 def main() -> None:
     try:
         print(json.dumps(scores(tyro.cli(Arguments, description=__doc__)), indent=1))
-    except (CheckpointError, ValueError, OSError) as error:
+    except (CheckpointError, ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
 
 

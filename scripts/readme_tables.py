@@ -21,7 +21,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 def measured(data: dict) -> str:
     versions = ", ".join(f"{name} {x}" for name, x in data["versions"].items())
-    commit = data["commit"][:9]
+    commit = data["commit"][:9] + data["commit"][40:]  # and whether files differed
     return f"Measured on {data['cpus']} CPU cores ({versions}), commit {commit}."
 
 
@@ -150,6 +150,8 @@ def filled(readme: str) -> str:
 def main() -> None:
     path = ROOT / "README.md"
     readme = path.read_text()
+    if sys.argv[1:] not in ([], ["--check"]):
+        sys.exit(__doc__)
     if "--check" not in sys.argv:
         path.write_text(filled(readme))
     elif filled(readme) != readme:

@@ -39,7 +39,7 @@ def main() -> None:
                 args.sampling,
                 vocab_size=tokenizer.vocab_size,
             )
-    except (CheckpointError, ValueError, OSError) as error:
+    except (CheckpointError, ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     print(args.prompt + tokenizer.decode(np.asarray(tokens)[0]))
 

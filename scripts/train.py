@@ -1,7 +1,8 @@
 """Train a config: python scripts/train.py configs/tiny.py [--resume] [--model.width 64]
 
-Every field of the config is an option; --help lists them. With several processes (TPU
-pods, SLURM, MPI) each runs the same command with --distributed.
+Every field of the config is an option; --help after the config lists them. --resume
+continues the run of that name. With several processes (TPU pods, SLURM, MPI) each runs
+the same command with --distributed.
 """
 
 import logging
@@ -13,18 +14,30 @@ from jaxlab.training import config_file, train
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.basicConfig(
+        level=logging.WARNING, format="%(levelname)s: %(message)s", force=True
+    )
     arguments = sys.argv[1:]
     flags = {"--resume", "--distributed"}
     resume = "--resume" in arguments
     cfg = config_file.parse_cli([a for a in arguments if a not in flags])
-    if "--distributed" in arguments:
-        jax.distributed.initialize()
     try:
+        if "--distributed" in arguments:
+            _join_the_others()
         train(cfg, resume=resume)
-    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError, ArithmeticError) as error:
         logging.getLogger(__name__).debug("Traceback:", exc_info=True)
         sys.exit(f"error: {error}")
+
+
+def _join_the_others() -> None:
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        raise ValueError(
+            f"--distributed found no cluster ({error}) It is for TPU pods, SLURM, MPI "
+            "and Kubernetes; on one machine leave it out."
+        ) from error
 
 
 if __name__ == "__main__":

@@ -236,7 +236,7 @@ def _check_same(corpus: "Corpus", request: dict, inputs: dict, files: list[TextF
     for field, value in request.items():
         if manifest["request"].get(field) != value:
             raise ValueError(
-                f"{str(corpus.directory)!r} holds a corpus with another {field}: "
+                f"{str(corpus.directory)!r} was built with other {field}: "
                 f"{manifest['request'].get(field)!r} there, {value!r} asked for. "
                 + _WAY_OUT
             )
@@ -253,7 +253,10 @@ def _check_same(corpus: "Corpus", request: dict, inputs: dict, files: list[TextF
         )
 
 
-_WAY_OUT = "Build again with rebuild=True, delete it, or choose another directory."
+_WAY_OUT = (
+    "Delete that directory to build it anew (in Python: rebuild=True), or choose "
+    "another one with --data.corpus.directory."
+)
 
 
 # Writing ------------------------------------------------------------------------------

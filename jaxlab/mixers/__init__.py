@@ -25,7 +25,7 @@ MIXERS: dict[str, ModuleType] = {
     "attention": attention,
     "delta_product": delta_product,
 }
-"""Every mixer by name; a new one is one more row here."""
+"""Every mixer by name; a new one is one more row here and in `MixerConfig`."""
 
 MixerConfig = attention.Config | delta_product.Config
 

@@ -12,7 +12,7 @@ def _check(schedule, steps: int):
     if not 0 <= schedule.warmup < steps:
         raise ValueError(
             f"warmup={schedule.warmup} steps do not fit into a run of {steps}; "
-            "shorten the warm-up or train longer."
+            "set a shorter --optimizer.schedule.warmup or more --steps."
         )
     if not 0 <= schedule.end <= 1:
         raise ValueError(f"end={schedule.end} is a fraction of the peak, in [0, 1].")

@@ -60,7 +60,7 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     if math.prod(sizes.values()) != len(devices):
         raise ValueError(
             f"Mesh sizes {sizes} do not multiply to the {len(devices)} devices here; "
-            "set one axis to -1 to take what is left."
+            "choose sizes whose product divides them, with -1 for what is left."
         )
     return jax.make_mesh(
         tuple(sizes[name] for name in MESH_AXES),

@@ -24,11 +24,15 @@ AnyTask = (
 )
 
 
+STDLIB = "runs/data/stdlib"
+"""Where the default corpus goes."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TextData:
     """Documents of a corpus, packed into rows."""
 
-    corpus: data.CorpusConfig = data.CorpusConfig(directory="runs/data/stdlib")
+    corpus: data.CorpusConfig = data.CorpusConfig(directory=STDLIB)
     sequence_length: int = 512  # predictions a row
     eval_tokens: int | None = 131_072  # held-out predictions scored; None: all
 
@@ -37,6 +41,11 @@ class TextData:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"data.{name}={value} must be at least 1.")
+        if self.corpus.sources and self.corpus.directory == STDLIB:
+            raise ValueError(
+                f"{STDLIB} is the place of the standard library's corpus; give your "
+                "own another, such as --data.corpus.directory runs/data/mine."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +151,11 @@ def _open_text(cfg: TextData, share: dict, seed: int, resumes: bool) -> Source:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("corpus built")
     corpus = data.open_corpus(cfg.corpus.directory)
+    if len(corpus.split("heldout")) == 0:
+        raise ValueError(
+            f"{cfg.corpus.directory} holds one file, so that none is left to hold out; "
+            "build a corpus from two files or more."
+        )
     length = cfg.sequence_length
     return Source(
         train=TrainBatches(

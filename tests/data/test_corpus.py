@@ -253,8 +253,8 @@ def test_the_same_request_is_not_built_again(tmp_path, texts, monkeypatch):
     "change, message",
     [
         ({"heldout_fraction": 0.4}, "another heldout_fraction: 0.05 there, 0.4 asked"),
-        ({"sources": ("{root}/a",)}, "another sources"),
-        ({"tokenizer": "{tokenizer}"}, "another tokenizer"),
+        ({"sources": ("{root}/a",)}, "other sources"),
+        ({"tokenizer": "{tokenizer}"}, "other tokenizer"),
     ],
 )
 def test_another_request_is_refused(tmp_path, texts, change, message):

@@ -90,7 +90,7 @@ def test_delta_product_names_its_own_axes():
     with pytest.raises(ValueError, match=r"v has shape .* N = 2 as in k"):
         delta_product(**arguments(**keys, v=ones(2, 5, 3, 3, 6)))
     keys = {"k": ones(2, 5, 0, 3, 4), "v": ones(2, 5, 0, 3, 6)}
-    with pytest.raises(ValueError, match="N = 0, but there must be at least one row, step"):
+    with pytest.raises(ValueError, match="N = 0, but there must be at least"):
         delta_product(**arguments(**keys, beta=ones(2, 5, 0, 3)))
 
 

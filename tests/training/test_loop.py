@@ -217,9 +217,9 @@ def test_corrupted_checkpoint_falls_back_and_says_so(cfg, caplog, capsys):
     expected = losses(cfg)
     checkpoints = pathlib.Path(cfg.directory, "test", "checkpoints")
     files = [f for f in (checkpoints / "12" / "state").rglob("d/*") if f.is_file()]
-    largest = max(files, key=os.path.getsize)
-    with open(largest, "r+b") as file:
-        file.truncate(os.path.getsize(largest) // 2)
+    assert files
+    for path in files:
+        os.truncate(path, path.stat().st_size // 2)
     capsys.readouterr()
     result = train(cfg, resume=True)
     assert result["step"] == STEPS
@@ -395,3 +395,18 @@ def test_counts_must_be_positive(field):
 
 def test_config_survives_json(cfg):
     assert config_file.from_json(json.loads(json.dumps(to_json(cfg)))) == cfg
+
+
+def test_own_text_does_not_take_the_place_of_the_default_corpus():
+    with pytest.raises(ValueError, match="--data.corpus.directory runs/data/mine"):
+        TextData(CorpusConfig(directory="runs/data/stdlib", sources=("notes.md",)))
+
+
+def test_a_corpus_without_heldout_files_is_refused_before_training(cfg, tmp_path):
+    (tmp_path / "one.txt").write_text("only one file " * 20)
+    corpus = CorpusConfig(
+        directory=str(tmp_path / "corpus"), sources=(str(tmp_path / "one.txt"),)
+    )
+    alone = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, corpus=corpus))
+    with pytest.raises(ValueError, match="holds one file"):
+        train(alone)
