@@ -32,7 +32,7 @@ from jaxtyping import Int
 from jaxlab.data.sources import NotTextError, TextFile, find_files, read
 from jaxlab.data.tokenizer import Tokenizer, load_tokenizer
 
-FORMAT = 1
+FORMAT = 2
 SPLITS = ("train", "heldout")
 # A shard is one file; a block is the least that is read and decompressed at once.
 SHARD = 2**20

@@ -190,8 +190,11 @@ def start_process(cfg, port, index):
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_and_resume(cfg, reference):
+def test_two_processes_stop_together_and_resume(cfg):
     """SIGTERM to one of them; the losses are those of one process, up to rounding."""
+    cfg = dataclasses.replace(cfg, steps=60, eval_every=60, checkpoint_every=20)
+    alone = dataclasses.replace(cfg, name="alone")
+    train(alone)
 
     def pair():
         with socket.socket() as free:
@@ -204,12 +207,12 @@ def test_two_processes_stop_together_and_resume(cfg, reference):
     children[1].send_signal(signal.SIGTERM)
     said = [finish(child) for child in children]
     done = len(losses(cfg))
-    assert 2 <= done < STEPS and f"SIGTERM: saved step {done} of {STEPS}" in said[0]
+    assert 2 <= done < 60 and f"SIGTERM: saved step {done} of 60" in said[0]
     for child in pair():
         finish(child)
     steps, found = zip(*losses(cfg), strict=True)
-    assert steps == tuple(range(1, STEPS + 1))
-    np.testing.assert_allclose(found, [x for _, x in reference], rtol=1e-4)
+    assert steps == tuple(range(1, 61))
+    np.testing.assert_allclose(found, [x for _, x in losses(alone)], rtol=1e-3)
 
 
 def test_corrupted_checkpoint_falls_back_and_says_so(cfg, caplog, capsys):
