@@ -43,7 +43,7 @@ def record(name: str, **results) -> pathlib.Path:
 
 
 def commit() -> str:
-    """The commit of the working tree, marked where files differ from it."""
+    """The commit of the working tree, marked where its code differs from it."""
 
     def git(*arguments):
         return subprocess.run(
@@ -53,5 +53,5 @@ def commit() -> str:
     head = git("rev-parse", "HEAD")
     if head.returncode:
         return "none"
-    changed = git("status", "--porcelain", "--untracked-files=no").stdout.strip()
+    changed = git("diff", "HEAD", "--name-only", "--", "*.py", "*.txt").stdout.strip()
     return head.stdout.strip() + (" with changes" if changed else "")
