@@ -252,7 +252,7 @@ def test_the_same_request_is_not_built_again(tmp_path, texts, monkeypatch):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"heldout_fraction": 0.4}, "another heldout_fraction: 0.05 there, 0.4 asked"),
+        ({"heldout_fraction": 0.4}, "other heldout_fraction: 0.05 there, 0.4 asked"),
         ({"sources": ("{root}/a",)}, "other sources"),
         ({"tokenizer": "{tokenizer}"}, "other tokenizer"),
     ],
