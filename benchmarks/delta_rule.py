@@ -62,15 +62,24 @@ def main(peer_python: str | None, turns: int, shapes: list[str]) -> pathlib.Path
 
 
 def ours(inputs, gradients: bool) -> dict:
-    """The implementations of the library, compiled."""
+    """The implementations of the library, compiled.
 
-    def by(implementation):
-        def f(q, k, v, beta, g):
-            return delta_product(q, k, v, beta, g, implementation=implementation)[0]
+    On a CPU all precisions multiply alike, but only the default one refines.
+    """
+
+    def by(implementation, precision=None):
+        def f(*arguments):
+            return delta_product(
+                *arguments, implementation=implementation, precision=precision
+            )[0]
 
         return compiled(f, inputs, gradients)
 
-    return {"xla": by("xla"), "reference": by("reference")}
+    return {
+        "xla": by("xla"),
+        "xla without refinement": by("xla", "high"),
+        "reference": by("reference"),
+    }
 
 
 def backwards(inputs) -> dict:

@@ -115,6 +115,7 @@ def delta_rule() -> str:
                 sizes,
                 case.split(", ")[1],
                 f"{time:.1f} ms",
+                ratio("xla without refinement"),
                 ratio("reference"),
                 ratio("transformers"),
             ]
@@ -123,6 +124,7 @@ def delta_rule() -> str:
         "shape",
         "pass",
         "chunked",
+        "without refinement / chunked",
         "recurrence / chunked",
         "torch_chunk_gated_delta_rule / chunked",
     ]

@@ -1,6 +1,7 @@
 """Runs from beginning to end: resume, kill, SIGTERM, damage, and a user's mistakes."""
 
 import dataclasses
+import gc
 import json
 import os
 import pathlib
@@ -215,6 +216,8 @@ def test_two_processes_stop_together_and_resume(cfg):
     np.testing.assert_allclose(found, [x for _, x in losses(alone)], rtol=1e-3)
 
 
+# Orbax drops coroutines when a read fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_corrupted_checkpoint_falls_back_and_says_so(cfg, caplog, capsys):
     train(cfg)
     expected = losses(cfg)
@@ -230,6 +233,7 @@ def test_corrupted_checkpoint_falls_back_and_says_so(cfg, caplog, capsys):
     assert "corrupt-12" in caplog.text
     assert (checkpoints / "corrupt-12").is_dir() and (checkpoints / "12").is_dir()
     assert losses(cfg) == expected
+    gc.collect()  # of them, while they are still ignored
 
 
 def test_checkpoint_of_another_model_names_the_fields(cfg):
