@@ -75,24 +75,21 @@ class CorpusConfig:
             )
 
 
-def build(
-    cfg: CorpusConfig, *, rebuild: bool = False, process_index: int = 0
-) -> "Corpus":
+def build(cfg: CorpusConfig, *, rebuild: bool = False) -> "Corpus":
     """Builds the corpus in cfg.directory, or opens it if it is there already.
+
+    Of several processes that share the directory one builds; the others wait for it and
+    call `open_corpus`.
 
     Args:
         cfg: what to build.
         rebuild: replace a corpus that was built from something else.
-        process_index: of several processes that share the directory only 0 builds; the
-            others open, so make them wait for it first.
 
     Raises:
         FileNotFoundError, ValueError: a source that is missing, unreadable or empty, or
             a directory that holds something else.
         OSError: the disk is full.
     """
-    if process_index != 0:
-        return open_corpus(cfg.directory)
     target = pathlib.Path(cfg.directory)
     tokenizer = load_tokenizer(cfg.tokenizer, cfg.separator)
     files = find_files(cfg.sources)

@@ -95,7 +95,6 @@ def test_an_opened_corpus_is_the_built_one(tmp_path, texts):
     opened = open_corpus(str(tmp_path / "corpus"))
     assert opened.manifest == built.manifest
     assert contents(opened) == contents(built)
-    assert contents(build(config(tmp_path), process_index=1)) == contents(built)
 
 
 def test_split_depends_on_the_name_alone(tmp_path, texts):
@@ -394,8 +393,6 @@ def test_missing_sources(tmp_path):
     refuse(tmp_path, ValueError, "None of the files", tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="holds no corpus"):
         open_corpus(str(tmp_path / "corpus"))
-    with pytest.raises(FileNotFoundError, match="holds no corpus"):
-        build(config(tmp_path), process_index=3)
 
 
 def test_empty_corpora(tmp_path):
