@@ -5,17 +5,25 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from pallas_kernels import dispatch
-from pallas_kernels.delta_rule.arguments import (
-    AXES,
-    ONE_STEP_AXES,
-    check_arrays,
-    check_settings,
-)
+from pallas_kernels import dispatch, streams
+from pallas_kernels.arguments import check_arrays, check_settings
 from pallas_kernels.delta_rule.chunked import chunked
 from pallas_kernels.delta_rule.reference import token_recurrence
+
+# The axes of every argument, a letter each; equal letters are equal sizes.
+AXES = {
+    "q": "BTHK",
+    "k": "BTNHK",
+    "v": "BTNHV",
+    "beta": "BTNH",
+    "g": "BTH",
+    "segment_ids": "BT",
+    "cu_seqlens": "Z",  # Z = S + 1
+    "initial_state": "BHKV",
+}
+ONE_STEP_AXES = AXES | {"k": "BTHK", "v": "BTHV", "beta": "BTH"}
 
 
 def delta_rule(
@@ -172,7 +180,7 @@ def _delta(
     """Write padding and resets into the operands, run, scale and mask the outputs.
 
     Padding becomes k = v = beta = g = 0, which leaves every state as it is; a reset
-    becomes a decay by exactly zero, g = -inf.
+    becomes g = -inf.
     """
     (B, T, H, K), V = q.shape, v.shape[-1]
     floats = [x for x in (q, k, v, beta, g, initial_state) if x is not None]
@@ -183,61 +191,27 @@ def _delta(
     beta = beta.astype(dtype)
     g = None if g is None else g.astype(dtype)
     if segment_ids is not None:
-        present, reset = segments(segment_ids)
+        present, reset = streams.segments(segment_ids)
         g = jnp.zeros((B, T, H), dtype) if g is None else g
         g = jnp.where(reset[..., None], -jnp.inf, g)
     if cu_seqlens is not None:
         cu_seqlens = cu_seqlens.astype(jnp.int32)
-        t = jnp.arange(T, dtype=cu_seqlens.dtype)
-        present = ((t >= cu_seqlens[0]) & (t < cu_seqlens[-1]))[None]
+        present = streams.inside(cu_seqlens, T)
     if present is not None:
-        q, k, v, beta = (masked(x, present) for x in (q, k, v, beta))
-        g = None if g is None else masked(g, present)
+        q, k, v, beta = (streams.masked(x, present) for x in (q, k, v, beta))
+        g = None if g is None else streams.masked(g, present)
 
     rows = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
     if initial_state is None:
         initial_state = jnp.zeros((rows, H, K, V), dtype)
     axis = 0 if cu_seqlens is None else 1  # [S, B, H, K, V], where S or B is one
     states = jnp.expand_dims(initial_state.astype(dtype), axis)
-    states = vary_like(states, floats)
+    states = streams.vary_like(states, floats)
     if T == 0:
         o = jnp.zeros((B, T, H, V), dtype)
     else:
         o, states = run(q, k, v, beta, g, states, cu_seqlens, chunk_size, precision)
     o *= jnp.asarray(K**-0.5 if scale is None else scale, dtype)
     if present is not None:
-        o = masked(o, present)
+        o = streams.masked(o, present)
     return o.astype(v.dtype), jnp.squeeze(states, axis)
-
-
-def segments(
-    segment_ids: Int[Array, "B T"],
-) -> tuple[Bool[Array, "B T"], Bool[Array, "B T"]]:
-    """Which tokens are no padding, and which of these start a segment but the first."""
-    present = segment_ids >= 0
-    t = jnp.arange(segment_ids.shape[1])[None, :]
-    latest = jax.lax.cummax(jnp.where(present, t, -1), axis=1)
-    before = jnp.pad(latest, [(0, 0), (1, 0)], constant_values=-1)[:, :-1]
-    id_before = jnp.take_along_axis(segment_ids, jnp.maximum(before, 0), axis=1)
-    return present, present & (before >= 0) & (segment_ids != id_before)
-
-
-def vary_like(x: Array, arrays: list[Array]) -> Array:
-    """Inside `jax.shard_map`, let x vary over the mesh axes the arrays vary over.
-
-    A loop's state must vary as its results do, also where it starts from zeros.
-    """
-
-    def varying(array):
-        kind = jax.typeof(array)
-        # Named `vma` until JAX 0.12.
-        return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
-
-    axes = frozenset().union(*map(varying, arrays)) - varying(x)
-    return jax.lax.pcast(x, tuple(axes), to="varying") if axes else x
-
-
-def masked(x: Array, present: Bool[Array, "B T"]) -> Array:
-    """x [B, T, ...], zero where the token is padding."""
-    present = present.reshape(present.shape + (1,) * (x.ndim - 2))
-    return jnp.where(present, x, jnp.zeros((), x.dtype))

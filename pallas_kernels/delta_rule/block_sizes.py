@@ -5,6 +5,8 @@ and head of dimension d, so C is best near d / 2; below 32 keys the matrix produ
 too small to be fast.
 """
 
+from pallas_kernels.layout import round_up_to_power_of_two
+
 # Rows of a diagonal block that is inverted row by row (see triangular.py).
 SOLVE_BLOCK = 16
 
@@ -21,11 +23,6 @@ def chunk_size(tokens: int, steps: int, head_dim: int) -> int:
     most = max(1, 3 * keys // (2 * steps))  # up to half more, for N = 3
     at_most = round_up_to_power_of_two(most + 1) // 2
     return min(at_most, keys, round_up_to_power_of_two(tokens))
-
-
-def round_up_to_power_of_two(size: int) -> int:
-    """The smallest power of two that is at least `size` (>= 1)."""
-    return 1 << (size - 1).bit_length()
 
 
 def solve_block(keys: int) -> int:

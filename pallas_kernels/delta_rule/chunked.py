@@ -24,25 +24,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.delta_rule import accurate, block_sizes, layout, triangular
-from pallas_kernels.delta_rule.decay import Decay, decay, gradient
-
-
-class Product(NamedTuple):
-    """An einsum in given operand type and precision that accumulates in `result`."""
-
-    operand: jnp.dtype
-    result: jnp.dtype
-    precision: jax.lax.Precision | None
-
-    def __call__(self, subscripts, x, y):
-        return jnp.einsum(
-            subscripts,
-            x.astype(self.operand),
-            y.astype(self.operand),
-            precision=self.precision,
-            preferred_element_type=self.result,
-        )
+from pallas_kernels import layout
+from pallas_kernels.decay import Decay, decay, gradient
+from pallas_kernels.delta_rule import accurate, block_sizes, triangular
+from pallas_kernels.products import Product
 
 
 class Products(NamedTuple):
@@ -86,7 +71,7 @@ def chunked(
     if chunk_size is None:
         C = block_sizes.chunk_size(T, N, max(q.shape[-1], v.shape[-1]))
     else:
-        C = block_sizes.round_up_to_power_of_two(chunk_size)
+        C = layout.round_up_to_power_of_two(chunk_size)
     if cu_seqlens is None:
         where = layout.Layout(C)
     else:

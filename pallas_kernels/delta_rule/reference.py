@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.streams import owner
+
 EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -38,11 +40,7 @@ def token_recurrence(
     """
     del chunk_size, precision
     dtype = states.dtype
-    sequence = None
-    if cu_seqlens is not None:
-        t = jnp.arange(q.shape[1], dtype=cu_seqlens.dtype)
-        sequence = jnp.searchsorted(cu_seqlens[1:], t, side="right")
-        sequence = jnp.minimum(sequence, states.shape[0] - 1)
+    sequence = None if cu_seqlens is None else owner(cu_seqlens, q.shape[1])
 
     def step(states, token):
         q_BHK, k_BNHK, v_BNHV, beta_BNH, g_BH, s = token

@@ -1,22 +1,10 @@
-"""Checks of the delta rule's arguments: a caller's mistakes, told in sentences."""
+"""Checks of an operation's arguments: a caller's mistakes, told in sentences."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-# The axes of every argument, a letter each; equal letters are equal sizes.
-AXES = {
-    "q": "BTHK",
-    "k": "BTNHK",
-    "v": "BTNHV",
-    "beta": "BTNH",
-    "g": "BTH",
-    "segment_ids": "BT",
-    "cu_seqlens": "Z",  # Z = S + 1
-    "initial_state": "BHKV",
-}
-ONE_STEP_AXES = AXES | {"k": "BTHK", "v": "BTHV", "beta": "BTH"}
 INTEGERS = ("segment_ids", "cu_seqlens")
 FLOATS = ("float32", "bfloat16", "float64")
 
@@ -25,21 +13,23 @@ def check_arrays(operation: str, axes: dict[str, str], *arguments) -> dict:
     """Make arrays of the arguments, and check their dtypes and shapes against `axes`.
 
     Args:
-        axes: the arguments' names and axes.
+        axes: the arguments' names and axes, a letter an axis; equal letters are equal
+          sizes. With `cu_seqlens` (Z = S + 1), S takes the place of B in
+          "initial_state".
         arguments: arrays, as many and in the same order; None where not given.
 
     Returns:
         The arrays by name.
     """
     arrays = dict(zip(axes, arguments, strict=True))
-    ragged = arrays["cu_seqlens"] is not None
+    ragged = arrays.get("cu_seqlens") is not None
     if ragged and arrays["segment_ids"] is not None:
         raise ValueError(
             f"{operation}: cu_seqlens and segment_ids both say where the state starts "
             "anew; pass only one of them."
         )
     if ragged:
-        axes = axes | {"initial_state": "SHKV"}
+        axes = axes | {"initial_state": axes["initial_state"].replace("B", "S")}
     checked, sizes, source = {}, {}, {}
     for name, array in arrays.items():
         checked[name] = array
@@ -63,7 +53,7 @@ def check_arrays(operation: str, axes: dict[str, str], *arguments) -> dict:
             source.setdefault(letter, name)
         if name == "cu_seqlens":
             sizes["S"], source["S"] = shape[0] - 1, name
-    _check_sizes(operation, arrays, sizes)
+    _check_sizes(operation, arrays, sizes, source)
     return checked
 
 
@@ -81,14 +71,14 @@ def _check_dtype(operation, name, dtype):
         )
 
 
-def _check_sizes(operation, arrays, sizes):
-    for letter in "BNHKV":
-        if sizes.get(letter, 1) < 1:
+def _check_sizes(operation, arrays, sizes, source):
+    for letter in sizes.keys() - {"T", "S", "Z"}:
+        if sizes[letter] < 1:
             raise ValueError(
-                f"{operation}: {letter} = {sizes[letter]}, but there must be at least "
-                "one row, step and head, and one dimension of keys and values."
+                f"{operation}: {letter} = {sizes[letter]} in {source[letter]}, but "
+                "every axis other than time must have at least one entry."
             )
-    if arrays["cu_seqlens"] is None:
+    if arrays.get("cu_seqlens") is None:
         return
     if sizes["S"] < 1:
         raise ValueError(
@@ -97,8 +87,9 @@ def _check_sizes(operation, arrays, sizes):
         )
     if sizes["B"] != 1:
         raise ValueError(
-            f"{operation}: cu_seqlens divides the tokens of one batch row, but q has "
-            f"B = {sizes['B']}; put the sequences behind one another in one row."
+            f"{operation}: cu_seqlens divides the tokens of one batch row, but "
+            f"{source['B']} has B = {sizes['B']}; put the sequences behind one "
+            "another in one row."
         )
     bounds = arrays["cu_seqlens"]
     if isinstance(bounds, Tracer):

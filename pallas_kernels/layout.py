@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.streams import owner
+
 
 class Layout(NamedTuple):
     """Where tokens lie in chunks.
@@ -44,8 +46,8 @@ def ragged(cu_seqlens: Int[Array, "S+1"], T: int, C: int) -> Layout:
     source = jnp.where(token < ends[sequence][:, None], token, T)
 
     t = jnp.arange(T, dtype=cu_seqlens.dtype)
-    owner = jnp.minimum(jnp.searchsorted(ends, t, side="right"), S - 1)
-    target = chunk_starts[owner] * C + t - starts[owner]
+    own = owner(cu_seqlens, T)
+    target = chunk_starts[own] * C + t - starts[own]
     return Layout(C, source.reshape(-1), target, sequence)
 
 
@@ -79,3 +81,8 @@ def _rows(x, layout):
     else:
         x = jnp.take(x, layout.source, axis=1, mode="fill", fill_value=0)
     return x.reshape(x.shape[0], -1, C, *x.shape[2:])
+
+
+def round_up_to_power_of_two(size: int) -> int:
+    """The smallest power of two that is at least `size` (>= 1)."""
+    return 1 << (size - 1).bit_length()
