@@ -6,6 +6,7 @@ sharded. Rows that hold no token are zero, and so touch no state.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -17,6 +18,7 @@ class Layout(NamedTuple):
 
     Attributes:
         chunk_size: C, tokens a chunk.
+        group: the number of chunks is a multiple of this.
         source: the token of each row of all chunks, T or more where there is none; or
           None where row t is token t.
         target: the row of each token; None likewise.
@@ -24,15 +26,71 @@ class Layout(NamedTuple):
     """
 
     chunk_size: int
+    group: int = 1
     source: Int[Array, "MC"] | None = None
     target: Int[Array, "T"] | None = None
     sequence: Int[Array, "M"] | None = None
 
 
-def ragged(cu_seqlens: Int[Array, "S+1"], T: int, C: int) -> Layout:
-    """The layout in which every sequence starts at the start of a chunk."""
+# Keys, over batch rows and heads, whose temporaries stay in a CPU's cache.
+KEYS_IN_CACHE = 1024
+
+
+def arrange(T: int, C: int, keys: int, cu_seqlens: Int[Array, "S+1"] | None) -> Layout:
+    """The layout of T tokens in chunks of C.
+
+    Args:
+        keys: rows of one chunk, over its keys, batch rows and heads.
+        cu_seqlens: where each sequence starts and the last one ends; every sequence
+          then starts at the start of a chunk.
+    """
+    if cu_seqlens is None:
+        return Layout(C, chunks_together(-(-T // C), keys))
+    M = -(-T // C) + cu_seqlens.shape[0] - 1  # each wastes less than one chunk
+    return _ragged(cu_seqlens, T, C, M, chunks_together(M, keys))
+
+
+def chunks_together(chunks: int, keys: int) -> int:
+    """Chunks to compute by one batched product; groups of them follow in turn.
+
+    A CPU is fastest while what it works on stays in its cache; other devices want all
+    the work at once.
+
+    Args:
+        chunks: M, those there are.
+        keys: rows of one chunk, as in `arrange`.
+    """
+    if jax.default_backend() != "cpu":
+        return chunks
+    groups = -(-chunks // max(1, KEYS_IN_CACHE // keys))
+    return -(-chunks // groups)
+
+
+def in_groups(some_chunks, states: Array, chunks, layout: Layout):
+    """Run all chunks, `layout.group` at a time.
+
+    Args:
+        some_chunks: (chunks, states, sequence) -> (o, states), for any number of chunks
+          in the leading axes of `chunks`, `sequence` and `o`.
+
+    Returns:
+        (o, states) of all chunks.
+    """
+
+    def run(states, group):
+        o, states = some_chunks(group[0], states, group[1])
+        return states, o
+
+    groups = jax.tree.map(
+        lambda x: x.reshape(-1, layout.group, *x.shape[1:]), (chunks, layout.sequence)
+    )
+    states, o = jax.lax.scan(run, states, groups)
+    return o.reshape(-1, *o.shape[2:]), states
+
+
+def _ragged(cu_seqlens: Int[Array, "S+1"], T: int, C: int, M: int, group: int):
     S = cu_seqlens.shape[0] - 1
-    M = -(-T // C) + S  # each sequence wastes less than one chunk
+    M += -M % group
     starts, ends = cu_seqlens[:-1], cu_seqlens[1:]
     chunks = (ends - starts + C - 1) // C
     chunk_ends = jnp.cumsum(chunks)
@@ -48,7 +106,7 @@ def ragged(cu_seqlens: Int[Array, "S+1"], T: int, C: int) -> Layout:
     t = jnp.arange(T, dtype=cu_seqlens.dtype)
     own = owner(cu_seqlens, T)
     target = chunk_starts[own] * C + t - starts[own]
-    return Layout(C, source.reshape(-1), target, sequence)
+    return Layout(C, group, source.reshape(-1), target, sequence)
 
 
 def by_token(x: Float[Array, "B T H *d"], layout: Layout) -> Array:
@@ -76,7 +134,7 @@ def _rows(x, layout):
     C = layout.chunk_size
     if layout.source is None:
         pad = [(0, 0)] * x.ndim
-        pad[1] = (0, -x.shape[1] % C)
+        pad[1] = (0, -x.shape[1] % (C * layout.group))
         x = jnp.pad(x, pad)
     else:
         x = jnp.take(x, layout.source, axis=1, mode="fill", fill_value=0)

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+EXACT = jax.lax.Precision.HIGHEST
+
 
 class Product(NamedTuple):
     """An einsum in given operand type and precision that accumulates in `result`."""
@@ -21,3 +23,15 @@ class Product(NamedTuple):
             precision=self.precision,
             preferred_element_type=self.result,
         )
+
+
+def input_product(inputs, result, precision) -> Product:
+    """The product of an operation's inputs, in the widest type among them.
+
+    Without a precision it is exact where that type is the accumulation's; narrower
+    operands are multiplied as they are.
+    """
+    operand = max((x.dtype for x in inputs), key=lambda dtype: dtype.itemsize)
+    if precision is None and operand == result:
+        precision = EXACT
+    return Product(operand, result, precision)

@@ -4,9 +4,97 @@ Padding becomes operands of zero, which leave every state as it is; a reset beco
 decay by exactly zero, g = -inf.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def run(
+    recurrence,
+    chunk_size,
+    precision,
+    scale,
+    *,
+    g,
+    initial_state,
+    segment_ids,
+    cu_seqlens,
+    **tokens,
+):
+    """Run a recurrence of matrix states over streams; scale and mask its outputs.
+
+    Args:
+        recurrence: called with `tokens`, g, the states [S, B, H, K, V] (S or B is one)
+          and cu_seqlens, chunk_size and precision; returns outputs [B, T, H, V] and
+          states.
+        tokens: q [B, T, H, K], v [B, T, ..., V] and all else that a token carries.
+        g: log decay [B, T, H] or [B, T, H, K], or None.
+    """
+    q, v = tokens["q"], tokens["v"]
+    (B, T, H, K), V = q.shape, v.shape[-1]
+    floats = [x for x in (*tokens.values(), g, initial_state) if x is not None]
+    wide = any(x.dtype == jnp.float64 for x in floats)
+    dtype = jnp.dtype("float64" if wide else "float32")
+
+    present = None
+    g = None if g is None else g.astype(dtype)
+    if segment_ids is not None:
+        present, reset = segments(segment_ids)
+        g = jnp.zeros((B, T, H), dtype) if g is None else g
+        g = jnp.where(_per_row(reset, g), -jnp.inf, g)
+    if cu_seqlens is not None:
+        cu_seqlens = cu_seqlens.astype(jnp.int32)
+        present = inside(cu_seqlens, T)
+    if present is not None:
+        tokens = {name: masked(x, present) for name, x in tokens.items()}
+        g = None if g is None else masked(g, present)
+
+    rows = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    if initial_state is None:
+        initial_state = jnp.zeros((rows, H, K, V), dtype)
+    axis = 0 if cu_seqlens is None else 1
+    states = jnp.expand_dims(initial_state.astype(dtype), axis)
+    states = vary_like(states, floats)
+    if T == 0:
+        o = jnp.zeros((B, T, H, V), dtype)
+    else:
+        o, states = recurrence(
+            **tokens,
+            g=g,
+            states=states,
+            cu_seqlens=cu_seqlens,
+            chunk_size=chunk_size,
+            precision=precision,
+        )
+    o *= jnp.asarray(K**-0.5 if scale is None else scale, dtype)
+    if present is not None:
+        o = masked(o, present)
+    return o.astype(v.dtype), jnp.squeeze(states, axis)
+
+
+def scan(
+    step,
+    states: Float[Array, "S *state"],
+    operands,
+    sequence: Int[Array, " M"] | None,
+    reverse: bool = False,
+):
+    """`jax.lax.scan` whose step m reads and writes states[sequence[m]].
+
+    Args:
+        step: from a state and operands to the next state and an output.
+        sequence: None where there is a single state.
+    """
+
+    def body(states, operands_and_sequence):
+        operands, s = operands_and_sequence
+        state, output = step(states[0] if s is None else states[s], operands)
+        return state[None] if s is None else states.at[s].set(state), output
+
+    return jax.lax.scan(body, states, (operands, sequence), reverse=reverse)
 
 
 def segments(
@@ -38,8 +126,12 @@ def vary_like(x: Array, arrays: list[Array]) -> Array:
 
 def masked(x: Array, present: Bool[Array, "B T"]) -> Array:
     """x [B, T, ...], zero where the token is padding."""
-    present = present.reshape(present.shape + (1,) * (x.ndim - 2))
-    return jnp.where(present, x, jnp.zeros((), x.dtype))
+    return jnp.where(_per_row(present, x), x, jnp.zeros((), x.dtype))
+
+
+def _per_row(flags: Bool[Array, "B T"], x: Array) -> Array:
+    """The flags with as many axes as x [B, T, ...]."""
+    return flags.reshape(flags.shape + (1,) * (x.ndim - 2))
 
 
 def inside(cu_seqlens: Int[Array, "S+1"], T: int) -> Bool[Array, "1 T"]:

@@ -1,7 +1,5 @@
 """The public delta rule: checks its arguments, then calls one implementation."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -94,7 +92,7 @@ def delta_rule(
         arrays[name] = jnp.expand_dims(arrays[name], 2)
     settings = check_settings("delta_rule", chunk_size, precision)
     run = select("delta_rule", implementation)
-    return _delta(run, *settings, scale, **arrays)
+    return streams.run(run, *settings, scale, **arrays)
 
 
 def delta_product(
@@ -144,7 +142,7 @@ def delta_product(
     )
     settings = check_settings("delta_product", chunk_size, precision)
     run = select("delta_product", implementation)
-    return _delta(run, *settings, scale, **arrays)
+    return streams.run(run, *settings, scale, **arrays)
 
 
 def select(operation: str, implementation: str | None):
@@ -159,59 +157,3 @@ def select(operation: str, implementation: str | None):
             "reference": token_recurrence,
         },
     )
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _delta(
-    run,
-    chunk_size,
-    precision,
-    scale,
-    *,
-    q,
-    k,
-    v,
-    beta,
-    g,
-    initial_state,
-    segment_ids,
-    cu_seqlens,
-):
-    """Write padding and resets into the operands, run, scale and mask the outputs.
-
-    Padding becomes k = v = beta = g = 0, which leaves every state as it is; a reset
-    becomes g = -inf.
-    """
-    (B, T, H, K), V = q.shape, v.shape[-1]
-    floats = [x for x in (q, k, v, beta, g, initial_state) if x is not None]
-    wide = any(x.dtype == jnp.float64 for x in floats)
-    dtype = jnp.dtype("float64" if wide else "float32")
-
-    present = None
-    beta = beta.astype(dtype)
-    g = None if g is None else g.astype(dtype)
-    if segment_ids is not None:
-        present, reset = streams.segments(segment_ids)
-        g = jnp.zeros((B, T, H), dtype) if g is None else g
-        g = jnp.where(reset[..., None], -jnp.inf, g)
-    if cu_seqlens is not None:
-        cu_seqlens = cu_seqlens.astype(jnp.int32)
-        present = streams.inside(cu_seqlens, T)
-    if present is not None:
-        q, k, v, beta = (streams.masked(x, present) for x in (q, k, v, beta))
-        g = None if g is None else streams.masked(g, present)
-
-    rows = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    if initial_state is None:
-        initial_state = jnp.zeros((rows, H, K, V), dtype)
-    axis = 0 if cu_seqlens is None else 1  # [S, B, H, K, V], where S or B is one
-    states = jnp.expand_dims(initial_state.astype(dtype), axis)
-    states = streams.vary_like(states, floats)
-    if T == 0:
-        o = jnp.zeros((B, T, H, V), dtype)
-    else:
-        o, states = run(q, k, v, beta, g, states, cu_seqlens, chunk_size, precision)
-    o *= jnp.asarray(K**-0.5 if scale is None else scale, dtype)
-    if present is not None:
-        o = streams.masked(o, present)
-    return o.astype(v.dtype), jnp.squeeze(states, axis)

@@ -10,8 +10,8 @@ Gamma_ij (token j to token i), gamma_i (chunk start to i), epsilon_j (j to chunk
     O  = diag(gamma) Q S + P U
 
 Only the two lines for U and S' run one chunk after the other; everything else is a
-batched product over all chunks. The N keys of a token share its decay factors, and a
-token sees all of its own keys; queries exist once a token.
+batched product over a group of chunks. The N keys of a token share its decay factors,
+and a token sees all of its own keys; queries exist once a token.
 
 Reference: Yang et al., Gated Delta Networks, arXiv 2412.06464; Siems et al.,
 DeltaProduct, arXiv 2502.10297.
@@ -24,10 +24,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import layout
+from pallas_kernels import layout, streams
 from pallas_kernels.decay import Decay, decay, gradient
 from pallas_kernels.delta_rule import accurate, block_sizes, triangular
-from pallas_kernels.products import Product
+from pallas_kernels.products import EXACT, Product, input_product
 
 
 class Products(NamedTuple):
@@ -72,29 +72,19 @@ def chunked(
         C = block_sizes.chunk_size(T, N, max(q.shape[-1], v.shape[-1]))
     else:
         C = layout.round_up_to_power_of_two(chunk_size)
-    if cu_seqlens is None:
-        where = layout.Layout(C)
-    else:
-        where = layout.ragged(cu_seqlens, T, C)
+    where = layout.arrange(T, C, q.shape[0] * q.shape[2] * C * N, cu_seqlens)
     chunks = Chunks(
         q=layout.by_token(q, where),
         k=layout.by_key(k, where),
         v=layout.by_key(v, where),
-        beta=layout.by_key(beta, where),
+        beta=layout.by_key(beta.astype(states.dtype), where),
         g=None if g is None else layout.by_token(g, where),
     )
-    widest = max((q.dtype, k.dtype, v.dtype), key=lambda dtype: dtype.itemsize)
-    products = choose_products(widest, states.dtype, precision)
-    o, states = delta_chunks(products, chunks, states, where.sequence)
+    inputs = input_product((q, k, v), states.dtype, precision)
+    products = Products(inputs, Product(states.dtype, states.dtype, EXACT))
+    some_chunks = partial(delta_chunks, products)
+    o, states = layout.in_groups(some_chunks, states, chunks, where)
     return layout.to_tokens(o, where, T), states
-
-
-def choose_products(inputs, state, precision) -> Products:
-    """Operand types and precisions for inputs and states of the given types."""
-    exact = Product(state, state, jax.lax.Precision.HIGHEST)
-    if precision is None and inputs == state:
-        return Products(exact, exact)
-    return Products(Product(inputs, state, precision), exact)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -127,16 +117,14 @@ def _forward(products, chunks, states, sequence):
         W += triangular.solve(L, inverses, error)
     k_exit = _scaled(k, _per_key(factors.exit, steps))
 
-    def chunk(states, operands):
-        U0, W, k_exit, total, s = operands
-        S = states[0] if s is None else states[s]
+    def chunk(S, operands):
+        U0, W, k_exit, total = operands
         U = U0 - products.solution("bhnk,bhkv->bhnv", W, S)
         S_next = _shrunk(S, total) + products.inputs("bhnk,bhnv->bhkv", k_exit, U)
-        states = S_next[None] if s is None else states.at[s].set(S_next)
-        return states, (U, S)
+        return S_next, (U, S)
 
-    operands = (U0, W, k_exit, factors.total, sequence)
-    states, (U, S) = jax.lax.scan(chunk, states, operands)
+    operands = (U0, W, k_exit, factors.total)
+    states, (U, S) = streams.scan(chunk, states, operands, sequence)
     o = _scaled(products.inputs("mbhck,mbhkv->mbhcv", q, S), factors.entry)
     o += products.inputs("mbhcn,mbhnv->mbhcv", P, U)
     return (o, states), (chunks, sequence, factors, A, P, inverses, W, U, S)
@@ -168,24 +156,18 @@ def _backward(products, residuals, gradients):
     dU_output = products.inputs("mbhcn,mbhcv->mbhnv", P, dO)
     dS_output = products.inputs("mbhck,mbhcv->mbhkv", q, dO_entry)
 
-    def chunk(d_states, operands):
-        dU_output, dS_output, W, k_exit, total, s = operands
-        dS_next = d_states[0] if s is None else d_states[s]
+    def chunk(dS_next, operands):
+        dU_output, dS_output, W, k_exit, total = operands
         dU = dU_output + products.inputs("bhnk,bhkv->bhnv", k_exit, dS_next)
         dS = _shrunk(dS_next, total) + dS_output
         dS -= products.solution("bhnk,bhnv->bhkv", W, dU)
-        d_states = dS[None] if s is None else d_states.at[s].set(dS)
-        return d_states, (dU, dS_next)
+        return dS, (dU, dS_next)
 
-    operands = (
-        dU_output,
-        dS_output,
-        W,
-        _scaled(k_state, exit),
-        factors.total,
-        sequence,
+    k_exit = _scaled(k_state, exit)
+    operands = (dU_output, dS_output, W, k_exit, factors.total)
+    d_states, (dU, dS_next) = streams.scan(
+        chunk, d_states, operands, sequence, reverse=True
     )
-    d_states, (dU, dS_next) = jax.lax.scan(chunk, d_states, operands, reverse=True)
 
     dR = triangular.solve_transposed(L, inverses, dU)
     dP = _causal(products.inputs("mbhcv,mbhnv->mbhcn", dO, U), steps)

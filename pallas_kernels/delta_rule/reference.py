@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.streams import owner
+from pallas_kernels.streams import owner, scan
 
 EXACT = jax.lax.Precision.HIGHEST
 
@@ -42,9 +42,8 @@ def token_recurrence(
     dtype = states.dtype
     sequence = None if cu_seqlens is None else owner(cu_seqlens, q.shape[1])
 
-    def step(states, token):
-        q_BHK, k_BNHK, v_BNHV, beta_BNH, g_BH, s = token
-        S = states[0] if s is None else states[s]
+    def step(S, token):
+        q_BHK, k_BNHK, v_BNHV, beta_BNH, g_BH = token
         if g_BH is not None:
             S = jnp.exp(g_BH)[..., None, None] * S
         for n in range(k_BNHK.shape[1]):
@@ -53,12 +52,11 @@ def token_recurrence(
             update = beta_BH[..., None] * error
             S = S + k_BHK[..., :, None] * update[..., None, :]
         o_BHV = jnp.einsum("bhkv,bhk->bhv", S, q_BHK, precision=EXACT)
-        states = S[None] if s is None else states.at[s].set(S)
-        return states, o_BHV
+        return S, o_BHV
 
     def by_token(x):
         return None if x is None else jnp.moveaxis(x, 1, 0).astype(dtype)
 
-    tokens = (*map(by_token, (q, k, v, beta, g)), sequence)
-    states, o_TBHV = jax.lax.scan(step, states, tokens)
+    tokens = tuple(map(by_token, (q, k, v, beta, g)))
+    states, o_TBHV = scan(step, states, tokens, sequence)
     return jnp.moveaxis(o_TBHV, 0, 1), states

@@ -38,7 +38,7 @@ def test_float64_is_the_oracle(name, steps, implementation):
         assert error(got[tensor], want[tensor]) < 1e-12, tensor
 
 
-@pytest.mark.parametrize("T", (1, 2, 33))
+@pytest.mark.parametrize("T", (1, 2, 33, 600))  # the last in several groups
 def test_law_at_any_length(T):
     inputs = cases.draw("twelve_keys_gated", small(T=T))
     want = oracle.delta_product(**inputs)
