@@ -156,8 +156,8 @@ def alternate(functions: dict[str, Callable[[], float]], turns: int):
     return seconds
 
 
-def summarise(seconds: dict[str, list[float]]) -> dict:
-    """Medians and quartiles of the times and of the ratios to "xla"."""
+def summarise(seconds: dict[str, list[float]], baseline: str = "xla") -> dict:
+    """Medians and quartiles of the times and of the ratios to the baseline's."""
 
     def quartiles(x):
         low, middle, high = np.quantile(x, (0.25, 0.5, 0.75))
@@ -166,11 +166,11 @@ def summarise(seconds: dict[str, list[float]]) -> dict:
             "quartiles": [round(low, 3), round(high, 3)],
         }
 
-    xla = np.array(seconds["xla"])
+    base = np.array(seconds[baseline])
     return {
         name: {
             "milliseconds": quartiles(1e3 * np.array(x)),
-            "ratio": quartiles(np.array(x) / xla),
+            "ratio": quartiles(np.array(x) / base),
         }
         for name, x in seconds.items()
     }

@@ -6,7 +6,7 @@ and beta in [0, 2], and with neither one step nor beta in [0, 1]. As in the pape
 is no convolution, forget gate or output gate.
 
 Command: python scripts/train.py configs/state_tracking.py
-All four cells over seeds: python -m benchmarks.state_tracking
+Other groups, steps and ranges over seeds: python scripts/experiment.py state_tracking
 Other cells: --name other --model.pattern.0.n-householders 1
     --model.pattern.0.beta-max 1.0
 """

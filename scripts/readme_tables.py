@@ -30,12 +30,7 @@ def methods() -> str:
     bits = {
         name: f"{run['bits_per_byte']:.3f} bits per byte" for name, run in runs.items()
     }
-    best = max(
-        run["scores"][0]["accuracy_at_last"]
-        for cell in results("state_tracking")["cells"]
-        if (cell["n_householders"], cell["beta_max"]) == (2, 2.0)
-        for run in cell["runs"]
-    )
+    s3 = results("state_tracking")["cells"]["S3 n=2 beta=2"]["summary"]["at 1x"]
     delta = "[`delta_product.py`](jaxlab/mixers/delta_product.py)"
     attention = "[`attention.py`](jaxlab/mixers/attention.py)"
     return table(
@@ -43,7 +38,7 @@ def methods() -> str:
         [
             [
                 *("DeltaProduct", "2502.10297", delta, "chunked XLA; Pallas not yet"),
-                f"{bits['DeltaProduct']}; S3 {best:.1%} right",
+                f"{bits['DeltaProduct']}; S3 {s3['max']:.1%} right",
             ],
             ["Gated DeltaNet", "2412.06464", delta, "the same", "speed below"],
             ["DeltaNet", "2406.06484", delta, "the same", "S3 below (one step)"],
@@ -69,28 +64,137 @@ def language_model() -> str:
     return table(header, rows) + "\n\n" + measured(data)
 
 
+def experiment(data: dict) -> str:
+    """Where an experiment was measured, run by run."""
+    cells = data["cells"].values()
+    commits = sorted({c[:9] + c[40:] for cell in cells for c in cell["commits"]})
+    devices = sorted({device for cell in cells for device in cell["devices"]})
+    cpus = sorted({str(n) for cell in cells for n in cell["cpus"]})
+    versions = ", ".join(f"{name} {x}" for name, x in data["versions"].items())
+    minutes = sum(run["seconds"] for cell in cells for run in cell["runs"]) / 60
+    return (
+        f"Measured on {', '.join(devices)} ({versions}), {' or '.join(cpus)} cores a "
+        f"run, {minutes:.0f} minutes of training in all, commit {', '.join(commits)}."
+    )
+
+
 def state_tracking() -> str:
     data = results("state_tracking")
     cells = data["cells"]
-    lengths = [s["length"] for s in cells[0]["runs"][0]["scores"]]
+    parts = {label: label.split() for label in cells}  # group, n=1, beta=2
+    steps = sorted({n for _, n, _ in parts.values()})
 
-    def accuracy(cell, i):
-        found = [run["scores"][i]["accuracy_at_last"] for run in cell["runs"]]
-        return (
-            f"{max(found):.1%} ({', '.join(f'{x:.1%}' for x in sorted(found)[::-1])})"
-        )
+    def accuracy(label):
+        if label not in cells:
+            return "-"
+        runs = [run["scores"] for run in cells[label]["runs"]]
+        best = max(runs, key=lambda scores: scores["at 1x"])
+        solved = sum(scores["at 1x"] >= 0.99 for scores in runs)
+        return f"{best['at 1x']:.0%}, {best['at 4x']:.0%} ({solved} of {len(runs)})"
+
+    rows = []
+    for group, beta in dict.fromkeys((g, b) for g, _, b in parts.values()):
+        found = [accuracy(f"{group} {n} {beta}") for n in steps]
+        rows.append([group, f"[0, {beta.removeprefix('beta=')}]", *found])
+    header = ["group", "beta"] + [
+        f"{n.removeprefix('n=')} steps a token" for n in steps
+    ]
+    trained = next(iter(cells.values()))["config"]["data"]["task"]["length"] - 1
+    text = (
+        "Share of right answers at the last element of a word, one layer trained on "
+        f"words of {trained}: the best seed at that length, the same at four times it, "
+        "and how many seeds are above 99% at the trained length. Guessing gives 50% "
+        "(parity), 16.7% (S3), 4.2% (S4), 1.7% (A5) and 0.8% (S5)."
+    )
+    return f"{text}\n\n{table(header, rows)}\n\n{experiment(data)}"
+
+
+def scores(name: str, text: str, form: str = ".1%") -> str:
+    """A row a cell: parameters, state, and the mean of every score over the seeds."""
+    data = results(name)
+    cells = data["cells"]
+    summaries = {label: cell["summary"] for label, cell in cells.items()}
+    single = [
+        score
+        for score, summary in next(iter(summaries.values())).items()
+        if isinstance(summary, dict)
+    ]
+
+    def shown(summary):
+        low, high = format(summary["min"], form), format(summary["max"], form)
+        return f"{summary['mean']:{form}} ({low} to {high})"
 
     rows = [
-        [str(c["n_householders"]), f"[0, {c['beta_max']:g}]"]
-        + [accuracy(c, i) for i in range(len(lengths))]
-        for c in cells
+        [
+            label,
+            f"{cell['parameters'] / 1e3:.0f}K",
+            f"{cell['state_floats'] / 1e3:.1f}K",
+        ]
+        + [shown(cell["summary"][score]) for score in single]
+        for label, cell in cells.items()
     ]
-    trained = data["config"]["data"]["task"]["length"] - 1
-    header = ["steps a token", "beta"] + [f"length {n}" for n in lengths]
+    seeds = max(len(cell["runs"]) for cell in cells.values())
+    header = ["layer", "parameters", "state", *single]
     text = (
-        "Share of right answers at the last element of a word in S3, one layer "
-        f"trained on words of {trained}: best of {len(cells[0]['runs'])} seeds (all "
-        "seeds). Guessing gives 16.7%."
+        f"{text} Mean of {seeds} seeds (least to largest); the state is the numbers "
+        "that decoding keeps a sequence."
+    )
+    return f"{text}\n\n{table(header, rows)}\n\n{experiment(data)}"
+
+
+def recall() -> str:
+    return scores("recall", "Queries answered right, by the number of pairs in a row.")
+
+
+def needle() -> str:
+    text = "Tokens of the hidden value found, by the length of the row."
+    return scores("needle", text)
+
+
+def selective_copying() -> str:
+    return scores("selective_copying", "Tokens, and whole rows, copied right.")
+
+
+def induction() -> str:
+    return scores("induction", "Rows answered right, by their length.")
+
+
+def lact() -> str:
+    """Bits per byte, also at the first and the last positions."""
+    text = "Bits per byte of held-out Python source."
+    return scores("lact", text, ".3f")
+
+
+def mixers() -> str:
+    data = results("mixers")
+    early, late = data["positions"]
+    longest = data["lengths"][-1]
+    rows = []
+    for name, found in data["mixers"].items():
+        steps = [t["median"] for t in found["decode_milliseconds"]]
+        ratio = found["decode_ratio"]
+        low, high = ratio["quartiles"]
+        rows.append(
+            [
+                name,
+                f"{steps[0]:.3f}",
+                f"{steps[1]:.3f}",
+                f"{ratio['median']:.2f} ({low:.2f} to {high:.2f})",
+                f"{found['train_milliseconds'][-1]['median']:.0f}",
+                f"{found['train_exponent']:.2f}",
+                f"{found['train_temporary_MB'][-1]:.0f}",
+                f"{found['memory_exponent']:.2f}",
+            ]
+        )
+    header = [
+        *("mixer", f"ms a token at {early}", f"at {late}", "ratio"),
+        *(f"training ms at {longest}", "~ T^p, p ="),
+        *(f"training MB at {longest}", "~ T^p, p ="),
+    ]
+    text = (
+        f"One layer of width {data['width']}, one sequence, float32: decoding a token "
+        "after so many, and forward and backward over a row. Medians (and quartiles of "
+        "ratios taken turn by turn)."
     )
     return f"{text}\n\n{table(header, rows)}\n\n{measured(data)}"
 
@@ -136,13 +240,22 @@ TABLES = {
     "methods": methods,
     "language_model": language_model,
     "state_tracking": state_tracking,
+    "recall": recall,
+    "needle": needle,
+    "lact": lact,
+    "selective_copying": selective_copying,
+    "induction": induction,
+    "mixers": mixers,
     "delta_rule": delta_rule,
 }
+"""By the name in the README's markers; a table without markers there is not shown."""
 
 
 def filled(readme: str) -> str:
     for name, make in TABLES.items():
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        if start not in readme:
+            continue
         before, _, rest = readme.partition(start)
         _, _, after = rest.partition(end)
         readme = f"{before}{start}\n{make()}\n{end}{after}"

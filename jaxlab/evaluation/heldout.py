@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
 from jaxlab import models
 from jaxlab.data import Batch
@@ -60,14 +61,22 @@ def evaluate(
     return result
 
 
-@functools.partial(jax.jit, static_argnames="cfg")
-def _sums(params, batch, cfg: LMConfig) -> dict[str, Any]:
+def score_tokens(
+    params: Any, batch: Any, cfg: LMConfig
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """Each target's negative log-likelihood (nats), and 1 where it is the likeliest."""
     logits, _ = models.forward(
         params, batch["inputs"], cfg, segment_ids=batch["segment_ids"]
     )
-    weights = batch["weights"]
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
-    right = (jnp.argmax(logits, axis=-1) == batch["targets"]).astype(jnp.float32)
+    right = jnp.argmax(logits, axis=-1) == batch["targets"]
+    return nats, right.astype(jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def _sums(params, batch, cfg: LMConfig) -> dict[str, Any]:
+    nats, right = score_tokens(params, batch, cfg)
+    weights = batch["weights"]
     right_so_far = jnp.cumprod(jnp.where(weights > 0, right, 1.0), axis=1)
     is_row = jnp.any(weights > 0, axis=1, keepdims=True)
     sums = {

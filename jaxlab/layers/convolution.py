@@ -2,11 +2,10 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxlab.layers import segments
+from jaxlab.layers import rows, segments
 
 
 def short_convolution(
@@ -41,8 +40,8 @@ def short_convolution(
     if tail is not None:  # it goes just before the first real token
         first = segments.first_real(segment_ids)
         first_id = segments.at(segment_ids, first)[:, None]
-        x_ext = _write(x_ext, tail.astype(x_BTD.dtype), first)
-        ids_ext = _write(ids_ext, jnp.tile(first_id, (1, width - 1)), first)
+        x_ext = rows.write(x_ext, tail.astype(x_BTD.dtype), first)
+        ids_ext = rows.write(ids_ext, jnp.tile(first_id, (1, width - 1)), first)
 
     def tap(j):
         same = (ids_ext[:, j : j + T] == segment_ids).astype(x_BTD.dtype)
@@ -51,21 +50,8 @@ def short_convolution(
     y = functools.reduce(jnp.add, map(tap, range(width)))
     end = segments.end_real(segment_ids)
     last_id = segments.at(segment_ids, end - 1)
-    same = _read(ids_ext, end, width - 1) == last_id[:, None]
-    return y, jnp.where(same[..., None], _read(x_ext, end, width - 1), 0)
-
-
-def _write(rows, block, start_B):
-    update = jax.lax.dynamic_update_slice_in_dim
-    return jax.vmap(lambda row, part, i: update(row, part, i, axis=0))(
-        rows, block, start_B
-    )
-
-
-def _read(rows, start_B, size):
-    return jax.vmap(lambda row, i: jax.lax.dynamic_slice_in_dim(row, i, size))(
-        rows, start_B
-    )
+    same = rows.read(ids_ext, end, width - 1) == last_id[:, None]
+    return y, jnp.where(same[..., None], rows.read(x_ext, end, width - 1), 0)
 
 
 def convolution_step(

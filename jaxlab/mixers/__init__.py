@@ -6,6 +6,10 @@
     forward(params, x [B,T,width], cfg, *, state=None, segment_ids=None) -> (y, state)
     step(params, x [B,width], cfg, state) -> (y, state)
 
+and, where training needs a loss of the mixer's own (already weighted), a sixth:
+
+    auxiliary_loss(params, x [B,T,width], cfg, *, segment_ids=None) -> scalar
+
 The contract, proven for every mixer in ``tests/mixers/test_laws.py``:
 
 - `forward` equals a scan of `step`; without a state it starts from nothing and returns
@@ -19,15 +23,42 @@ The contract, proven for every mixer in ``tests/mixers/test_laws.py``:
 from types import ModuleType
 from typing import Any
 
-from jaxlab.mixers import attention, delta_product
+from jaxlab.mixers import (
+    aaren,
+    attention,
+    delta_product,
+    gla,
+    lact,
+    mamba,
+    mamba2,
+    mom,
+    retnet,
+)
 
 MIXERS: dict[str, ModuleType] = {
+    "aaren": aaren,
     "attention": attention,
     "delta_product": delta_product,
+    "gla": gla,
+    "lact": lact,
+    "mamba": mamba,
+    "mamba2": mamba2,
+    "mom": mom,
+    "retnet": retnet,
 }
 """Every mixer by name; a new one is one more row here and in `MixerConfig`."""
 
-MixerConfig = attention.Config | delta_product.Config
+MixerConfig = (
+    aaren.Config
+    | attention.Config
+    | delta_product.Config
+    | gla.Config
+    | lact.Config
+    | mamba.Config
+    | mamba2.Config
+    | mom.Config
+    | retnet.Config
+)
 
 
 def mixer_of(cfg: Any) -> ModuleType:
@@ -44,4 +75,17 @@ def mixer_of(cfg: Any) -> ModuleType:
     )
 
 
-__all__ = ["MIXERS", "MixerConfig", "attention", "delta_product", "mixer_of"]
+__all__ = [
+    "MIXERS",
+    "MixerConfig",
+    "aaren",
+    "attention",
+    "delta_product",
+    "gla",
+    "lact",
+    "mamba",
+    "mamba2",
+    "mixer_of",
+    "mom",
+    "retnet",
+]

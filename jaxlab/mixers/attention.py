@@ -3,25 +3,30 @@
     o_t = sum_{s <= t} softmax_s(q_t . k_s / sqrt(D)) v_s
 
 Every group of ``n_heads / n_kv_heads`` query heads shares one key and value head. With
-a window w a token sees itself and the w - 1 tokens before it.
+a window w a token sees itself and the w - 1 tokens before it, at a cost linear in T.
 
 References: Vaswani et al., arXiv 1706.03762; grouped queries, Ainslie et al., arXiv
 2305.13245; normalised queries and keys, Henry et al., arXiv 2010.04245.
 
-Dimension key: B batch, T time, S slots of the cache, H query heads, G key heads, D head
-size.
+Dimension key: B batch, T time, H query heads, G key heads, D head size.
 """
 
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.nn import initializers
 from jaxtyping import Array, Float, Int
 
-from jaxlab.layers import rms_norm, rotary, segments
+from jaxlab.layers import (
+    KVCache,
+    init_cache,
+    rms_norm,
+    rotary,
+    segments,
+    softmax_attention,
+    softmax_attention_step,
+)
 from jaxlab.params import ParamSpec, constrain, linear, value
 
 
@@ -81,20 +86,7 @@ def spec(cfg: Config) -> dict[str, ParamSpec]:
     return specs
 
 
-@struct.dataclass
-class AttentionState:
-    """The keys and values of one document, in a ring of S slots.
-
-    Attributes:
-        k, v: ``[B, S, G, D]``.
-        position: int32 ``[B, S]``, the place of each slot's token; -1 if empty.
-        length: int32 ``[B]``, tokens of the document so far.
-    """
-
-    k: Float[Array, "B S G D"]
-    v: Float[Array, "B S G D"]
-    position: Int[Array, "B S"]
-    length: Int[Array, " B"]
+AttentionState = KVCache
 
 
 def init_state(
@@ -107,13 +99,7 @@ def init_state(
     least that much.
     """
     slots = min(max_length, cfg.window or max_length)
-    kv = jnp.zeros((batch, slots, cfg.G, cfg.D), dtype)
-    return AttentionState(
-        k=kv,
-        v=kv,
-        position=jnp.full((batch, slots), -1, jnp.int32),
-        length=jnp.zeros((batch,), jnp.int32),
-    )
+    return init_cache(batch, slots, cfg.G, cfg.D, dtype)
 
 
 def _project(params, x_BTd, positions_BT, cfg: Config):
@@ -127,26 +113,6 @@ def _project(params, x_BTd, positions_BT, cfg: Config):
     q = rotary(q, positions_BT, cfg.rope_base)
     k = rotary(k, positions_BT, cfg.rope_base)
     return tuple(constrain(a, "batch", "time", "heads", None) for a in (q, k, v))
-
-
-def _in_window(cfg: Config, query_position, key_position):
-    if cfg.window is None:
-        return True
-    return query_position - key_position < cfg.window
-
-
-def _attend(q_BTHD, k_BSGD, v_BSGD, visible_BTS):
-    """Softmax attention with scores and weights in float32; R queries a group."""
-    B, T, H, D = q_BTHD.shape
-    q_BTGRD = q_BTHD.reshape(B, T, k_BSGD.shape[2], -1, D)
-    scores = jnp.einsum(
-        "btgrd,bsgd->bgrts", q_BTGRD, k_BSGD, preferred_element_type=jnp.float32
-    )
-    # A finite fill: a row that sees nothing gets a mean instead of NaN.
-    fill = jnp.finfo(jnp.float32).min
-    scores = jnp.where(visible_BTS[:, None, None], D**-0.5 * scores, fill)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BSGD.dtype)
-    return jnp.einsum("bgrts,bsgd->btgrd", weights, v_BSGD).reshape(q_BTHD.shape)
 
 
 def forward(
@@ -164,59 +130,10 @@ def forward(
     start = jnp.zeros((B,), jnp.int32) if state is None else state.length
     positions = segments.positions(ids, start)
     q, k, v = _project(params, x, positions, cfg)
-
-    index = jnp.arange(T, dtype=jnp.int32)
-    visible = (
-        (ids[:, :, None] == ids[:, None, :])
-        & segments.real(ids)[:, None, :]
-        & (index[None, :, None] >= index[None, None, :])
-        & _in_window(cfg, positions[:, :, None], positions[:, None, :])
+    o, state = softmax_attention(
+        q, k, v, ids, positions, window=cfg.window, cache=state
     )
-    keys, values = k, v
-    if state is not None:
-        continues = ids == segments.at(ids, segments.first_real(ids))[:, None]
-        from_cache = (
-            continues[:, :, None]
-            & (state.position >= 0)[:, None, :]
-            & _in_window(cfg, positions[:, :, None], state.position[:, None, :])
-        )
-        visible = jnp.concatenate([from_cache, visible], axis=2)
-        keys = jnp.concatenate([state.k.astype(k.dtype), k], axis=1)
-        values = jnp.concatenate([state.v.astype(v.dtype), v], axis=1)
-    o = _attend(q, keys, values, visible)
-    if segment_ids is not None:  # padding sees nothing, so its output is nothing
-        o = jnp.where(segments.real(ids)[..., None, None], o, 0)
-    y = linear(o.reshape(B, T, -1), params["w_o"])
-    return y, None if state is None else _store(state, k, v, ids, positions)
-
-
-def _store(state: AttentionState, k, v, ids, positions) -> AttentionState:
-    """Write the last document's newest tokens; an older document is forgotten."""
-    slots = state.position.shape[1]
-    last_id = segments.at(ids, segments.end_real(ids) - 1)
-    none_real = last_id < 0
-    length = jnp.where(
-        none_real,
-        state.length,
-        1 + jnp.max(jnp.where(ids == last_id[:, None], positions, -1), axis=1),
-    )
-    replaced = last_id != segments.at(ids, segments.first_real(ids))
-    kept = jnp.where((replaced & ~none_real)[:, None], -1, state.position)
-    newest = (
-        (ids == last_id[:, None])
-        & segments.real(ids)
-        & (positions >= length[:, None] - slots)
-    )
-    slot = jnp.where(
-        newest, positions % slots, slots
-    )  # slot S is out of range: dropped
-    row = jnp.arange(ids.shape[0])[:, None]
-    return AttentionState(
-        k=state.k.at[row, slot].set(k.astype(state.k.dtype), mode="drop"),
-        v=state.v.at[row, slot].set(v.astype(state.v.dtype), mode="drop"),
-        position=kept.at[row, slot].set(positions, mode="drop"),
-        length=length,
-    )
+    return linear(o.reshape(B, T, -1), params["w_o"]), state
 
 
 def step(
@@ -224,16 +141,7 @@ def step(
 ) -> tuple[Float[Array, "B width"], AttentionState]:
     """One token: write its key and value, then read the cache."""
     q, k, v = _project(params, x[:, None], state.length[:, None], cfg)
-    row = jnp.arange(x.shape[0])
-    slot = state.length % state.position.shape[1]
-    state = AttentionState(
-        k=state.k.at[row, slot].set(k[:, 0].astype(state.k.dtype)),
-        v=state.v.at[row, slot].set(v[:, 0].astype(state.v.dtype)),
-        position=state.position.at[row, slot].set(state.length),
-        length=state.length + 1,
+    o, state = softmax_attention_step(
+        q[:, 0], k[:, 0], v[:, 0], cache=state, window=cfg.window
     )
-    visible = (state.position >= 0) & _in_window(
-        cfg, state.length[:, None] - 1, state.position
-    )
-    o = _attend(q, state.k.astype(q.dtype), state.v.astype(q.dtype), visible[:, None])
     return linear(o.reshape(x.shape[0], -1), params["w_o"]), state

@@ -148,14 +148,40 @@ def forward(
         float32 logits ``[B, T, W]``, and the state after the last token (None where
         none was given).
     """
+    mix = _mix_sequences(segment_ids)
+    logits, state, _ = _run(params, tokens, cfg, state, mix)
+    return logits, state
 
-    def mix(mixer, block, x, own_state):
-        y, own_state = mixer_of(mixer).forward(
-            block, x, mixer, state=own_state, segment_ids=segment_ids
-        )
-        return p.constrain(y, "batch", "time", None), own_state
 
-    return _run(params, tokens, cfg, state, mix)
+def forward_with_auxiliary_loss(
+    params: Any,
+    tokens: Int[Array, "B T"],
+    cfg: LMConfig,
+    *,
+    segment_ids: Int[Array, "B T"] | None = None,
+) -> tuple[Float[Array, "B T W"], Float[Array, ""]]:
+    """`forward` from the start, and the loss that the mixers add to the training loss.
+
+    Returns:
+        float32 logits ``[B, T, W]``, and the mean of `auxiliary_loss` over the layers
+        whose mixer has one, float32; 0 where none has.
+    """
+
+    def loss(mixer, block, x):
+        if not has_auxiliary_loss(mixer):
+            return None
+        return mixer_of(mixer).auxiliary_loss(block, x, mixer, segment_ids=segment_ids)
+
+    mix = _mix_sequences(segment_ids)
+    logits, _, losses = _run(params, tokens, cfg, None, mix, loss)
+    losses = jax.tree.leaves(losses)  # [L] for each place in the pattern that has one
+    mean = jnp.mean(jnp.stack(losses)) if losses else jnp.zeros((), jnp.float32)
+    return logits, mean
+
+
+def has_auxiliary_loss(mixer: MixerConfig) -> bool:
+    """Whether the mixer adds a loss of its own."""
+    return hasattr(mixer_of(mixer), "auxiliary_loss")
 
 
 def step(
@@ -166,34 +192,50 @@ def step(
     def mix(mixer, block, x, own_state):
         return mixer_of(mixer).step(block, x, mixer, own_state)
 
-    return _run(params, tokens, cfg, state, mix)
+    logits, state, _ = _run(params, tokens, cfg, state, mix)
+    return logits, state
 
 
-def _run(params, tokens, cfg: LMConfig, state, mix):
-    """The blocks, under a scan; `mix` runs one mixer on ``[B, T, d]`` or ``[B, d]``."""
+def _mix_sequences(segment_ids):
+    def mix(mixer, block, x, own_state):
+        y, own_state = mixer_of(mixer).forward(
+            block, x, mixer, state=own_state, segment_ids=segment_ids
+        )
+        return p.constrain(y, "batch", "time", None), own_state
+
+    return mix
+
+
+def _run(params, tokens, cfg: LMConfig, state, mix, loss=lambda *_: None):
+    """The blocks, under a scan; `mix` runs one mixer on ``[B, T, d]`` or ``[B, d]``.
+
+    Returns the logits, the states, and what `loss` makes of each mixer's input.
+    """
     x = p.embed(params["embedding"], tokens, jnp.dtype(cfg.compute_dtype))
 
     def repeat(x, layer):
         blocks, states = layer
         new_states = None if states is None else {}
+        losses = {}
         for i, mixer in enumerate(cfg.pattern):
             block = blocks[str(i)]
             own_state = None if states is None else states[str(i)]
             normed = rms_norm(x, p.value(block["mixer_norm"]), cfg.norm_eps)
             y, own_state = mix(mixer, block["mixer"], normed, own_state)
+            losses[str(i)] = loss(mixer, block["mixer"], normed)
             x = x + y
             normed = rms_norm(x, p.value(block["mlp_norm"]), cfg.norm_eps)
             x = x + swiglu(block["mlp"], normed)
             if new_states is not None:
                 new_states[str(i)] = own_state
-        return x, new_states
+        return x, (new_states, losses)
 
     if cfg.remat != "none":
         repeat = jax.checkpoint(repeat, policy=REMAT[cfg.remat], prevent_cse=False)
-    x, state = jax.lax.scan(repeat, x, (params["blocks"], state))
+    x, (state, losses) = jax.lax.scan(repeat, x, (params["blocks"], state))
     x = rms_norm(x, p.value(params["final_norm"]), cfg.norm_eps)
     if cfg.tie_embeddings:
         logits = p.linear_t(x, params["embedding"])
     else:
         logits = p.linear(x, params["head"])
-    return logits.astype(jnp.float32), state
+    return logits.astype(jnp.float32), state, losses

@@ -1,8 +1,8 @@
 """A weight knows how to multiply.
 
-Models use weights only through `linear`, `linear_t`, `embed` and `value`. A weight is
-an array ``[in, out]`` or one of the structured leaves below, which nest, so every model
-works with all of them and never asks which it holds:
+Models use weights only through `linear`, `linear_t`, `grouped_linear`, `embed` and
+`value`. A weight is an array ``[in, out]`` or one of the structured leaves below, which
+nest, so every model works with all of them and never asks which it holds:
 
 - `LowRank(w, a, b)`: ``w + a b^T`` without forming the sum (a member of an evolution
   strategy's population, or an adapter).
@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
+
+from jaxlab.params.grouped import group_of_rows, grouped_matmul
 
 Weight = Any  # an array, or a leaf below
 
@@ -142,6 +144,28 @@ def linear_t(x: Float[Array, "*rows out"], w: Weight) -> Float[Array, "*rows in"
             return x @ w.astype(x.dtype).mT
 
 
+def grouped_linear(
+    x: Float[Array, "N in"], w: Weight, sizes: Int[Array, " M"]
+) -> Float[Array, "N out"]:
+    """``y_n = x_n w_m`` for the rows n of group m, in the dtype of `x`.
+
+    Args:
+        x: rows, those of a group behind one another, groups in order.
+        w: M weights, stacked.
+        sizes: rows a group, summing to at most N; the rows left over give 0.
+    """
+    match w:
+        case LowRank():
+            inner = grouped_linear(x, w.a, sizes)
+            return grouped_linear(x, w.w, sizes) + grouped_linear(inner, w.b.mT, sizes)
+        case Quantized():
+            return grouped_matmul(x, value(w).astype(x.dtype), sizes)
+        case Tapped():
+            return _tap(_grouped, _grouped_sides, (x, sizes), w.w, w.tap)
+        case _:
+            return grouped_matmul(x, w.astype(x.dtype), sizes)
+
+
 def embed(
     w: Weight, ids: Int[Array, "*rows"], dtype: Any = jnp.float32
 ) -> Float[Array, "*rows out"]:
@@ -182,7 +206,7 @@ def _row(scale: Array, like: Array) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _tap(product, sides, x, w, tap):
-    """``product(x, w)``; `sides` picks what faces w's input and output from (x, dy)."""
+    """``product(x, w)``; `sides` makes the tap's cotangent from (x, dy)."""
     return product(x, w)
 
 
@@ -193,8 +217,7 @@ def _tap_forward(product, sides, x, w, tap):
 
 def _tap_backward(product, sides, residuals, dy):
     x, pullback, tap = residuals
-    a, g = sides(x, dy, tap)
-    return *pullback(dy), Tap(a=a, g=g, rows=jnp.float32(dy.size // dy.shape[-1]))
+    return *pullback(dy), sides(x, dy, tap)
 
 
 _tap.defvjp(_tap_forward, _tap_backward)
@@ -204,13 +227,31 @@ def _sum_rows(x: Array) -> Array:
     return jnp.sum(x.astype(jnp.float32), axis=tuple(range(x.ndim - 1)))
 
 
+def _rows(x: Array) -> Array:
+    return jnp.float32(x.size // x.shape[-1])
+
+
 def _linear_sides(x, dy, tap):
-    return _sum_rows(x), _sum_rows(dy)
+    return Tap(a=_sum_rows(x), g=_sum_rows(dy), rows=_rows(dy))
 
 
 def _linear_t_sides(x, dy, tap):
-    return _sum_rows(dy), _sum_rows(x)
+    return Tap(a=_sum_rows(dy), g=_sum_rows(x), rows=_rows(dy))
 
 
 def _embed_sides(ids, dy, tap):
-    return jnp.zeros_like(tap.a).at[ids].add(1.0), _sum_rows(dy)
+    a = jnp.zeros_like(tap.a).at[ids].add(1.0)
+    return Tap(a=a, g=_sum_rows(dy), rows=_rows(dy))
+
+
+def _grouped(grouped_rows, w):
+    x, sizes = grouped_rows
+    return grouped_linear(x, w, sizes)
+
+
+def _grouped_sides(grouped_rows, dy, tap):
+    x, sizes = grouped_rows
+    group = jnp.arange(sizes.shape[0], dtype=sizes.dtype)
+    own = group[:, None] == group_of_rows(sizes, x.shape[0])[None]
+    sums = lambda x: own.astype(jnp.float32) @ x.astype(jnp.float32)  # noqa: E731
+    return Tap(a=sums(x), g=sums(dy), rows=sizes.astype(jnp.float32))

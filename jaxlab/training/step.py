@@ -21,42 +21,46 @@ def make_train_step(
 
     The loss is the mean of the targets' negative log-likelihood (nats) over weights. A
     batch accumulated in parts gives the gradient of the whole batch's mean, whatever
-    the parts weigh.
+    the parts weigh. Auxiliary losses of mixers are added; each part has its own, which
+    counts as much as the part weighs.
     """
 
     def total_loss(params, batch):
-        logits, _ = models.forward(
+        """The part's sum of both losses; the two by themselves."""
+        logits, auxiliary = models.forward_with_auxiliary_loss(
             params, batch["inputs"], cfg, segment_ids=batch["segment_ids"]
         )
         nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
-        return jnp.sum(nats * batch["weights"])
+        nats = jnp.sum(nats * batch["weights"])
+        auxiliary *= jnp.sum(batch["weights"])
+        return nats + auxiliary, (nats, auxiliary)
 
     def gradient(params, batch):
+        differentiate = jax.grad(total_loss, has_aux=True)
         if accumulate == 1:
-            return jax.value_and_grad(total_loss)(params, batch)
+            return differentiate(params, batch)
 
         def add_part(sums, part):
-            return jax.tree.map(
-                jnp.add, sums, jax.value_and_grad(total_loss)(params, part)
-            ), None
+            return jax.tree.map(jnp.add, sums, differentiate(params, part)), None
 
         # Interleaved, so that a part takes rows from every device's share.
         parts = jax.tree.map(
             lambda a: jnp.swapaxes(a.reshape(-1, accumulate, *a.shape[1:]), 0, 1),
             batch,
         )
-        zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+        zeros = jax.tree.map(jnp.zeros_like, params), (jnp.zeros(()), jnp.zeros(()))
         return jax.lax.scan(add_part, zeros, parts)[0]
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(state: TrainState, batch):
-        loss_sum, grads = gradient(state.params, batch)
+        grads, (nats, auxiliary) = gradient(state.params, batch)
         weight = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
-        loss, grads = loss_sum / weight, jax.tree.map(lambda g: g / weight, grads)
+        grads = jax.tree.map(lambda g: g / weight, grads)
+        loss, auxiliary_loss = nats / weight, auxiliary / weight
         # Optax mixes its integer counts with floats, which a strict setting refuses.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(
-                grads, state.opt_state, state.params, value=loss
+                grads, state.opt_state, state.params, value=loss + auxiliary_loss
             )
         state = TrainState(
             step=state.step + 1,
@@ -68,9 +72,11 @@ def make_train_step(
             "gradient_norm": optax.tree.norm(grads),
             "update_norm": optax.tree.norm(updates),
         }
+        if any(models.has_auxiliary_loss(mixer) for mixer in cfg.pattern):
+            metrics["auxiliary_loss"] = auxiliary_loss
         if "bytes" in batch:
             text_bytes = jnp.maximum(jnp.sum(batch["bytes"] * batch["weights"]), 1.0)
-            metrics["bits_per_byte"] = loss_sum / math.log(2) / text_bytes
+            metrics["bits_per_byte"] = nats / math.log(2) / text_bytes
         return state, metrics
 
     return train_step

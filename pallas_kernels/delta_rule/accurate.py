@@ -11,11 +11,10 @@ enough for sums of products of multiples to fit the significand, and a rest. The
 depend on one row at most, so that no token changes the roundings of an earlier one.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-EXACT = jax.lax.Precision.HIGHEST
+from pallas_kernels.products import EXACT
 
 
 def gram(

@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.products import EXACT
 from pallas_kernels.streams import owner, scan
-
-EXACT = jax.lax.Precision.HIGHEST
 
 
 def token_recurrence(

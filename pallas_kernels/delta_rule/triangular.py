@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-EXACT = jax.lax.Precision.HIGHEST
+from pallas_kernels.products import EXACT
 
 
 def invert_diagonal_blocks(

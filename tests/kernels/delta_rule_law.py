@@ -1,4 +1,4 @@
-"""Run the delta rule with its gradients, and the law its roundings obey."""
+"""Run a recurrence with its gradients, and the law its roundings obey."""
 
 from functools import partial
 
@@ -11,7 +11,15 @@ from pallas_kernels.delta_rule import cases
 EPS = float(np.finfo(np.float32).eps)
 
 
-def run(inputs, implementation, *, segment_ids=None, cu_seqlens=None, chunk_size=None):
+def run(
+    inputs,
+    implementation,
+    *,
+    segment_ids=None,
+    cu_seqlens=None,
+    chunk_size=None,
+    operation=pallas_kernels.delta_product,
+):
     """Results and gradients by the names of the oracle, in numpy float64."""
     operands = {
         name: x
@@ -20,25 +28,20 @@ def run(inputs, implementation, *, segment_ids=None, cu_seqlens=None, chunk_size
     }
     streams = {"segment_ids": segment_ids, "cu_seqlens": cu_seqlens}
     results = _run(
-        operands, inputs["d_o"], inputs["d_state"], streams, implementation, chunk_size
+        *(operation, implementation, chunk_size),
+        *(operands, inputs["d_o"], inputs["d_state"], streams),
     )
     return {name: np.asarray(x, np.float64) for name, x in results.items()}
 
 
-@partial(jax.jit, static_argnums=(4, 5))
-def _run(operands, d_o, d_state, streams, implementation, chunk_size):
-    def delta_product(operands):
-        operands = dict(operands)
-        initial_state = operands.pop("initial_state")
-        return pallas_kernels.delta_product(
-            **operands,
-            **streams,
-            initial_state=initial_state,
-            implementation=implementation,
-            chunk_size=chunk_size,
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _run(operation, implementation, chunk_size, operands, d_o, d_state, streams):
+    def f(operands):
+        return operation(
+            **operands, **streams, implementation=implementation, chunk_size=chunk_size
         )
 
-    (o, state), pullback = jax.vjp(delta_product, operands)
+    (o, state), pullback = jax.vjp(f, operands)
     (gradients,) = pullback((d_o.astype(o.dtype), d_state.astype(state.dtype)))
     results = {"o": o, "state": state}
     return results | {f"d_{name}": x for name, x in gradients.items()}

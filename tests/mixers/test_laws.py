@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 
 from jaxlab import params
-from jaxlab.mixers import attention, delta_product, mixer_of
+from jaxlab.mixers import (
+    aaren,
+    attention,
+    delta_product,
+    gla,
+    lact,
+    mamba,
+    mamba2,
+    mixer_of,
+    mom,
+    retnet,
+)
 
 WIDTH, B, T = 16, 2, 13  # T is off every block size
 
@@ -27,6 +38,57 @@ CASES = {
     "delta_product_plain": delta_product.Config(
         WIDTH, n_heads=2, n_householders=3, convolution=0, output_gate=False
     ),
+    "gla": gla.Config(WIDTH, n_heads=2, gate_rank=4),
+    "gla_small_chunks": gla.Config(
+        WIDTH, n_heads=2, key_size=6, value_size=10, gate_root=1.0, chunk_size=4
+    ),
+    "retnet": retnet.Config(WIDTH, n_heads=2, chunk_size=4),
+    "mamba2": mamba2.Config(WIDTH, head_size=8, n_states=6),
+    "mamba2_groups": mamba2.Config(
+        WIDTH, head_size=4, n_states=4, n_groups=2, convolution=2, chunk_size=4
+    ),
+    "lact": lact.Config(WIDTH, n_heads=2, n_fast_heads=2, chunk_size=4),
+    "lact_pre": lact.Config(
+        WIDTH,
+        n_heads=2,
+        n_fast_heads=2,
+        chunk_size=4,
+        inter_multi=2,
+        norm_placement="pre",
+        newton_schulz="paper",
+        scale_placement="attention",
+    ),
+    "lact_gradient_descent": lact.Config(
+        WIDTH,
+        n_heads=4,
+        n_fast_heads=2,
+        chunk_size=4,
+        optimizer="gradient_descent",
+        momentum=False,
+        base_lr=0.1,
+        init_rank=3,
+    ),
+    "mom": mom.Config(WIDTH, n_heads=2),
+    "mom_delta_rule": mom.Config(
+        WIDTH, n_heads=2, rule="delta_rule", shared_memory=False, value_size=12
+    ),
+    "mom_gated_linear_attention": mom.Config(
+        WIDTH, n_heads=2, rule="gated_linear_attention", n_memories=5, top_k=3
+    ),
+    "mom_plain": mom.Config(
+        WIDTH,
+        n_heads=2,
+        rule="linear_attention",
+        top_k=4,
+        convolution=0,
+        output_gate=False,
+    ),
+    "mamba": mamba.Config(WIDTH, n_states=4),
+    "mamba_small_chunks": mamba.Config(
+        WIDTH, expand=1, n_states=3, dt_rank=2, convolution=2, chunk_size=4
+    ),
+    "aaren": aaren.Config(WIDTH, n_heads=2),
+    "aaren_head_size": aaren.Config(WIDTH, n_heads=4, head_size=6),
 }
 
 
@@ -190,7 +252,7 @@ def test_any_leaf_can_be_a_weight(law):
     def wrap(spec, w):
         if spec.role != "matrix":
             return w
-        zeros = jnp.zeros((w.shape[0], 1)), jnp.zeros((w.shape[1], 1))
+        zeros = (jnp.zeros((*w.shape[:-2], size, 1)) for size in w.shape[-2:])
         return params.tapped(params.LowRank(w, *zeros))
 
     wrapped = {name: wrap(law.specs[name], w) for name, w in law.params.items()}

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from jaxlab import models, params
-from jaxlab.mixers import attention, delta_product
+from jaxlab.mixers import attention, delta_product, mom
 from jaxlab.models import LMConfig
 
 B, T = 2, 11
+MEMORIES = mom.Config(16, n_heads=2)
 RECURRENT = delta_product.Config(16, n_heads=2)
 HYBRID = LMConfig(
     vocab_size=24,
@@ -84,6 +85,40 @@ def test_bfloat16_compute_keeps_float32_parameters_and_logits():
     assert 0 < error < 0.1
     grads = jax.grad(loss)(p, tokens, cfg)
     assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("remat", ["none", "block"])
+def test_auxiliary_loss_is_the_mean_over_the_layers_that_have_one(remat):
+    """The same logits, and what each mixer says of the input that it was given."""
+    pattern = (MEMORIES, RECURRENT)
+    cfg = dataclasses.replace(PLAIN, n_layers=4, pattern=pattern, remat=remat)
+    p, tokens = setup(cfg)
+    ids = jnp.broadcast_to(jnp.array([-1] * 2 + [0] * 9)[None], (B, T))
+    run = jax.jit(functools.partial(models.forward_with_auxiliary_loss, cfg=cfg))
+    logits, loss = run(p, tokens, segment_ids=ids)
+    expected, _ = models.forward(p, tokens, cfg, segment_ids=ids)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+
+    seen, real_loss = [], mom.auxiliary_loss
+
+    def record(*arguments, **keywords):
+        value = real_loss(*arguments, **keywords)
+        seen.append(value)
+        return value
+
+    with jax.disable_jit(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mom, "auxiliary_loss", record)
+        kept = dataclasses.replace(cfg, remat="none")  # remat traces even so
+        models.forward_with_auxiliary_loss(p, tokens, kept, segment_ids=ids)
+    assert len(seen) == 2 and seen[0] != seen[1]
+    np.testing.assert_allclose(loss, np.mean(seen), rtol=1e-5)
+
+
+def test_auxiliary_loss_is_zero_without_such_a_mixer():
+    p, tokens = setup(PLAIN)
+    logits, loss = models.forward_with_auxiliary_loss(p, tokens, PLAIN)
+    assert loss == 0
+    np.testing.assert_array_equal(logits, models.forward(p, tokens, PLAIN)[0])
 
 
 def test_compile_time_does_not_grow_with_depth():

@@ -13,6 +13,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -21,7 +22,7 @@ from jaxlab import data, models, params
 from jaxlab.data import CorpusConfig, GroupWordProblem
 from jaxlab.evaluation import evaluate
 from jaxlab.inference import SamplingParams
-from jaxlab.mixers import attention, delta_product
+from jaxlab.mixers import attention, delta_product, mom
 from jaxlab.models import LMConfig
 from jaxlab.optimizers import AdamW, WarmupCosine
 from jaxlab.training import (
@@ -361,6 +362,48 @@ def test_mesh_and_accumulation_do_not_change_the_step(mesh_cfg, accumulate):
         *map(jax.tree.leaves, (actual[0], expected[0], start)), strict=True
     ):
         assert np.linalg.norm(a - b) <= 1e-4 * np.linalg.norm(b - s)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_auxiliary_losses_are_added_and_reported_apart(accumulate):
+    """The gradient is that of the mean loss plus each part's auxiliary loss, which
+    counts as much as the part weighs; `loss` stays the likelihood's."""
+    cfg = dataclasses.replace(
+        MODEL, pattern=(mom.Config(16, n_heads=2, balance_weight=0.5),)
+    )
+    mesh = params.make_mesh(params.MeshConfig(data=1), jax.devices()[:1])
+    optimizer = optax.with_extra_args_support(optax.sgd(1.0))
+    batch = batch_of(cfg, 8)
+    total = batch["weights"].sum()
+
+    def objective(p):
+        """Over the rows i, i + accumulate, ... of each part."""
+        nats, auxiliary = 0.0, 0.0
+        for i in range(accumulate):
+            part = {name: a[i::accumulate] for name, a in batch.items()}
+            logits, loss = models.forward_with_auxiliary_loss(
+                p, part["inputs"], cfg, segment_ids=part["segment_ids"]
+            )
+            log_p = jax.nn.log_softmax(logits)
+            picked = jnp.take_along_axis(log_p, part["targets"][..., None], -1)[..., 0]
+            nats -= jnp.sum(picked * part["weights"]) / total
+            auxiliary += loss * part["weights"].sum() / total
+        return nats + auxiliary, (nats, auxiliary)
+
+    with jax.set_mesh(mesh):
+        state = create_state(cfg, optimizer, mesh, seed=0)
+        start = jax.device_get(state.params)
+        step = make_train_step(cfg, optimizer, accumulate)
+        state, metrics = step(state, params.place_rows(batch, mesh))
+    grads, (nats, auxiliary) = jax.jit(jax.grad(objective, has_aux=True))(start)
+    np.testing.assert_allclose(metrics["loss"], nats, rtol=1e-5)
+    np.testing.assert_allclose(metrics["auxiliary_loss"], auxiliary, rtol=1e-5)
+    assert auxiliary > 0.9  # about balance_weight * top_k
+    for before, after, grad in zip(
+        *map(jax.tree.leaves, (start, state.params, grads)), strict=True
+    ):
+        moved = np.asarray(before - after)
+        assert np.linalg.norm(moved - grad) <= 1e-4 * np.linalg.norm(grad) + 1e-7
 
 
 def test_state_is_sharded_with_its_parameters():

@@ -1,0 +1,119 @@
+"""MoM: how many key-value pairs are recalled, by the number of memories.
+
+Papers: Du et al., MoM, arXiv 2502.13685, section 4 (recall-intensive tasks; more
+memories recall more); the task is Arora et al., Zoology, arXiv 2312.04927, section 4.
+Expected: a recurrent layer recalls as many pairs as its state holds; MoM with more
+memories recalls more than Gated DeltaNet of its activated state and about as much as
+one of its whole state; attention recalls all.
+Command: python scripts/experiment.py recall
+Minutes on two cores: about 40.
+
+Differs from the papers in: a synthetic task instead of FDA, SWDE and SQuAD; two layers
+of width 64. Every cell has the same updates, batch and learning rate, which is not
+searched. Labels: "MoM 4" has 4 routed memories, of which a token uses 2, and a shared
+one; "Gated DeltaNet x3" has three times the state of one memory, which is what MoM 2, 4
+and 8 use at a token; x2, x3, x5 and x9 are all of what MoM 1, 2, 4 and 8 hold.
+"""
+
+import dataclasses
+from typing import Any
+
+from benchmarks.experiments import figures, scoring
+from jaxlab.data import AssociativeRecall
+from jaxlab.mixers import MixerConfig, attention, delta_product, gla, mamba, mom
+from jaxlab.models import LMConfig
+from jaxlab.optimizers import AdamW, WarmupCosine
+from jaxlab.training import Run, TaskData, TrainConfig
+
+MEMORIES = (1, 2, 4, 8)
+TEST_ROWS = 512
+FRACTIONS = (8, 4, 2, 1)  # of the trained number of pairs
+
+
+def mixers(width: int, n_heads: int, size: int) -> dict[str, MixerConfig]:
+    """The layers that are compared, by label; `size` is a memory's, a head.
+
+    A memory has n_heads * size^2 floats. MoM with M memories holds M + 1 of them and
+    uses min(2, M) + 1 at a token; Gated DeltaNet of as many floats has larger heads,
+    and GLA the largest of these.
+    """
+
+    def gated_delta_net(memories: int) -> MixerConfig:
+        larger = 2 * round(size * memories**0.5 / 2)
+        return delta_product.Config(
+            width, n_heads, larger, n_householders=1, beta_max=1.0
+        )
+
+    def mixture(memories: int) -> MixerConfig:
+        return mom.Config(
+            *(width, n_heads, size, size),
+            n_memories=memories,
+            top_k=min(2, memories),
+        )
+
+    whole = 2 * round(size * (max(MEMORIES) + 1) ** 0.5 / 2)
+    found: dict[str, MixerConfig] = {"attention": attention.Config(width, n_heads)}
+    found |= {f"MoM {m}": mixture(m) for m in MEMORIES}
+    found |= {
+        f"Gated DeltaNet x{x}": gated_delta_net(x)
+        for x in (1, *(m + 1 for m in MEMORIES))
+    }
+    found["GLA"] = gla.Config(width, n_heads, key_size=whole, value_size=whole)
+    found["Mamba"] = mamba.Config(width)
+    return found
+
+
+def train_config(
+    task: Any, mixer: MixerConfig, scale: str, *, batch_size: int, steps: int
+) -> TrainConfig:
+    """A run that differs from the other cells' in its mixer alone."""
+    return TrainConfig(
+        data=TaskData(task),
+        model=LMConfig(
+            vocab_size=-(-task.vocab_size // 8) * 8,
+            width=mixer.width,
+            n_layers=2,
+            pattern=(mixer,),
+        ),
+        optimizer=AdamW(5e-3 if scale == "cpu" else 1e-3, WarmupCosine(50)),
+        batch_size=batch_size,
+        steps=steps,
+    )
+
+
+def cells(scale: str) -> dict[str, tuple[TrainConfig, ...]]:
+    """One task, many layers."""
+    if scale == "gpu":
+        task = AssociativeRecall(length=512, vocab_size=8192, num_pairs=64)
+        layers, training = mixers(128, 2, 32), dict(batch_size=256, steps=10_000)
+    else:
+        task = AssociativeRecall(length=64, vocab_size=128, num_pairs=16)
+        layers, training = mixers(64, 2, 8), dict(batch_size=32, steps=1500)
+    return {
+        label: (train_config(task, mixer, scale, **training),)
+        for label, mixer in layers.items()
+    }
+
+
+def score(run: Run) -> dict[str, Any]:
+    """Share of queries answered right, by the number of pairs in a row."""
+    trained, scores = scoring.trained_task(run, AssociativeRecall), {}
+    for fraction in FRACTIONS:
+        task = dataclasses.replace(trained, num_pairs=trained.num_pairs // fraction)
+        found = scoring.task_scores(run, task, TEST_ROWS)
+        scores[f"{task.num_pairs} pairs"] = found["accuracy"]
+    return scores
+
+
+def figure(results: dict) -> figures.Figure:
+    """Accuracy against the number of pairs, a line a layer."""
+    drawing, axes = figures.panels(1, width=6.4, height=4.2)
+    ax = axes[0, 0]
+    for i, (label, cell) in enumerate(results["cells"].items()):
+        pairs = [int(name.split()[0]) for name in cell["summary"]]
+        style = dict(color=figures.COLOURS[i % len(figures.COLOURS)])
+        style["linestyle"] = "-" if label.startswith(("MoM", "attention")) else "--"
+        figures.band(ax, pairs, cell["summary"].values(), label, **style)
+    ax.set(xlabel="pairs a row", ylabel="queries answered right", ylim=(-0.02, 1.02))
+    drawing.legend(loc="outside right center")
+    return drawing

@@ -1,0 +1,264 @@
+"""Run the cells of an experiment over seeds, each in a process pinned to a core.
+
+Small models gain nothing from a second thread, so two pinned runs side by side are
+almost twice as fast as one after the other. Every finished run is a file, named by its
+label, the fingerprint of what made it and its seed: an experiment that was interrupted
+goes on where it stopped, and the results are assembled from whatever is finished.
+"""
+
+import dataclasses
+import fnmatch
+import hashlib
+import importlib
+import inspect
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from benchmarks import record as recording
+from jaxlab.training import TrainConfig, config_file
+
+FINISHED = recording.ROOT / "runs" / "experiments"
+"""Where single runs are kept; not part of the repository."""
+
+
+Cell = tuple[TrainConfig, ...]
+"""The stages of a run: each starts from the parameters of the one before."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run: a cell and a seed."""
+
+    label: str
+    seed: int
+    path: pathlib.Path  # of its result
+
+
+def run(
+    module: str,
+    *,
+    seeds: int = 3,
+    jobs: int = 2,
+    only: str = "*",
+    scale: str = "cpu",
+    finished: pathlib.Path = FINISHED,
+) -> pathlib.Path:
+    """Do the runs that are missing, then write the results and the figure.
+
+    Args:
+        module: import name of the experiment.
+        seeds: runs a cell, with seeds 0, 1, ...
+        jobs: processes at a time; at scale "cpu" each has a core of its own.
+        only: glob of labels; results of other cells are kept and assembled too.
+        scale: "cpu" or "gpu".
+        finished: where finished runs are kept.
+
+    Returns:
+        The path of the results; the figure lies beside it.
+
+    Raises:
+        ValueError: no label fits `only`, or `jobs` is more than there are cores.
+        RuntimeError: runs failed; the others are finished and kept.
+    """
+    experiment = importlib.import_module(module)
+    name = module.rpartition(".")[2] + ("" if scale == "cpu" else f"_{scale}")
+    cells = experiment.cells(scale)
+    folder = finished / name
+    folder.mkdir(parents=True, exist_ok=True)
+    planned = plan(cells, range(seeds), folder, inspect.getsource(experiment.score))
+    wanted = [job for job in planned if fnmatch.fnmatchcase(job.label, only)]
+    if not wanted:
+        raise ValueError(f"No cell of {name} fits {only!r}; there are {list(cells)}.")
+    missing = [job for job in wanted if not job.path.exists()]
+    failed = work(module, scale, missing, cores(jobs, scale))
+    path = assemble(name, scale, cells, planned)
+    figure = experiment.figure(json.loads(path.read_text()))
+    figure.savefig(path.with_suffix(".png"))
+    if failed:
+        raise RuntimeError(
+            f"{len(failed)} of {len(missing)} runs failed; what they said: "
+            + ", ".join(str(log_of(job)) for job in failed)
+        )
+    return path
+
+
+def plan(
+    cells: dict[str, Cell],
+    seeds: Iterable[int],
+    folder: pathlib.Path,
+    scoring: str = "",
+) -> list[Job]:
+    """All runs, seed by seed, so that every cell has a result early.
+
+    Args:
+        cells: the experiment's.
+        seeds: of the runs.
+        folder: where results are kept.
+        scoring: source of the scores; a result of other scoring is another result.
+    """
+    jobs = [
+        Job(label, seed, folder / f"{slug(label)}.{fingerprint(cell, scoring)}.{seed}")
+        for seed in seeds
+        for label, cell in cells.items()
+    ]
+    jobs = [dataclasses.replace(j, path=pathlib.Path(f"{j.path}.json")) for j in jobs]
+    if len({job.path for job in jobs}) < len(jobs):
+        raise ValueError(f"Two of the labels {list(cells)} make the same file name.")
+    return jobs
+
+
+def slug(label: str) -> str:
+    """The label as a file name."""
+    return re.sub(r"[^\w=+-]+", "_", label)
+
+
+def fingerprint(cell: Cell, scoring: str) -> str:
+    """Of all that a run's scores depend on but the seed and the library's code."""
+    stages = [config_file.to_json(cfg) for cfg in cell]
+    for stage in stages:
+        for field in ("name", "directory", "seed"):
+            del stage[field]
+    text = json.dumps(stages, sort_keys=True) + scoring
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def cores(jobs: int, scale: str) -> list[int]:
+    """The core of each process side by side; -1 leaves a process all of them."""
+    if scale != "cpu":
+        return [-1] * jobs
+    there = sorted(os.sched_getaffinity(0))
+    if not 1 <= jobs <= len(there):
+        raise ValueError(
+            f"--jobs {jobs} must be from 1 to {len(there)}, the number of cores here: "
+            "each run has one of its own."
+        )
+    return there[:jobs]
+
+
+def work(module: str, scale: str, jobs: list[Job], cores: list[int]) -> list[Job]:
+    """Run the jobs, one a core at a time; returns those that failed."""
+    waiting, running, failed = list(jobs), {}, []
+    started = time.monotonic()
+    try:
+        while waiting or running:
+            for core in range(len(cores)):
+                if core not in running and waiting:
+                    job = waiting.pop(0)
+                    running[core] = job, start(module, scale, job, cores[core])
+            time.sleep(0.2)
+            for core, (job, process) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[core]
+                if not job.path.exists():
+                    failed.append(job)
+                done = len(jobs) - len(waiting) - len(running)
+                said = "failed" if job in failed else shown(job)
+                minutes = (time.monotonic() - started) / 60
+                print(
+                    f"[{done}/{len(jobs)}, {minutes:.1f} min] {job.label}, "
+                    f"seed {job.seed}: {said}",
+                    flush=True,
+                )
+    finally:
+        for _, process in running.values():
+            process.kill()
+            process.wait()
+    return failed
+
+
+ENVIRONMENT = {
+    # All runs share the compiled programs.
+    "JAX_COMPILATION_CACHE_DIR": str(recording.ROOT / ".cache" / "jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    # glibc gives large arrays back after every step and clears new ones before the
+    # next, a third of the time of a small model; so it keeps them.
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**33),
+    "MALLOC_TOP_PAD_": str(2**28),
+    "MALLOC_ARENA_MAX": "1",
+}
+"""Settings of a worker that change its speed alone."""
+
+
+def start(module: str, scale: str, job: Job, core: int) -> subprocess.Popen:
+    """A worker of its own process group, so that Ctrl-C reaches this process alone."""
+    arguments = [module, scale, job.label, str(job.seed), str(core), str(job.path)]
+    with log_of(job).open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.experiments.worker", *arguments],
+            cwd=recording.ROOT,
+            env=os.environ | ENVIRONMENT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def log_of(job: Job) -> pathlib.Path:
+    return job.path.with_suffix(".log")
+
+
+def shown(job: Job) -> str:
+    """Seconds and the scores that are single numbers."""
+    result = json.loads(job.path.read_text())
+    numbers = {k: x for k, x in result["scores"].items() if isinstance(x, float)}
+    scores = ", ".join(f"{k} {x:.3f}" for k, x in numbers.items())
+    return f"{result['seconds']:.0f} s" + (f", {scores}" if scores else "")
+
+
+def assemble(
+    name: str, scale: str, cells: dict[str, Cell], jobs: list[Job]
+) -> pathlib.Path:
+    """Write `results/<name>.json` from all runs that are finished."""
+    results, lacking = {}, []
+    for label, cell in cells.items():
+        paths = [job.path for job in jobs if job.label == label]
+        runs = [json.loads(path.read_text()) for path in paths if path.exists()]
+        if len(runs) < len(paths):
+            lacking.append(f"{label} ({len(runs)} of {len(paths)})")
+        if not runs:
+            continue
+        results[label] = {
+            "config": config_file.to_json(cell[-1]),
+            "before": [config_file.to_json(cfg) for cfg in cell[:-1]],
+            "parameters": runs[0]["parameters"],
+            "state_floats": runs[0]["state_floats"],
+            "commits": sorted({run["commit"] for run in runs}),
+            "devices": sorted({run["device"] for run in runs}),
+            "cpus": sorted({run["cpus"] for run in runs}),
+            "runs": [
+                {k: run[k] for k in ("seed", "seconds", "scores")} for run in runs
+            ],
+            "summary": summary([run["scores"] for run in runs]),
+        }
+    if lacking:
+        print(f"Not all seeds are finished: {', '.join(lacking)}.", flush=True)
+    return recording.record(name, scale=scale, cells=results)
+
+
+def summary(scores: list[Any]) -> Any:
+    """Mean, standard deviation, least and largest of every score over the seeds."""
+    first = scores[0]
+    if isinstance(first, dict):
+        return {name: summary([score[name] for score in scores]) for name in first}
+    if isinstance(first, list):
+        return [summary(list(values)) for values in zip(*scores, strict=True)]
+    if None in scores:
+        return None
+    return {
+        "mean": float(np.mean(scores)),
+        "std": float(np.std(scores)),
+        "min": min(scores),
+        "max": max(scores),
+    }

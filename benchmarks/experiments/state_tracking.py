@@ -1,0 +1,116 @@
+"""DeltaProduct: Householder steps a token, the range of beta, and the groups tracked.
+
+Paper: Siems et al., DeltaProduct, arXiv 2502.10297, section 5.1 (figures of accuracy
+against length for S3, S4, A5, S5; parity is in its appendix).
+Expected: one layer with beta in [0, 2] tracks parity with 1 step, S3, S4 and A5 with 2
+and S5 with 4, and carries over to longer words; with beta in [0, 1] none is tracked.
+Command: python scripts/experiment.py state_tracking
+Minutes on two cores: about 50.
+
+Differs from the paper in: words of 32 (tested to 128) instead of 128 (to 512), width 64
+instead of 128, and a curriculum of words of 2, 4, 8 and 32 elements, without which so
+few samples do not suffice; every cell has the same updates, learning rate and batch,
+and none is stopped early. No convolution, forget gate or output gate, as there.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from benchmarks.experiments import figures, scoring
+from benchmarks.record import ROOT
+from jaxlab.data import GroupWordProblem
+from jaxlab.optimizers import AdamW, WarmupCosine
+from jaxlab.training import Run, TaskData, TrainConfig, config_file
+
+GROUPS = ("parity", "S3", "S4", "A5", "S5")
+STEPS_A_TOKEN = (1, 2, 3, 4)
+BETAS = (1.0, 2.0)
+TIMES = (1, 2, 4)  # the trained length
+TEST_ROWS = 1024
+BIN = 4  # positions that a point of the figure averages
+
+
+def cells(scale: str) -> dict[str, tuple[TrainConfig, ...]]:
+    """Groups x steps a token x ranges of beta, from configs/state_tracking.py."""
+    base = config_file.load(ROOT / "configs" / "state_tracking.py")
+    mixer = dataclasses.replace(base.model.pattern[0], key_size=16)
+    width, hidden = 64, None
+    stages: list[dict[str, Any]] = [
+        dict(length=3, batch_size=256, steps=400),
+        dict(length=5, batch_size=128, steps=600),
+        dict(length=9, batch_size=64, steps=600),
+        dict(length=33, batch_size=32, steps=600),
+    ]
+    if scale == "gpu":
+        width, hidden = 128, 512
+        mixer = dataclasses.replace(mixer, width=128, n_heads=8, key_size=32)
+        adamw = AdamW(1e-3, WarmupCosine(0, end=0.0), weight_decay=1e-6, b2=0.999)
+        base = dataclasses.replace(base, optimizer=adamw)
+        stages = [dict(length=129, batch_size=2048, steps=5000)]
+
+    def stage(group: str, n: int, beta_max: float, length: int, **training):
+        task = GroupWordProblem(group, length)
+        model = dataclasses.replace(
+            base.model,
+            vocab_size=-(-task.vocab_size // 8) * 8,
+            width=width,
+            mlp_hidden=hidden,
+            pattern=(dataclasses.replace(mixer, n_householders=n, beta_max=beta_max),),
+        )
+        return dataclasses.replace(base, data=TaskData(task), model=model, **training)
+
+    return {
+        label(group, n, beta_max): tuple(
+            stage(group, n, beta_max, **sizes) for sizes in stages
+        )
+        for group in GROUPS
+        for n in STEPS_A_TOKEN
+        for beta_max in BETAS
+    }
+
+
+def label(group: str, n: int, beta_max: float) -> str:
+    return f"{group} n={n} beta={beta_max:g}"
+
+
+def score(run: Run) -> dict[str, Any]:
+    """Accuracy at the last element of words of each length, and by position."""
+    trained, scores = scoring.trained_task(run, GroupWordProblem), {}
+    for times in TIMES:
+        task = dataclasses.replace(trained, length=times * (trained.length - 1) + 1)
+        found = scoring.task_scores(run, task, TEST_ROWS, batch_size=128 // times)
+        by_position = found["accuracy_by_position"][1:]  # position 0 asks for nothing
+        scores[f"at {times}x"] = float(by_position[-1])
+        scores[f"words {times}x"] = found["row_accuracy"]
+    means = by_position[: len(by_position) // BIN * BIN].reshape(-1, BIN).mean(1)
+    return scores | {"by_position": scoring.listed(means)}
+
+
+def figure(results: dict) -> figures.Figure:
+    """Accuracy against the position: the best seed strong, the others pale."""
+    trained = next(iter(results["cells"].values()))["config"]["data"]["task"]["length"]
+    drawing, axes = figures.panels(len(GROUPS), width=3.2)
+    for ax, group in zip(axes[0], GROUPS, strict=True):
+        for colour, n in zip(figures.COLOURS, STEPS_A_TOKEN, strict=False):
+            for beta_max, dashes in zip(BETAS, (":", "-"), strict=True):
+                cell = results["cells"].get(label(group, n, beta_max))
+                if cell is None:
+                    continue
+                curves = [run["scores"]["by_position"] for run in cell["runs"]]
+                best = int(np.argmax([curve[-1] for curve in curves]))
+                for i, curve in enumerate(curves):
+                    x = BIN * (np.arange(len(curve)) + 0.5)
+                    style = dict(color=colour, linestyle=dashes)
+                    name = f"{n} steps, beta ≤ {beta_max:g}" if i == best else None
+                    ax.plot(
+                        x, curve, alpha=1 if i == best else 0.25, label=name, **style
+                    )
+        ax.axvline(trained - 1, color="#6b6b6b", linewidth=1, linestyle=(0, (5, 4)))
+        ax.set(title=group, xlabel="element of the word", ylim=(-0.02, 1.02))
+    axes[0, 0].set_ylabel("accuracy, best of the seeds")
+    handles, labels = axes[0, -1].get_legend_handles_labels()
+    if handles:
+        drawing.legend(handles, labels, loc="outside lower center", ncols=4)
+    return drawing

@@ -1,0 +1,77 @@
+"""Train and score one run of an experiment, in a process of its own.
+
+    python -m benchmarks.experiments.worker MODULE SCALE LABEL SEED CORE RESULT.json
+
+The result appears under its name only when it is complete. CORE is the one core that
+the process may use, or -1 for all.
+"""
+
+import dataclasses
+import importlib
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import time
+
+import jax
+
+from benchmarks.record import commit
+from jaxlab import models, params
+from jaxlab.training import TextData, TrainConfig, load_run, train
+
+
+def main(module: str, scale: str, label: str, seed: int, core: int, path: str) -> None:
+    if core >= 0:
+        os.sched_setaffinity(0, {core})  # before JAX's first use, when it makes threads
+    experiment = importlib.import_module(module)
+    stages = experiment.cells(scale)[label]
+    result = pathlib.Path(path)
+    with tempfile.TemporaryDirectory(dir=result.parent) as directory:
+        started = time.monotonic()
+        trained = None
+        for i, cfg in enumerate(stages):
+            found = train(
+                dataclasses.replace(
+                    cfg,
+                    name=f"stage{i}",
+                    directory=directory,
+                    init_from=trained,
+                    seed=seed,
+                    eval_every=cfg.steps,
+                    checkpoint_every=cfg.steps,
+                )
+            )
+            if found["step"] < cfg.steps:
+                sys.exit(f"Stopped at step {found['step']:.0f} of {cfg.steps}.")
+            trained = f"{directory}/stage{i}"
+        seconds = time.monotonic() - started
+        scores = experiment.score(load_run(f"{directory}/stage{len(stages) - 1}"))
+        content = {
+            "label": label,
+            "seed": seed,
+            "seconds": round(seconds, 1),
+            "parameters": params.count(models.spec(stages[-1].model)),
+            "state_floats": state_floats(stages[-1]),
+            "device": jax.devices()[0].device_kind,
+            "cpus": len(os.sched_getaffinity(0)),
+            "commit": commit(),
+            "scores": scores,
+        }
+    unfinished = result.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(content))
+    unfinished.rename(result)
+
+
+def state_floats(cfg: TrainConfig) -> int:
+    """Numbers in the state of one sequence as long as a training row."""
+    data = cfg.data
+    length = data.sequence_length if isinstance(data, TextData) else data.task.length
+    state = jax.eval_shape(lambda: models.init_state(cfg.model, 1, length))
+    return sum(leaf.size for leaf in jax.tree.leaves(state))
+
+
+if __name__ == "__main__":
+    module, scale, label, seed, core, path = sys.argv[1:]
+    main(module, scale, label, int(seed), int(core), path)

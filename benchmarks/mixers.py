@@ -1,0 +1,168 @@
+"""Cost of every mixer: decoding early and late, training at several lengths, memory.
+
+    python -m benchmarks.mixers [--turns 9] [--only "delta*"]
+
+One layer, one sequence, float32. A mixer whose state has a fixed size decodes as fast
+after 65536 tokens as after 1024, and trains in time and memory that grow with the
+length to the power 1; full attention is the exception. What is compared takes turns, so
+that what else the machine does meets all of it. Writes `results/mixers.json`.
+"""
+
+import fnmatch
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from benchmarks.delta_rule import alternate, timed
+from benchmarks.record import record
+from jaxlab import params
+from jaxlab.mixers import MIXERS, attention, delta_product, mixer_of
+
+WIDTH = 256
+POSITIONS = (1024, 65_536)
+LENGTHS = (512, 1024, 2048, 4096, 8192)
+STEPS = 64  # tokens decoded a turn
+PREFILL = 256  # tokens a call
+
+
+def configs() -> dict[str, Any]:
+    """Every mixer at its default sizes, and variants that cost something else."""
+    found: dict[str, Any] = {n: mixer.Config(WIDTH) for n, mixer in MIXERS.items()}
+    return found | {
+        "attention, window 256": attention.Config(WIDTH, window=256),
+        "gated_delta_net": delta_product.Config(WIDTH, n_householders=1, beta_max=1.0),
+    }
+
+
+def main(turns: int = 9, only: str = "*") -> None:
+    """Measure and record.
+
+    Args:
+        turns: repeats of every measurement.
+        only: glob of the mixers' names.
+    """
+    mixers = {}
+    for name, cfg in configs().items():
+        if not fnmatch.fnmatchcase(name, only):
+            continue
+        weights = params.init(mixer_of(cfg).spec(cfg), jax.random.key(0))
+        decoding = decode(cfg, weights, turns)
+        training, memory = train(cfg, weights, turns)
+        mixers[name] = {
+            "parameters": params.count(mixer_of(cfg).spec(cfg)),
+            "state_floats": state_floats(cfg),
+            "decode_milliseconds": decoding,
+            "decode_ratio": quartiles(decoding[-1]["all"] / decoding[0]["all"]),
+            "train_milliseconds": training,
+            "train_exponent": exponent([t["median"] for t in training]),
+            "train_temporary_MB": memory,
+            "memory_exponent": exponent(memory),
+        }
+        for times in (*decoding, *training, mixers[name]["decode_ratio"]):
+            del times["all"]
+        report(name, mixers[name])
+    path = record(
+        "mixers",
+        turns=turns,
+        width=WIDTH,
+        batch=1,
+        dtype="float32",
+        positions=POSITIONS,
+        lengths=LENGTHS,
+        mixers=mixers,
+    )
+    print(f"Wrote {path}")
+
+
+def state_floats(cfg) -> int:
+    """Numbers in one sequence's state after POSITIONS[0] tokens."""
+    state = jax.eval_shape(
+        lambda: mixer_of(cfg).init_state(cfg, 1, max_length=POSITIONS[0])
+    )
+    return sum(leaf.size for leaf in jax.tree.leaves(state))
+
+
+def decode(cfg, weights, turns: int) -> list[dict]:
+    """Milliseconds a token of `step` at each of POSITIONS, which are really reached."""
+    mixer = mixer_of(cfg)
+
+    @jax.jit
+    def prefill(weights, x_BTd, state):
+        return mixer.forward(weights, x_BTd, cfg, state=state)[1]
+
+    def steps(weights, x_TBd, state):
+        def one(state, x_Bd):
+            y_Bd, state = mixer.step(weights, x_Bd, cfg, state)
+            return state, y_Bd
+
+        return jax.lax.scan(one, state, x_TBd)[1]
+
+    programs = {}
+    keys = jax.random.split(jax.random.key(1), max(POSITIONS) // PREFILL)
+    for position in POSITIONS:
+        state = mixer.init_state(cfg, 1, max_length=position + STEPS)
+        for key in keys[: position // PREFILL]:
+            x_BTd = jax.random.normal(key, (1, PREFILL, WIDTH))
+            state = prefill(weights, x_BTd, state)
+        arguments = weights, jax.random.normal(keys[0], (STEPS, 1, WIDTH)), state
+        programs[str(position)] = jax.jit(steps).lower(*arguments).compile(), arguments
+    seconds = alternate({p: timed(program) for p, program in programs.items()}, turns)
+    return [quartiles(1e3 / STEPS * np.array(seconds[str(p)])) for p in POSITIONS]
+
+
+def train(cfg, weights, turns: int) -> tuple[list[dict], list[float]]:
+    """Milliseconds of forward and backward at each of LENGTHS, and temporary MB."""
+
+    def loss(weights, x_BTd):
+        return jnp.mean(mixer_of(cfg).forward(weights, x_BTd, cfg)[0] ** 2)
+
+    programs = {}
+    for length in LENGTHS:
+        arguments = weights, jax.random.normal(jax.random.key(2), (1, length, WIDTH))
+        gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+        programs[str(length)] = gradient.lower(*arguments).compile(), arguments
+    seconds = alternate({n: timed(program) for n, program in programs.items()}, turns)
+    memory = [
+        round(programs[str(n)][0].memory_analysis().temp_size_in_bytes / 1e6, 1)
+        for n in LENGTHS
+    ]
+    return [quartiles(1e3 * np.array(seconds[str(n)])) for n in LENGTHS], memory
+
+
+def quartiles(x: np.ndarray) -> dict:
+    """The median, the quartiles, and all values to make ratios of."""
+    low, middle, high = np.quantile(x, (0.25, 0.5, 0.75))
+    return {
+        "median": round(middle, 4),
+        "quartiles": [round(low, 4), round(high, 4)],
+        "all": x,
+    }
+
+
+def exponent(values: list[float]) -> float:
+    """p of the least-squares fit of values ~ length^p, from T = 1024 on.
+
+    Below that the parts that do not depend on the length count.
+    """
+    fitted = [i for i, length in enumerate(LENGTHS) if length >= 1024]
+    x, y = np.log(np.array(LENGTHS)[fitted]), np.log(np.array(values)[fitted])
+    return round(float(np.polyfit(x, y, 1)[0]), 2)
+
+
+def report(name: str, found: dict) -> None:
+    early, late = (t["median"] for t in found["decode_milliseconds"])
+    print(
+        f"{name:25s} step {early:.3f} -> {late:.3f} ms, "
+        f"x{found['decode_ratio']['median']:.2f}; "
+        f"train {found['train_milliseconds'][-1]['median']:.0f} ms at T={LENGTHS[-1]}, "
+        f"T^{found['train_exponent']}; {found['train_temporary_MB'][-1]:.0f} MB, "
+        f"T^{found['memory_exponent']}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,24 @@
+"""RetNet (arXiv 2307.08621) of the size of configs/tiny.py.
+
+Shows that fixed decays, one a head, learn bytes of Python source.
+Data and optimizer: as configs/tiny.py.
+Command: python scripts/train.py configs/retnet.py
+"""
+
+from jaxlab.mixers import retnet
+from jaxlab.models import LMConfig
+from jaxlab.optimizers import AdamW, WarmupCosine
+from jaxlab.training import TextData, TrainConfig
+
+config = TrainConfig(
+    name="retnet",
+    data=TextData(sequence_length=256, eval_tokens=65_536),
+    model=LMConfig(width=192, n_layers=3, pattern=(retnet.Config(192, n_heads=4),)),
+    optimizer=AdamW(learning_rate=4e-3, schedule=WarmupCosine(warmup=50)),
+    batch_size=8,
+    steps=500,
+    max_minutes=4.6,
+    eval_every=250,
+    checkpoint_every=100,
+    prompt="def ",
+)

@@ -1,0 +1,132 @@
+"""Loss and accuracy of held-out targets in groups: by position, by a needle's depth."""
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxlab.data import Batch
+from jaxlab.evaluation.heldout import score_tokens
+from jaxlab.layers import segments
+from jaxlab.models import LMConfig
+from jaxlab.params import place_rows
+
+
+def loss_by_position(
+    params: Any,
+    cfg: LMConfig,
+    batches: Iterable[Batch],
+    mesh: Mesh,
+    *,
+    edges: Sequence[int],
+) -> dict[str, np.ndarray]:
+    """Scores by how many tokens of its document the model saw before a target.
+
+    The target of input t of a document has position t (from 0): packed rows count each
+    document from its own start in the row. Positions outside the edges are left out.
+
+    Args:
+        params: the model's parameters.
+        cfg: the model.
+        batches: see `jaxlab.data`; each process passes its own rows.
+        mesh: the mesh the parameters are on.
+        edges: rising; bin i holds the positions edges[i] <= p < edges[i + 1].
+
+    Returns:
+        numpy ``[bins]``, NaN where a bin is empty: ``loss`` (nats a target),
+        ``accuracy``, ``weight`` (targets), and for text ``bits_per_byte``.
+
+    Raises:
+        ValueError: the edges do not rise, or there are no batches.
+    """
+
+    def position(batch):
+        ids = batch["segment_ids"]
+        return segments.positions(ids, jnp.zeros(ids.shape[0], jnp.int32))
+
+    return _grouped(params, cfg, batches, mesh, position, edges)
+
+
+def recall_by_depth(
+    params: Any, cfg: LMConfig, batches: Iterable[Batch], mesh: Mesh, *, bins: int = 8
+) -> dict[str, np.ndarray]:
+    """Scores of `jaxlab.data.NeedleInHaystack` by where the needle stands.
+
+    Args:
+        params, cfg, batches, mesh: as in `loss_by_position`.
+        bins: equal parts of the depth, from 0 (the row's first place) to 1 (its last).
+
+    Returns:
+        As `loss_by_position`.
+
+    Raises:
+        ValueError: the batches have no depth, or there are none.
+    """
+
+    def depth(batch):
+        if "depth" not in batch:
+            raise ValueError(
+                f"The batches hold {sorted(batch)}; recall by depth needs a depth, "
+                "which the rows of NeedleInHaystack have."
+            )
+        rows = jnp.minimum(batch["depth"] * bins, bins - 1).astype(jnp.int32)
+        return jnp.broadcast_to(rows[:, None], batch["targets"].shape)
+
+    return _grouped(params, cfg, batches, mesh, depth, range(bins + 1))
+
+
+def _grouped(
+    params,
+    cfg: LMConfig,
+    batches: Iterable[Batch],
+    mesh: Mesh,
+    quantity: Callable[[dict], jax.Array],
+    edges: Sequence[int],
+) -> dict[str, np.ndarray]:
+    edges = tuple(edges)
+    if len(edges) < 2 or any(b <= a for a, b in zip(edges, edges[1:], strict=False)):
+        raise ValueError(f"edges={list(edges)} must be two numbers or more that rise.")
+    sums_of = jax.jit(functools.partial(_sums, cfg=cfg, quantity=quantity, edges=edges))
+    parts = [sums_of(params, place_rows(batch, mesh)) for batch in batches]
+    if not parts:
+        raise ValueError("There are no held-out batches to evaluate on.")
+    sums = jax.tree.map(
+        lambda *arrays: np.sum(np.asarray(arrays, np.float64), axis=0),
+        *jax.device_get(parts),
+    )
+
+    def share(a, b):
+        return np.divide(a, b, out=np.full(len(edges) - 1, np.nan), where=b > 0)
+
+    result = {
+        "loss": share(sums["nats"], sums["weight"]),
+        "accuracy": share(sums["right"], sums["weight"]),
+        "weight": sums["weight"],
+    }
+    if "bytes" in sums:
+        result["bits_per_byte"] = share(sums["nats"] / math.log(2), sums["bytes"])
+    return result
+
+
+def _sums(params, batch, *, cfg: LMConfig, quantity, edges) -> dict[str, jax.Array]:
+    nats, right = score_tokens(params, batch, cfg)
+    group = jnp.searchsorted(jnp.array(edges), quantity(batch), side="right") - 1
+    inside = (group >= 0) & (group < len(edges) - 1)
+    weights = jnp.where(inside, batch["weights"], 0.0)
+
+    def by_group(values):
+        return jnp.zeros(len(edges) - 1).at[group].add(values * weights, mode="drop")
+
+    sums = {
+        "nats": by_group(nats),
+        "right": by_group(right),
+        "weight": by_group(jnp.ones_like(weights)),
+    }
+    if "bytes" in batch:
+        sums["bytes"] = by_group(batch["bytes"])
+    return sums

@@ -1,0 +1,168 @@
+"""RetNet's retention: a memory that fades at a fixed rate, one a head.
+
+    q_n, k_n = rotations of x_n W_q and x_n W_k by n times the angles of the channels
+    S_n      = gamma S_{n-1} + k_n v_n^T,      gamma_h = 1 - 2^{-5-h}          (eq. 6)
+    o_n      = S_n^T q_n
+    y_n      = (silu(x_n W_gate) * norm_h(o_n)) W_o                            (eq. 8)
+
+A head's rate is its reach: half of what head h keeps fades in about 22 2^h tokens.
+
+Reference: Sun et al., Retentive Network, arXiv 2307.08621, section 2.
+
+Differs from the paper in:
+1. the norm of each head is RMSNorm with a learned scale in place of GroupNorm; as with
+   GroupNorm, the paper's factors for q.k, the decays' row sums and the outputs cancel;
+2. rotated pairs of channels are (i, i + K/2), a reordering of the paper's neighbours;
+3. positions start again at every document of a packed row.
+
+Dimension key: B batch, T time, H heads, K key size, V value size.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.nn import initializers
+from jaxtyping import Array, Float, Int
+
+import pallas_kernels
+from jaxlab.layers import rms_norm, rotary, segments
+from jaxlab.params import ParamSpec, constrain, linear, value
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes of a retention layer."""
+
+    width: int  # the model's width
+    n_heads: int = 4
+    key_size: int | None = None  # a head's; None: width / n_heads
+    value_size: int | None = None  # a head's; None: twice the key size
+    rope_base: float = 10_000.0  # wavelength base of the rotary positions
+    chunk_size: int | None = None  # of the parallel form; None: the kernel's choice
+    implementation: str | None = None  # of the kernel; None: the best that can run
+
+    def __post_init__(self):
+        for name in ("width", "n_heads", "key_size", "value_size", "chunk_size"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ValueError(f"{name}={size} must be at least 1.")
+        if self.key_size is None and self.width % self.n_heads:
+            raise ValueError(
+                f"width={self.width} is not divisible by n_heads={self.n_heads}; "
+                "choose another number of heads or set key_size."
+            )
+        if self.K % 2:
+            raise ValueError(
+                f"key_size={self.K} is odd; rotary positions turn pairs of channels."
+            )
+
+    @property
+    def K(self) -> int:
+        return self.key_size or self.width // self.n_heads
+
+    @property
+    def V(self) -> int:
+        return self.value_size or 2 * self.K
+
+
+def spec(cfg: Config) -> dict[str, ParamSpec]:
+    """Parameters of the layer; the rates are constants."""
+    keys, values = cfg.n_heads * cfg.K, cfg.n_heads * cfg.V
+    return {
+        "w_q": ParamSpec((cfg.width, keys), ("width", "heads")),
+        "w_k": ParamSpec((cfg.width, keys), ("width", "heads")),
+        "w_v": ParamSpec((cfg.width, values), ("width", "heads")),
+        "norm": ParamSpec((cfg.V,), (None,), initializers.ones, "scale"),
+        "w_gate": ParamSpec((cfg.width, values), ("width", "heads")),
+        "w_o": ParamSpec((values, cfg.width), ("heads", "width")),
+    }
+
+
+def log_decay(cfg: Config) -> Float[Array, " H"]:
+    """log gamma of each head."""
+    return jnp.log1p(-(2.0 ** (-5 - jnp.arange(cfg.n_heads, dtype=jnp.float32))))
+
+
+@struct.dataclass
+class RetNetState:
+    """What a layer remembers.
+
+    Attributes:
+        memory: float32 ``[B, H, K, V]``, the matrix S.
+        length: int32 ``[B]``, tokens of the document so far.
+    """
+
+    memory: Float[Array, "B H K V"]
+    length: Int[Array, " B"]
+
+
+def init_state(
+    cfg: Config, batch: int, max_length: int | None = None, dtype: Any = jnp.float32
+) -> RetNetState:
+    """The state before the first token; only `batch` matters to it."""
+    return RetNetState(
+        memory=jnp.zeros((batch, cfg.n_heads, cfg.K, cfg.V), jnp.float32),
+        length=jnp.zeros((batch,), jnp.int32),
+    )
+
+
+def _project(params, x_BTd, positions_BT, cfg: Config):
+    B, T, _ = x_BTd.shape
+    q = linear(x_BTd, params["w_q"]).reshape(B, T, cfg.n_heads, cfg.K)
+    k = linear(x_BTd, params["w_k"]).reshape(B, T, cfg.n_heads, cfg.K)
+    v = linear(x_BTd, params["w_v"]).reshape(B, T, cfg.n_heads, cfg.V)
+    q = rotary(q, positions_BT, cfg.rope_base)
+    k = rotary(k, positions_BT, cfg.rope_base)
+    return tuple(constrain(a, "batch", "time", "heads", None) for a in (q, k, v))
+
+
+def _output(params, x, o):
+    """Normalise each head, gate, project."""
+    o = rms_norm(o, value(params["norm"])).reshape(*x.shape[:-1], -1)
+    return linear(o * jax.nn.silu(linear(x, params["w_gate"])), params["w_o"])
+
+
+def forward(
+    params: Any,
+    x: Float[Array, "B T width"],
+    cfg: Config,
+    *,
+    state: RetNetState | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+) -> tuple[Float[Array, "B T width"], RetNetState | None]:
+    """The chunked parallel form; see `jaxlab.mixers` for the contract."""
+    B, T, _ = x.shape
+    ids = jnp.zeros((B, T), jnp.int32) if segment_ids is None else segment_ids
+    ids = segments.documents(ids)
+    start = jnp.zeros((B,), jnp.int32) if state is None else state.length
+    positions = segments.positions(ids, start)
+    q, k, v = _project(params, x, positions, cfg)
+    g = jnp.broadcast_to(log_decay(cfg)[None, None], (B, T, cfg.n_heads))
+    o, memory = pallas_kernels.gated_linear_attention(
+        *(q, k, v, g),
+        initial_state=None if state is None else state.memory,
+        segment_ids=segment_ids,
+        chunk_size=cfg.chunk_size,
+        implementation=cfg.implementation,
+    )
+    y = _output(params, x, o)
+    if state is None:
+        return y, None
+    last = segments.at(positions, segments.end_real(ids) - 1)
+    any_real = jnp.any(segments.real(ids), axis=1)
+    return y, RetNetState(memory, jnp.where(any_real, last + 1, start))
+
+
+def step(
+    params: Any, x: Float[Array, "B width"], cfg: Config, state: RetNetState
+) -> tuple[Float[Array, "B width"], RetNetState]:
+    """The recurrence itself, one token; the cost does not depend on the position."""
+    heads = _project(params, x[:, None], state.length[:, None], cfg)
+    q, k, v = (a[:, 0].astype(jnp.float32) for a in heads)
+    gamma_H = jnp.exp(log_decay(cfg))[None, :, None, None]
+    S = gamma_H * state.memory + k[..., :, None] * v[..., None, :]
+    o = cfg.K**-0.5 * jnp.einsum("bhk,bhkv->bhv", q, S)
+    return _output(params, x, o.astype(x.dtype)), RetNetState(S, state.length + 1)

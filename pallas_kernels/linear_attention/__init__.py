@@ -1,0 +1,5 @@
+"""Linear attention with a decay a head or a channel."""
+
+from pallas_kernels.linear_attention.api import gated_linear_attention
+
+__all__ = ["gated_linear_attention"]

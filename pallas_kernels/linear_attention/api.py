@@ -1,0 +1,106 @@
+"""The public gated linear attention: checks its arguments, then calls one form."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels import dispatch, streams
+from pallas_kernels.arguments import check_arrays, check_settings
+from pallas_kernels.linear_attention.chunked import chunked
+from pallas_kernels.linear_attention.reference import token_recurrence
+
+NAME = "gated_linear_attention"
+
+# The axes of every argument, a letter each; equal letters are equal sizes.
+AXES = {
+    "q": "BTHK",
+    "k": "BTHK",
+    "v": "BTHV",
+    "g": "BTH",
+    "segment_ids": "BT",
+    "cu_seqlens": "Z",  # Z = S + 1
+    "initial_state": "BHKV",
+}
+CHANNEL_AXES = AXES | {"g": "BTHK"}
+
+
+def gated_linear_attention(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H V"],
+    g: Float[Array, "B T H"] | Float[Array, "B T H K"] | None = None,
+    *,
+    scale: ArrayLike | None = None,
+    initial_state: Float[Array, "B H K V"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    cu_seqlens: Int[Array, "S+1"] | None = None,
+    chunk_size: int | None = None,
+    precision: jax.lax.Precision | str | None = None,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
+    """Gated linear attention: a state that decays and adds what it holds for a key.
+
+        S_t = diag(e^{g_t}) S_{t-1} + k_t v_t^T
+        o_t = scale S_t^T q_t
+
+    Args:
+        q: queries [B, T, H, K]; float32, bfloat16 or float64, as all float arguments.
+        k: keys [B, T, H, K].
+        v: values [B, T, H, V].
+        g: natural logarithm of the decay, <= 0: [B, T, H] for a head's whole state
+          (RetNet, Mamba-2), or [B, T, H, K] for each of its channels (GLA); None for
+          no decay. -inf forgets exactly.
+        scale: factor of the output; None for K**-0.5.
+        initial_state: [B, H, K, V], or [S, H, K, V] with `cu_seqlens`; None for zero.
+        segment_ids: [B, T]; the state is zeroed where the id changes. The initial state
+          belongs to the first segment. A token with id < 0 is padding: it touches no
+          state, its output is 0, and ids are compared across it.
+        cu_seqlens: [S + 1], non-decreasing from 0; sequence s is tokens cu_seqlens[s]
+          to cu_seqlens[s + 1] of the only batch row and has its own states. Tokens past
+          the last sequence are padding. A sequence may be empty.
+        chunk_size: tokens computed together, rounded up to a power of two; None for a
+          good one. "reference" has no chunks.
+        precision: of the matrix products, a `jax.lax.Precision` or its name. None takes
+          HIGHEST for float32; bfloat16 operands are multiplied as they are and
+          accumulated in float32. Decays and states never go below float32.
+        implementation: "pallas_tpu", "pallas_gpu", "xla", "reference", or None for the
+          first of these that can run.
+
+    Returns:
+        o [B, T, H, V] in v's dtype, and the state after the last token, shaped like
+        `initial_state`, float32 (float64 where an argument is float64).
+
+    Raises:
+        ValueError: shapes that do not fit each other, or an impossible option.
+        TypeError: an array of another dtype.
+        NotImplementedError: the named implementation cannot run here.
+
+    Gradients are of reverse mode; "reference" has forward mode too.
+
+    Reference: Yang et al., Gated Linear Attention Transformers, arXiv 2312.06635.
+    """
+    shape = () if g is None else jnp.shape(g)
+    if g is not None and len(shape) not in (3, 4):
+        raise ValueError(
+            f"{NAME}: g has shape {shape}, but it must be [B, T, H], a decay a head, "
+            "or [B, T, H, K], a decay a channel."
+        )
+    arrays = check_arrays(
+        NAME,
+        CHANNEL_AXES if len(shape) == 4 else AXES,
+        *(q, k, v, g),
+        *(segment_ids, cu_seqlens, initial_state),
+    )
+    settings = check_settings(NAME, chunk_size, precision)
+    run = dispatch.select(
+        NAME,
+        implementation,
+        {
+            "pallas_tpu": "there is no TPU kernel for it yet.",
+            "pallas_gpu": "there is no GPU kernel for it yet.",
+            "xla": chunked,
+            "reference": token_recurrence,
+        },
+    )
+    return streams.run(run, *settings, scale, **arrays)

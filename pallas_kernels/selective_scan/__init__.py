@@ -1,0 +1,5 @@
+"""The selective scan of Mamba: a diagonal recurrence with decays of its own a token."""
+
+from pallas_kernels.selective_scan.api import selective_scan
+
+__all__ = ["selective_scan"]

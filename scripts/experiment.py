@@ -1,0 +1,53 @@
+"""Run a paper's experiment: python scripts/experiment.py state_tracking [--seeds 3].
+
+Trains the cells that are missing and writes benchmarks/results/<name>.json and .png.
+Stop it with Ctrl-C; the same command goes on. --list shows the cells.
+"""
+
+import importlib
+import pathlib
+import sys
+from typing import Annotated, Literal
+
+import tyro
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from benchmarks.experiments import EXPERIMENTS, runner  # noqa: E402
+
+
+def main(
+    name: Annotated[str, tyro.conf.Positional],
+    seeds: int = 3,
+    jobs: int = 2,
+    only: str = "*",
+    scale: Literal["cpu", "gpu"] = "cpu",
+    list: bool = False,
+) -> None:
+    """Run an experiment of benchmarks/experiments.
+
+    Args:
+        name: of the experiment.
+        seeds: runs a cell.
+        jobs: runs side by side; on a CPU each has a core of its own.
+        only: glob of the cells' labels, such as "S3 *".
+        scale: sizes for two CPU cores, or the paper's own for a GPU.
+        list: show the cells and end.
+    """
+    if name not in EXPERIMENTS:
+        sys.exit(
+            f"There is no experiment {name!r}; there are {', '.join(EXPERIMENTS)}."
+        )
+    module = f"benchmarks.experiments.{name}"
+    if list:
+        print("\n".join(importlib.import_module(module).cells(scale)))
+        return
+    try:
+        path = runner.run(module, seeds=seeds, jobs=jobs, only=only, scale=scale)
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"Wrote {path} and {path.with_suffix('.png').name}.")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

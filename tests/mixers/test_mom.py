@@ -1,0 +1,293 @@
+"""Mixture-of-Memories against every memory run over the whole sequence, in float64.
+
+The oracle knows no sorting, no stream and no chunk: a scan over tokens in which each
+memory holds its state and its last inputs, and stands still unless the token is its
+own.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab import params
+from jaxlab.mixers import mom
+
+WIDTH, B, T = 12, 2, 37
+CASES = {
+    "gated_delta_rule": mom.Config(WIDTH, n_heads=2, value_size=5),
+    "delta_rule": mom.Config(WIDTH, n_heads=2, rule="delta_rule", top_k=1),
+    "gated_linear_attention": mom.Config(
+        WIDTH, n_heads=2, rule="gated_linear_attention", convolution=2
+    ),
+    "not_shared": mom.Config(
+        WIDTH, n_heads=2, shared_memory=False, output_gate=False, n_memories=3
+    ),
+    "no_convolution": mom.Config(WIDTH, n_heads=2, convolution=0, chunk_size=4),
+    "linear_attention": mom.Config(WIDTH, n_heads=2, rule="linear_attention"),
+}
+# Three documents (one of a single token), and padding at both ends of a row.
+DOCUMENTS = np.array(
+    [[3] * 10 + [5] + [3] * 26, [-1] * 4 + [0] * 20 + [1] * 8 + [-1] * 5], np.int32
+)
+
+
+def oracle(p, x, cfg, state, ids):
+    """Outputs and final state, token by token; arrays of one dtype, documents `ids`."""
+    H, K, V, k, W = cfg.n_heads, cfg.K, cfg.V, cfg.top_k, cfg.convolution
+    M, dtype = cfg.n_memories + cfg.shared_memory, x.dtype
+    probabilities = jax.nn.softmax(x @ p["w_router"])
+    ranks = jnp.sum(probabilities[..., None, :] > probabilities[..., None], axis=-1)
+    weights = probabilities * (ranks < k).astype(dtype)
+    weights = weights / jnp.sum(weights, -1, keepdims=True)
+    if cfg.shared_memory:
+        weights = jnp.concatenate([weights, jnp.ones((*x.shape[:2], 1), dtype)], -1)
+        ranks = jnp.pad(ranks, ((0, 0), (0, 0), (0, 1)))
+    chosen_BTM = (ranks < k) & (ids >= 0)[..., None]
+
+    first_id = jnp.array([row[row >= 0][0] for row in ids])
+    ids = jnp.asarray(ids)
+    before = jnp.concatenate([first_id[:, None], ids[:, :-1]], 1)
+    before = jnp.where(before < 0, first_id[:, None], before)
+    opens_BT = (ids != before) & (ids >= 0)
+
+    inputs = {
+        "conv_q": jnp.broadcast_to((x @ p["w_q"])[:, :, None], (B, T, M, H * K)),
+        "conv_k": jnp.einsum("btd,mdc->btmc", x, p["w_k"]),
+        "conv_v": jnp.einsum("btd,mdc->btmc", x, p["w_v"]),
+    }
+    one, zero = jnp.ones((), dtype), jnp.zeros((), dtype)
+    beta = decay = None
+    if "w_beta" in p:
+        beta = jax.nn.sigmoid(jnp.einsum("btd,mdh->btmh", x, p["w_beta"]))
+    if "w_decay" in p:
+        dt = jnp.einsum("btd,mdh->btmh", x, p["w_decay"]) + p["dt_bias"][None, None]
+        decay = jnp.exp(-jnp.exp(p["a_log"]) * jax.nn.softplus(dt))
+
+    def unit(a):
+        return a / jnp.sqrt(jnp.sum(a * a, -1, keepdims=True) + 1e-6)
+
+    def token(carry, t):
+        S, tails = carry
+        S = jnp.where(opens_BT[:, t, None, None, None, None], zero, S)
+        own = chosen_BTM[:, t]
+        heads, new_tails = {}, {}
+        for name, a in inputs.items():
+            a = a[:, t]
+            if W:
+                tail = jnp.where(opens_BT[:, t, None, None, None], zero, tails[name])
+                window = jnp.concatenate([tail, a[:, :, None]], 2)
+                a = jnp.einsum("bmwc,wc->bmc", window, p[name])
+                new_tails[name] = jnp.where(
+                    own[..., None, None], window[:, :, 1:], tail
+                )
+            heads[name] = jax.nn.silu(a).reshape(B, M, H, -1)
+        q, key, v = unit(heads["conv_q"]), unit(heads["conv_k"]), heads["conv_v"]
+        moves = own[..., None]
+        if decay is not None:
+            S = S * jnp.where(moves, decay[:, t], one)[..., None, None]
+        write = v
+        if beta is not None:
+            held = jnp.einsum("bmhkv,bmhk->bmhv", S, key)
+            write = beta[:, t, ..., None] * (v - held)
+        write = jnp.where(moves[..., None], write, zero)
+        S = S + jnp.einsum("bmhk,bmhv->bmhkv", key, write)
+        o = K**-0.5 * jnp.einsum("bmhkv,bmhk->bmhv", S, q)
+        return (S, new_tails), jnp.einsum("bmhv,bm->bhv", o, weights[:, t])
+
+    tails = {name: state[name] for name in inputs if W}
+    (S, tails), o = jax.lax.scan(token, (state["memory"], tails), jnp.arange(T))
+    o = jnp.moveaxis(o, 0, 1)
+    o = p["norm"] * o / jnp.sqrt(jnp.mean(o * o, -1, keepdims=True) + 1e-6)
+    o = o.reshape(B, T, H * V)
+    if cfg.output_gate:
+        o = o * jax.nn.silu(x @ p["w_gate"])
+    return o @ p["w_o"], {"memory": S} | tails
+
+
+ROUTINGS = ("random", "collapsed")
+
+
+@functools.cache
+def setup(case, routing):
+    """Parameters and inputs; collapsed routing sends all tokens to the same memories.
+
+    The inputs' first entry is constant, so that the router can prefer a memory.
+    """
+    cfg = CASES[case]
+    keys = iter(jax.random.split(jax.random.key(7), 20))
+    p = params.init(mom.spec(cfg), next(keys))
+    x = jax.random.normal(next(keys), (B, T, WIDTH)).at[..., 0].set(1.0)
+    if routing == "collapsed":
+        preference = jnp.linspace(9.0, 0.0, cfg.n_memories)
+        p["w_router"] = (0.1 * p["w_router"]).at[0].set(preference)
+    state = jax.tree.map(
+        lambda a: 0.3 * jax.random.normal(next(keys), a.shape),
+        mom.init_state(cfg, B),
+    )
+    return cfg, p, x, state
+
+
+def as_dict(state):
+    return {name: a for name, a in vars(state).items() if a is not None}
+
+
+def near(actual, expected, bound, what):
+    """Rounding, in norm; of terms of size 1 where they cancel, as for top_k=1 they do
+    in the router's gradient."""
+    error = np.linalg.norm(np.asarray(actual, np.float64) - expected)
+    assert error <= bound * max(1, np.linalg.norm(expected)), (what, error)
+
+
+@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["whole", "documents"])
+@pytest.mark.parametrize("routing", ROUTINGS)
+@pytest.mark.parametrize("case", CASES)
+def test_equals_every_memory_over_the_whole_sequence(case, routing, documents):
+    """Outputs, final states and all gradients, to float32 rounding."""
+    cfg, p, x, state = setup(case, routing)
+    ids = np.zeros((B, T), np.int32) if documents is None else documents
+    real = ids >= 0
+    rng = np.random.default_rng(0)
+    d_y = rng.normal(size=(B, T, WIDTH)).astype(np.float32) * real[..., None]
+    d_S = rng.normal(size=state.memory.shape).astype(np.float32)
+
+    def loss(p, x, state, run):
+        y, final = run(p, x, state)
+        weigh = lambda a, d: jnp.sum(a * jnp.asarray(d, a.dtype))  # noqa: E731
+        return weigh(y, d_y) + weigh(final["memory"], d_S), (y, final)
+
+    def ours(p, x, state):
+        y, final = mom.forward(p, x, cfg, state=state, segment_ids=documents)
+        return y, as_dict(final)
+
+    def theirs(p, x, state):
+        return oracle(p, x, cfg, as_dict(state), ids)
+
+    grad = functools.partial(jax.grad, argnums=(0, 1, 2), has_aux=True)
+    grads, (y, final) = jax.jit(grad(functools.partial(loss, run=ours)))(p, x, state)
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
+        wide = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (p, x, state))
+        reference = jax.jit(grad(functools.partial(loss, run=theirs)))
+        grads_64, (y_64, final_64) = jax.device_get(reference(*wide))
+    near(y[real], y_64[real], 2e-6, "y")
+    for name in final:
+        near(final[name], final_64[name], 2e-6, name)
+    for (path, a), b in zip(
+        params.named_leaves(grads), jax.tree.leaves(grads_64), strict=True
+    ):
+        assert np.all(np.isfinite(a)), path
+        near(a, b, 2e-5, path)
+
+
+def test_collapsed_routing_leaves_memories_empty():
+    """The hard case above is what it says: some memories get all tokens, some none."""
+    cfg, p, x, _ = setup("gated_delta_rule", "collapsed")
+    _, final = mom.forward(p, x, cfg, state=mom.init_state(cfg, B))
+    used = np.any(np.asarray(final.memory) != 0, axis=(0, 2, 3, 4))
+    np.testing.assert_array_equal(used, [True, True, False, False, True])
+
+
+@pytest.mark.parametrize("cut", [1, 20, 36])
+def test_the_future_does_not_leak_into_training(cut):
+    """Routing of later tokens moves rows about, and no earlier output."""
+    cfg, p, x, _ = setup("gated_delta_rule", "random")
+    run = jax.jit(lambda x: mom.forward(p, x, cfg)[0])
+    other = jax.random.normal(jax.random.key(5), x.shape)
+    changed = x.at[:, cut:].set(other[:, cut:])
+    before, after = run(x), run(changed)
+    near(after[:, :cut], np.asarray(before[:, :cut]), 1e-6, cut)
+    assert np.linalg.norm(after[:, cut:] - before[:, cut:]) > 1
+
+
+@pytest.mark.parametrize("case", ["gated_delta_rule", "gated_linear_attention"])
+@pytest.mark.parametrize("prefix", [0, 1, 5, 36])
+def test_decoding_after_a_prefix_equals_the_parallel_form(case, prefix):
+    cfg, p, x, _ = setup(case, "random")
+    whole, final = mom.forward(p, x, cfg, state=mom.init_state(cfg, B))
+    state, ys = mom.init_state(cfg, B), []
+    if prefix:
+        y, state = mom.forward(p, x[:, :prefix], cfg, state=state)
+        ys.append(y)
+    one = jax.jit(lambda x, state: mom.step(p, x, cfg, state))
+    for t in range(prefix, T):
+        y, state = one(x[:, t], state)
+        ys.append(y[:, None])
+    near(jnp.concatenate(ys, 1), np.asarray(whole), 2e-6, "y")
+    jax.tree.map(lambda a, b: near(a, np.asarray(b), 2e-6, "state"), state, final)
+
+
+def test_a_step_touches_only_the_memories_of_its_tokens():
+    """What the others hold, were it NaN, is neither read nor written."""
+    cfg, p, x, state = setup("gated_delta_rule", "collapsed")  # uses 0, 1 and shared
+    poisoned = jax.tree.map(lambda a: a.at[:, 2:4].set(jnp.nan), state)
+    y, after = mom.step(p, x[:, 0], cfg, poisoned)
+    expected, _ = mom.step(p, x[:, 0], cfg, state)
+    np.testing.assert_array_equal(y, expected)
+    for a in jax.tree.leaves(after):
+        assert np.all(np.isnan(a[:, 2:4]))
+        assert not np.any(np.isnan(a[:, :2])) and not np.any(np.isnan(a[:, 4:]))
+
+
+def balance(p, x, cfg, ids=None):
+    """The Switch loss in numpy, a token at a time."""
+    M, k = cfg.n_memories, cfg.top_k
+    share, mean, tokens = np.zeros(M), np.zeros(M), 0
+    for b in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            if ids is not None and ids[b, t] < 0:
+                continue
+            logits = np.asarray(x[b, t], np.float64) @ np.asarray(p["w_router"])
+            probabilities = np.exp(logits) / np.exp(logits).sum()
+            share[np.argsort(-probabilities)[:k]] += 1
+            mean += probabilities
+            tokens += 1
+    return cfg.balance_weight * M * np.sum(share / tokens * mean / tokens)
+
+
+@pytest.mark.parametrize("ids", [None, DOCUMENTS], ids=["whole", "documents"])
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_balance_loss(routing, ids):
+    cfg, p, x, _ = setup("gated_delta_rule", routing)
+    loss = mom.auxiliary_loss(p, x, cfg, segment_ids=ids)
+    assert loss.dtype == jnp.float32 and loss.shape == ()
+    np.testing.assert_allclose(loss, balance(p, x, cfg, ids), rtol=1e-5)
+
+
+def test_balance_loss_of_padding_alone_is_zero():
+    cfg, p, x, _ = setup("gated_delta_rule", "random")
+    ids = jnp.full((B, T), -1, jnp.int32)
+    assert mom.auxiliary_loss(p, x, cfg, segment_ids=ids) == 0
+
+
+def test_balance_loss_is_least_for_equal_use():
+    """Equal use gives weight * top_k; descent from collapsed routing ends there."""
+    cfg = mom.Config(4, n_heads=2, n_memories=4, top_k=1)
+    x = jnp.tile(jnp.eye(4), (2, 1))[None]  # a token in favour of each memory
+    loss = jax.jit(lambda w: mom.auxiliary_loss({"w_router": w}, x, cfg))
+    least = cfg.balance_weight * cfg.top_k
+    np.testing.assert_allclose(loss(3 * jnp.eye(4)), least, rtol=1e-6)
+    w = jnp.eye(4) + jnp.array([2.0, 1.0, 0.0, -1.0])[None]
+    assert loss(w) > 2 * least
+    for _ in range(200):
+        w = w - 20 * jax.grad(loss)(w)
+    assert least * (1 - 1e-5) < loss(w) < 1.02 * least
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"top_k": 5}, "top_k=5 is above n_memories=4"),
+        ({"top_k": 0}, "top_k=0 must be at least 1"),
+        ({"n_memories": 0}, "n_memories=0 must be at least 1"),
+        ({"n_heads": 5}, "width=32 is not divisible by n_heads=5"),
+        ({"rule": "hebb"}, "rule='hebb' is not one of .*gated_delta_rule"),
+        ({"convolution": -1}, "convolution=-1 taps"),
+        ({"balance_weight": -0.1}, "balance_weight=-0.1 is below 0"),
+        ({"chunk_size": 0}, "chunk_size=0 must be"),
+    ],
+)
+def test_errors_name_the_value_and_the_rule(changes, message):
+    with pytest.raises(ValueError, match=message):
+        mom.Config(32, **changes)
