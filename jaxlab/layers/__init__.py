@@ -1,6 +1,6 @@
 """Small pure functions shared by mixers and models."""
 
-from jaxlab.layers import rows, segments
+from jaxlab.layers import initial, routing, rows, segments
 from jaxlab.layers.convolution import convolution_step, short_convolution
 from jaxlab.layers.mlp import swiglu, swiglu_spec
 from jaxlab.layers.norm import l2_normalize, rms_norm
@@ -16,9 +16,11 @@ __all__ = [
     "KVCache",
     "convolution_step",
     "init_cache",
+    "initial",
     "l2_normalize",
     "rms_norm",
     "rotary",
+    "routing",
     "rows",
     "segments",
     "short_convolution",

@@ -154,8 +154,8 @@ def stream_convolution(
     """
     number = jnp.cumsum((stream.starts | stream.resets).astype(jnp.int32))
     y, _ = short_convolution(x_ND[None], filter_WD, segment_ids=number[None])
-    if tails is None:
-        return y[0], None
+    if tails is None or tails.shape[1] == 0:  # none given, or a filter of one tap
+        return y[0], tails
     tails = tails.astype(x_ND.dtype)
     past = tails.shape[1]
     starts, ends = stream.cu_seqlens[:-1, None], stream.cu_seqlens[1:, None]

@@ -27,7 +27,6 @@ Dimension key: B batch, T time, N steps a token, H heads, K key size, V value si
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -39,6 +38,7 @@ from jaxtyping import Array, Float, Int
 import pallas_kernels
 from jaxlab.layers import (
     convolution_step,
+    initial,
     l2_normalize,
     rms_norm,
     short_convolution,
@@ -112,7 +112,7 @@ def spec(cfg: Config) -> dict[str, ParamSpec]:
             return ParamSpec(
                 (cfg.convolution, channels),
                 (None, "heads"),
-                _uniform(-bound, bound),
+                initial.uniform(-bound, bound),
                 "convolution",
             )
 
@@ -124,27 +124,16 @@ def spec(cfg: Config) -> dict[str, ParamSpec]:
     if cfg.forget_gate:
         specs |= {
             "w_decay": ParamSpec((cfg.width, H), ("width", "heads")),
-            "a_log": ParamSpec((H,), ("heads",), _log_of_uniform(1, 16), "decay"),
-            "dt_bias": ParamSpec((H,), ("heads",), _inverse_softplus_of_dt, "decay"),
+            "a_log": ParamSpec(
+                (H,), ("heads",), initial.log_of_uniform(1, 16), "decay"
+            ),
+            "dt_bias": ParamSpec(
+                (H,), ("heads",), initial.inverse_softplus_of_time_step, "decay"
+            ),
         }
     if cfg.output_gate:
         specs["w_gate"] = ParamSpec((cfg.width, H * V), ("width", "heads"))
     return specs
-
-
-def _uniform(low: float, high: float):
-    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, low, high)
-
-
-def _log_of_uniform(low: float, high: float):
-    """log of a uniform draw."""
-    return lambda *args: jnp.log(_uniform(low, high)(*args))
-
-
-def _inverse_softplus_of_dt(key, shape, dtype):
-    """softplus of it is log-uniform in [1e-3, 1e-1], as in Mamba-2."""
-    dt = jnp.exp(_uniform(math.log(1e-3), math.log(1e-1))(key, shape, dtype))
-    return dt + jnp.log(-jnp.expm1(-dt))
 
 
 @struct.dataclass

@@ -6,19 +6,14 @@ own keys, values, steps and decays; for the others it stands still:
 
     p_t = softmax(x_t W_router),  w_t = p_t on its top k memories, rescaled to sum 1
     S^m_t = e^{g^m_t} (I - beta^m_t k^m_t k^m_t^T) S^m_{t-1} + beta^m_t k^m_t v^m_t^T
-    o_t = K^{-1/2} (sum over its m of w^m_t S^m_t + S^shared_t)^T q^m_t
+    o_t = K^{-1/2} sum over its m of w^m_t (S^m_t)^T q^m_t,  w = 1 for the shared one
 
-so that the state grows by memories while the work a token grows by `top_k` alone. The
-tokens' choices are sorted by memory into one stream (`layers.routing`): a grouped
-product makes keys and values, and one call of the recurrence runs all memories.
+so that the state grows with the memories, the work with `top_k` alone. The choices are
+sorted by memory into one stream (`layers.routing`): grouped products make its keys and
+values, and one call of the recurrence runs all memories.
 
-| rule | step beta | decay g | |
-|---|---|---|---|
-| ``gated_delta_rule`` | yes | yes | the paper's, arXiv 2412.06464 |
-| ``delta_rule`` | yes | | arXiv 2406.06484 |
-| ``gated_linear_attention`` | | yes | a decay a head, no erasing: v in place of error |
-| ``linear_attention`` | | | |
-
+The other rules leave out the decay (``delta_rule``), the erasing and beta
+(``gated_linear_attention``), or both (``linear_attention``).
 With ``top_k=1`` the weight is 1 and only the balance loss teaches the router.
 
 Differs from the paper's code in:
@@ -27,15 +22,15 @@ Differs from the paper's code in:
 2. the router, the weights, beta and the decay are float32 whatever the activations are;
 3. the balance loss is of one layer's tokens, not of all layers' together.
 
-Dimension key: B batch, T time, k memories a token (the shared one included), M all
-memories, N = B T k rows of the stream, S = M B sequences, H heads, K key size, V value
-size, W taps.
+Dimension key: B batch, T time, k memories a token and M in all, with the shared one,
+N = B T k rows, S = M B sequences, H heads, K key size, V value size, W taps.
 
 Reference: Du et al., "MoM: Linear Sequence Modeling with Mixture-of-Memories", arXiv
 2502.13685, eq. 3-8.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -45,25 +40,19 @@ from jax.nn import initializers
 from jaxtyping import Array, Float, Int
 
 import pallas_kernels
-from jaxlab.layers import convolution_step, l2_normalize, rms_norm, segments
-from jaxlab.layers.initial import (
-    inverse_softplus_of_time_step,
-    log_of_uniform,
-    uniform,
+from jaxlab.layers import (
+    convolution_step,
+    initial,
+    l2_normalize,
+    rms_norm,
+    routing,
+    segments,
 )
-from jaxlab.layers.routing import (
-    Stream,
-    sort_by_memory,
-    stream_convolution,
-    to_choices,
-    to_rows,
-)
-from jaxlab.params import ParamSpec, grouped_linear, linear, value
+from jaxlab.params import ParamSpec, grouped_linear, linear, over_batch_shards, value
 
 DELTA_RULES = ("gated_delta_rule", "delta_rule")
 DECAYING_RULES = ("gated_delta_rule", "gated_linear_attention")
 RULES = (*DELTA_RULES, "gated_linear_attention", "linear_attention")
-CONVOLUTIONS = ("conv_q", "conv_k", "conv_v")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,10 +96,7 @@ class Config:
         if self.convolution < 0:
             raise ValueError(f"convolution={self.convolution} taps; 0 means none.")
         if self.balance_weight < 0:
-            raise ValueError(
-                f"balance_weight={self.balance_weight} is below 0, which would reward "
-                "unequal use; 0 means no balance loss."
-            )
+            raise ValueError(f"balance_weight={self.balance_weight} is below 0.")
 
     @property
     def K(self) -> int:
@@ -122,8 +108,7 @@ class Config:
 
     @property
     def M(self) -> int:
-        """All memories; the shared one is the last."""
-        return self.n_memories + self.shared_memory
+        return self.n_memories + self.shared_memory  # the shared one is the last
 
 
 def spec(cfg: Config) -> dict[str, ParamSpec]:
@@ -131,18 +116,16 @@ def spec(cfg: Config) -> dict[str, ParamSpec]:
     H, K, V, M = cfg.n_heads, cfg.K, cfg.V, cfg.M
 
     def per_memory(channels):
-        return ParamSpec(
-            (M, cfg.width, channels), (None, "width", "heads"), _fan_in_of_each
-        )
+        shape = M, cfg.width, channels
+        return ParamSpec(shape, (None, "width", "heads"), _fan_in_of_each)
+
+    def per_head(init):
+        return ParamSpec((H,), ("heads",), init, "decay")
 
     def taps(channels):
-        bound = cfg.convolution**-0.5
-        return ParamSpec(
-            (cfg.convolution, channels),
-            (None, "heads"),
-            uniform(-bound, bound),
-            "convolution",
-        )
+        init = initial.uniform(-(cfg.convolution**-0.5), cfg.convolution**-0.5)
+        shape = cfg.convolution, channels
+        return ParamSpec(shape, (None, "heads"), init, "convolution")
 
     specs = {
         "w_router": ParamSpec((cfg.width, cfg.n_memories), ("width", None)),
@@ -159,10 +142,8 @@ def spec(cfg: Config) -> dict[str, ParamSpec]:
     if cfg.rule in DECAYING_RULES:
         specs |= {
             "w_decay": per_memory(H),
-            "a_log": ParamSpec((H,), ("heads",), log_of_uniform(1, 16), "decay"),
-            "dt_bias": ParamSpec(
-                (H,), ("heads",), inverse_softplus_of_time_step, "decay"
-            ),
+            "a_log": per_head(initial.log_of_uniform(1, 16)),
+            "dt_bias": per_head(initial.inverse_softplus_of_time_step),
         }
     if cfg.output_gate:
         specs["w_gate"] = ParamSpec((cfg.width, H * V), ("width", "heads"))
@@ -180,39 +161,29 @@ class MoMState:
 
     Attributes:
         memory: float32 ``[B, M, H, K, V]``, the matrices S.
-        conv_q, conv_k, conv_v: the last inputs of the convolutions along each memory's
-            tokens, ``[B, M, W - 1, channels]``; None without convolutions.
+        tails: the last inputs of the convolutions on q, k and v along each memory's
+            tokens, ``[B, M, W - 1, channels]``; empty without convolutions.
     """
 
     memory: Float[Array, "B M H K V"]
-    conv_q: Float[Array, "B M W-1 HK"] | None
-    conv_k: Float[Array, "B M W-1 HK"] | None
-    conv_v: Float[Array, "B M W-1 HV"] | None
+    tails: tuple[Float[Array, "B M W-1 _"], ...]
 
 
 def init_state(
     cfg: Config, batch: int, max_length: int | None = None, dtype: Any = jnp.float32
 ) -> MoMState:
     """The state before the first token; `max_length` does not matter to it."""
-    H, K, V, M = cfg.n_heads, cfg.K, cfg.V, cfg.M
-
-    def tail(channels):
-        if not cfg.convolution:
-            return None
-        return jnp.zeros((batch, M, cfg.convolution - 1, channels), dtype)
-
+    H, K, V, M, W = cfg.n_heads, cfg.K, cfg.V, cfg.M, cfg.convolution
+    channels = (H * K, H * K, H * V) if W else ()
     return MoMState(
         memory=jnp.zeros((batch, M, H, K, V), jnp.float32),
-        conv_q=tail(H * K),
-        conv_k=tail(H * K),
-        conv_v=tail(H * V),
+        tails=tuple(jnp.zeros((batch, M, W - 1, size), dtype) for size in channels),
     )
 
 
 def _route(params, x, cfg: Config):
     """The router's probabilities ``[B, T, n_memories]`` and its choices (eq. 3)."""
-    logits = linear(x.astype(jnp.float32), params["w_router"])
-    probabilities = jax.nn.softmax(logits)
+    probabilities = jax.nn.softmax(linear(x.astype(jnp.float32), params["w_router"]))
     return probabilities, jax.lax.top_k(probabilities, cfg.top_k)[1]
 
 
@@ -243,14 +214,13 @@ def auxiliary_loss(
     Reference: Fedus et al., Switch Transformers, arXiv 2101.03961, eq. 4.
     """
     probabilities, chosen = _route(params, x, cfg)
-    is_real = jnp.ones(x.shape[:2], bool)
+    counts = jnp.ones((*x.shape[:2], 1), jnp.float32)
     if segment_ids is not None:
-        is_real = segments.real(segment_ids)
-    tokens = jnp.maximum(jnp.sum(is_real), 1).astype(jnp.float32)
-    count = jax.nn.one_hot(chosen, cfg.n_memories, dtype=jnp.float32)
-    of_real = is_real.astype(jnp.float32)[..., None]
-    share = jnp.sum(jnp.sum(count, axis=2) * of_real, axis=(0, 1)) / tokens
-    mean = jnp.sum(probabilities * of_real, axis=(0, 1)) / tokens
+        counts = segments.real(segment_ids).astype(jnp.float32)[..., None]
+    tokens = jnp.maximum(jnp.sum(counts), 1.0)
+    uses = jnp.sum(jax.nn.one_hot(chosen, cfg.n_memories, dtype=jnp.float32), axis=2)
+    share = jnp.sum(counts * uses, axis=(0, 1)) / tokens
+    mean = jnp.sum(counts * probabilities, axis=(0, 1)) / tokens
     return cfg.balance_weight * cfg.n_memories * jnp.sum(share * mean)
 
 
@@ -259,9 +229,9 @@ def _rows(params, x_BT, chosen, cfg: Config, segment_ids=None):
 
     Queries are those of the tokens, keys and values those of the memories.
     """
-    stream = sort_by_memory(chosen, cfg.M, segment_ids)
-    q = to_rows(linear(x_BT, params["w_q"]), stream)
-    x = to_rows(x_BT, stream)
+    stream = routing.sort_by_memory(chosen, cfg.M, segment_ids)
+    q = routing.to_rows(linear(x_BT, params["w_q"]), stream)
+    x = routing.to_rows(x_BT, stream)
     project = lambda name: grouped_linear(x, params[name], stream.sizes)  # noqa: E731
     beta = g = None
     if cfg.rule in DELTA_RULES:
@@ -273,15 +243,21 @@ def _rows(params, x_BT, chosen, cfg: Config, segment_ids=None):
     return stream, (q, project("w_k"), project("w_v")), beta, g
 
 
-def _heads(q, k, v, cfg: Config):
-    """Activate; split into heads; normalise queries and keys."""
-    q, k, v = (jax.nn.silu(a).reshape(a.shape[0], cfg.n_heads, -1) for a in (q, k, v))
+def _filters(params, cfg: Config):
+    """Those of q, k and v, if there are any."""
+    names = ("conv_q", "conv_k", "conv_v") if cfg.convolution else ()
+    return [value(params[name]) for name in names]
+
+
+def _heads(inputs, cfg: Config):
+    """Activate q, k and v; split them into heads; normalise queries and keys."""
+    q, k, v = (jax.nn.silu(a).reshape(a.shape[0], cfg.n_heads, -1) for a in inputs)
     return l2_normalize(q), l2_normalize(k), v
 
 
-def _output(params, x, o_N, weights, stream: Stream, cfg: Config):
+def _output(params, x, o_N, weights, stream, cfg: Config):
     """Mix the memories (eq. 7), normalise each head, gate, project."""
-    o = to_choices(o_N, stream).astype(jnp.float32)
+    o = routing.to_choices(o_N, stream).astype(jnp.float32)
     o = jnp.sum(weights[..., None, None] * o, axis=2).astype(x.dtype)
     o = rms_norm(o, value(params["norm"])).reshape(*x.shape[:2], -1)
     if cfg.output_gate:
@@ -297,77 +273,68 @@ def forward(
     state: MoMState | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], MoMState | None]:
-    """The parallel form, one stream of all memories; see `jaxlab.mixers`."""
+    """The parallel form; see `jaxlab.mixers` for the contract."""
+    run = functools.partial(_forward, cfg=cfg)
+    return over_batch_shards(run, params, (x, state, segment_ids))
+
+
+def _forward(params, rows, cfg: Config):
+    """One stream of all memories and batch rows."""
+    x, state, segment_ids = rows
     chosen, weights = _memories(params, x, cfg)
     stream, inputs, beta, g = _rows(params, x, chosen, cfg, segment_ids)
-    tails = dict.fromkeys(CONVOLUTIONS)
-    if cfg.convolution:
-        convolved = []
-        for name, a in zip(CONVOLUTIONS, inputs, strict=True):
-            tail = None if state is None else _by_sequence(getattr(state, name))
-            a, tail = stream_convolution(a, value(params[name]), stream, tail)
-            convolved.append(a)
-            tails[name] = None if state is None else _by_batch(tail, cfg)
-        inputs = convolved
-    q, k, v = _heads(*inputs, cfg)
+    inputs, tails = list(inputs), []
+    for i, filter_WD in enumerate(_filters(params, cfg)):
+        tail = None if state is None else _by_sequence(state.tails[i])
+        inputs[i], tail = routing.stream_convolution(inputs[i], filter_WD, stream, tail)
+        tails.append(tail)
+    q, k, v = _heads(inputs, cfg)
     if segment_ids is not None:  # a decay by zero starts a document anew
         g = jnp.zeros(q.shape[:2], jnp.float32) if g is None else g
         g = jnp.where(stream.resets[:, None], -jnp.inf, g)
-    o, memory = _recurrence(
-        *(q, k, v, beta, g),
+    if beta is None:
+        rule, operands = pallas_kernels.gated_linear_attention, (q, k, v, g)
+    else:
+        rule, operands = pallas_kernels.delta_rule, (q, k, v, beta, g)
+    o, memory = rule(
+        *jax.tree.map(lambda a: a[None], operands),
         initial_state=None if state is None else _by_sequence(state.memory),
         cu_seqlens=stream.cu_seqlens,
         chunk_size=cfg.chunk_size,
         implementation=cfg.implementation,
     )
-    y = _output(params, x, o, weights, stream, cfg)
+    y = _output(params, x, o[0], weights, stream, cfg)
     if state is None:
         return y, None
     memory = jnp.where(stream.carries[:, None, None, None], memory, 0.0)
-    return y, MoMState(_by_batch(memory, cfg), **tails)
-
-
-def _recurrence(q, k, v, beta, g, **options):
-    """The rule of the memories (eq. 5 and table 1) on rows ``[N, H, ...]``."""
-    row = lambda a: None if a is None else a[None]  # noqa: E731
-    if beta is None:
-        run = pallas_kernels.gated_linear_attention
-        o, state = run(row(q), row(k), row(v), row(g), **options)
-    else:
-        run = pallas_kernels.delta_rule
-        o, state = run(row(q), row(k), row(v), row(beta), row(g), **options)
-    return o[0], state
+    split = lambda a: a.reshape(cfg.M, len(x), *a.shape[1:])  # noqa: E731
+    by_batch = lambda a: jnp.swapaxes(split(a), 0, 1)  # noqa: E731
+    return y, jax.tree.map(by_batch, MoMState(memory, tuple(tails)))
 
 
 def _by_sequence(a: Array) -> Array:
     """[B, M, ...] to [S, ...], memories first."""
-    return jnp.swapaxes(a, 0, 1).reshape(-1, *a.shape[2:])
-
-
-def _by_batch(a: Array, cfg: Config) -> Array:
-    """[S, ...] to [B, M, ...]."""
-    return jnp.swapaxes(a.reshape(cfg.M, -1, *a.shape[1:]), 0, 1)
+    return jnp.swapaxes(a, 0, 1).reshape(a.shape[0] * a.shape[1], *a.shape[2:])
 
 
 def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: MoMState
 ) -> tuple[Float[Array, "B width"], MoMState]:
-    """The recurrence itself, one token: reads and writes its k memories alone."""
+    """The recurrence itself, one token; reads and writes its k memories alone."""
+    return over_batch_shards(functools.partial(_step, cfg=cfg), params, (x, state))
+
+
+def _step(params, rows, cfg: Config):
+    x, state = rows
     x_BT = x[:, None]
     chosen, weights = _memories(params, x_BT, cfg)
     stream, inputs, beta_NH, g_NH = _rows(params, x_BT, chosen, cfg)
-    B = x.shape[0]
-    own = stream.sequence % B, stream.sequence // B  # batch row and memory
-    tails = dict.fromkeys(CONVOLUTIONS)
-    if cfg.convolution:
-        convolved = []
-        for name, a in zip(CONVOLUTIONS, inputs, strict=True):
-            old = getattr(state, name)
-            a, tail = convolution_step(a, value(params[name]), old[own])
-            convolved.append(a)
-            tails[name] = old.at[own].set(tail.astype(old.dtype))
-        inputs = convolved
-    q, k, v = _heads(*inputs, cfg)
+    own = stream.sequence % len(x), stream.sequence // len(x)  # batch row, memory
+    inputs, tails = list(inputs), list(state.tails)
+    for i, filter_WD in enumerate(_filters(params, cfg)):
+        inputs[i], tail = convolution_step(inputs[i], filter_WD, tails[i][own])
+        tails[i] = tails[i].at[own].set(tail.astype(tails[i].dtype))
+    q, k, v = _heads(inputs, cfg)
     q, k, v = (a.astype(jnp.float32) for a in (q, k, v))
 
     S_NHKV = state.memory[own]
@@ -380,4 +347,4 @@ def step(
     S_NHKV = S_NHKV + k[..., :, None] * write_NHV[..., None, :]
     o = cfg.K**-0.5 * jnp.einsum("nhk,nhkv->nhv", q, S_NHKV)
     y = _output(params, x_BT, o.astype(x.dtype), weights, stream, cfg)
-    return y[:, 0], MoMState(state.memory.at[own].set(S_NHKV), **tails)
+    return y[:, 0], MoMState(state.memory.at[own].set(S_NHKV), tuple(tails))

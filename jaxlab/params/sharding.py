@@ -5,7 +5,7 @@ Everything runs under a mesh with the axes of `MESH_AXES`; one device is a mesh 
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -128,6 +128,37 @@ def constrain(x: Array, *axes: str | None, rules: Rules = RULES) -> Array:
     if any(kind != AxisType.Auto for kind in mesh.axis_types):
         return x  # inside shard_map the layout is already explicit
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, rules))
+
+
+def over_batch_shards(
+    function: Callable[[Any, Any], Any], params: Any, rows: Any, rules: Rules = RULES
+) -> Any:
+    """``function(params, rows)``, computed apart for each device's share of the rows.
+
+    For work that mixes the rows of a batch without need, such as sorting them together:
+    left to the compiler, every device would do the whole. What the mesh splits besides
+    the batch stays with the compiler. A batch that its mesh axes do not divide, and one
+    outside a mesh of `make_mesh`, is computed whole.
+
+    Args:
+        function: of whole rows, each of which it treats by itself.
+        params: tree of weights, the same for all rows.
+        rows: tree of arrays, batch first; the results likewise.
+    """
+    mesh, spec = jax.sharding.get_abstract_mesh(), partition_spec(("batch",), rules)
+    names = (spec[0],) if isinstance(spec[0], str) else spec[0] or ()
+    if mesh.axis_names != MESH_AXES or any(k != AxisType.Auto for k in mesh.axis_types):
+        return function(params, rows)
+    parts = math.prod(mesh.shape[name] for name in names)
+    if parts == 1 or any(leaf.shape[0] % parts for leaf in jax.tree.leaves(rows)):
+        return function(params, rows)
+    return jax.shard_map(
+        function,
+        in_specs=(PartitionSpec(), spec),
+        out_specs=spec,
+        axis_names=set(names),
+        check_vma=False,  # loops inside start from zeros, which vary over no axis
+    )(params, rows)
 
 
 def place_rows(batch: Any, mesh: Mesh, rules: Rules = RULES) -> Any:

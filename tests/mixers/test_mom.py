@@ -18,7 +18,9 @@ from jaxlab.mixers import mom
 WIDTH, B, T = 12, 2, 37
 CASES = {
     "gated_delta_rule": mom.Config(WIDTH, n_heads=2, value_size=5),
-    "delta_rule": mom.Config(WIDTH, n_heads=2, rule="delta_rule", top_k=1),
+    "delta_rule": mom.Config(
+        WIDTH, n_heads=2, rule="delta_rule", top_k=1, convolution=1
+    ),
     "gated_linear_attention": mom.Config(
         WIDTH, n_heads=2, rule="gated_linear_attention", convolution=2
     ),
@@ -131,7 +133,8 @@ def setup(case, routing):
 
 
 def as_dict(state):
-    return {name: a for name, a in vars(state).items() if a is not None}
+    names = ("conv_q", "conv_k", "conv_v")[: len(state.tails)]
+    return {"memory": state.memory} | dict(zip(names, state.tails, strict=True))
 
 
 def near(actual, expected, bound, what):
@@ -228,6 +231,22 @@ def test_a_step_touches_only_the_memories_of_its_tokens():
     for a in jax.tree.leaves(after):
         assert np.all(np.isnan(a[:, 2:4]))
         assert not np.any(np.isnan(a[:, :2])) and not np.any(np.isnan(a[:, 4:]))
+
+
+def test_devices_share_the_rows_of_a_batch():
+    """Each sorts and runs its own: four devices need a quarter of the memory each."""
+    cfg, p, _, _ = setup("gated_delta_rule", "random")
+    x = jnp.zeros((8, 128, WIDTH))
+    run = lambda p, x: mom.forward(p, x, cfg)[0]  # noqa: E731
+    memory = lambda program: program.memory_analysis().temp_size_in_bytes  # noqa: E731
+    alone = memory(jax.jit(run).lower(p, x).compile())
+    mesh = params.make_mesh(params.MeshConfig(data=2, fsdp=2, tensor=2))
+    with jax.set_mesh(mesh):
+        specs = params.shardings(mom.spec(cfg), mesh)
+        rows = jax.NamedSharding(mesh, params.partition_spec(("batch",)))
+        sharded = jax.device_put(p, specs), jax.device_put(x, rows)
+        shared = memory(jax.jit(run).lower(*sharded).compile())
+    assert shared < 0.35 * alone
 
 
 def balance(p, x, cfg, ids=None):
