@@ -31,19 +31,55 @@ def methods() -> str:
         name: f"{run['bits_per_byte']:.3f} bits per byte" for name, run in runs.items()
     }
     s3 = results("state_tracking")["cells"]["S3 n=2 beta=2"]["summary"]["at 1x"]
-    delta = "[`delta_product.py`](jaxlab/mixers/delta_product.py)"
-    attention = "[`attention.py`](jaxlab/mixers/attention.py)"
+    copying = results("selective_copying")["cells"]
+    cost = results("mom")["cases"]["B=1, 4 heads of 64, forward and backward"]["mom"]
+    written = next(
+        row["mean"]
+        for row in results("lact_recall")["written"]
+        if (row["rule"], row["multiple"], row["pairs"]) == ("muon", 4, 256)
+    )
+    length = results("mixers")["lengths"][-1]
+
+    def file(name):
+        return f"[`{name}.py`](jaxlab/mixers/{name}.py)"
+
+    def copied(name):
+        return f"{copying[name]['summary']['accuracy']['mean']:.1%} of tokens copied"
+
+    def training(name):
+        found = results("mixers")["mixers"][name]["train_milliseconds"][-1]
+        return f"{found['median']:.0f} ms at T={length}, trained"
+
+    chunked = "chunked XLA; Pallas not yet"
+    rows = [
+        ("DeltaProduct", "2502.10297", file("delta_product"), chunked),
+        ("Gated DeltaNet", "2412.06464", file("delta_product"), chunked),
+        ("DeltaNet", "2406.06484", file("delta_product"), chunked),
+        ("Mixture-of-Memories", "2502.13685", file("mom"), chunked),
+        ("LaCT", "2505.23884", file("lact"), "XLA"),
+        ("Gated Linear Attention", "2312.06635", file("gla"), chunked),
+        ("RetNet", "2307.08621", file("retnet"), chunked),
+        ("Mamba-2", "2405.21060", file("mamba2"), chunked),
+        ("Mamba", "2312.00752", file("mamba"), "chunked scan; Pallas not yet"),
+        ("Aaren", "2405.13956", file("aaren"), "XLA"),
+        ("attention, sliding window", "1706.03762", file("attention"), "XLA"),
+    ]
+    measures = [
+        f"{bits['DeltaProduct']}; S3 {s3['max']:.1%} right",
+        copied("Gated DeltaNet"),
+        "speed below",
+        f"{cost['ratio']['median']:.1f} times a Gated DeltaNet layer",
+        f"untrained, {written:.1%} of 256 pairs read back",
+        copied("GLA"),
+        copied("RetNet"),
+        training("mamba2"),
+        copied("Mamba"),
+        training("aaren"),
+        bits["attention"],
+    ]
     return table(
         ["method", "paper", "file", "kernels", "measured on CPU"],
-        [
-            [
-                *("DeltaProduct", "2502.10297", delta, "chunked XLA; Pallas not yet"),
-                f"{bits['DeltaProduct']}; S3 {s3['max']:.1%} right",
-            ],
-            ["Gated DeltaNet", "2412.06464", delta, "the same", "speed below"],
-            ["DeltaNet", "2406.06484", delta, "the same", "S3 below (one step)"],
-            ["attention", "1706.03762", attention, "XLA", bits["attention"]],
-        ],
+        [[*row, found] for row, found in zip(rows, measures, strict=True)],
     )
 
 
@@ -165,6 +201,47 @@ def lact() -> str:
     return scores("lact", text, ".3f")
 
 
+def mom() -> str:
+    data = results("mom")
+    rows = []
+    for case, layers in data["cases"].items():
+        ratio = layers["mom"]["ratio"]
+        low, high = ratio["quartiles"]
+        times = (f"{found['milliseconds']['median']:.0f}" for found in layers.values())
+        rows.append([case, *times, f"{ratio['median']:.2f} ({low:.2f} to {high:.2f})"])
+    header = ["case", "MoM ms", "Gated DeltaNet ms", "ratio"]
+    text = (
+        f"{data['memories']} memories, {data['memories_of_a_token']} a token with the "
+        f"shared one, T={data['tokens']}, against one Gated DeltaNet layer of one "
+        "memory's size. Medians and quartiles of ratios taken turn by turn."
+    )
+    return f"{text}\n\n{table(header, rows)}\n\n{measured(data)}"
+
+
+def lact_recall() -> str:
+    data = results("lact_recall")
+    counts = sorted({row["pairs"] for row in data["written"]})
+    kinds = dict.fromkeys((row["rule"], row["multiple"]) for row in data["written"])
+    found = {
+        (row["rule"], row["multiple"], row["pairs"]): row for row in data["written"]
+    }
+
+    def shown(row):
+        return f"{row['mean']:.2f} ± {row['deviation']:.2f}"
+
+    rows = [
+        [f"{rule.replace('_', ' ')}, hidden size x{multiple}"]
+        + [shown(found[rule, multiple, pairs]) for pairs in counts]
+        for rule, multiple in kinds
+    ]
+    text = (
+        "Untrained LaCT fast weights: share of random pairs that are read back after "
+        f"one chunk wrote them, size {data['size']}, {data['seeds']} seeds."
+    )
+    header = ["update", *(f"{pairs} pairs" for pairs in counts)]
+    return f"{text}\n\n{table(header, rows)}\n\n{measured(data)}"
+
+
 def mixers() -> str:
     data = results("mixers")
     early, late = data["positions"]
@@ -245,6 +322,8 @@ TABLES = {
     "lact": lact,
     "selective_copying": selective_copying,
     "induction": induction,
+    "mom": mom,
+    "lact_recall": lact_recall,
     "mixers": mixers,
     "delta_rule": delta_rule,
 }

@@ -9,10 +9,11 @@ Command: python scripts/experiment.py recall
 Minutes on two cores: about 40.
 
 Differs from the papers in: a synthetic task instead of FDA, SWDE and SQuAD; two layers
-of width 64. Every cell has the same updates, batch and learning rate, which is not
-searched. Labels: "MoM 4" has 4 routed memories, of which a token uses 2, and a shared
-one; "Gated DeltaNet x3" has three times the state of one memory, which is what MoM 2, 4
-and 8 use at a token; x2, x3, x5 and x9 are all of what MoM 1, 2, 4 and 8 hold.
+of width 64; half as many pairs in half as long rows come first. Every cell has the same
+updates, batch and learning rate, which is not searched. Labels: "MoM 4" has 4 routed
+memories, of which a token uses 2, and a shared one; "Gated DeltaNet x3" has three times
+the state of one memory, which is what MoM 2, 4 and 8 use at a token; x2, x3, x5 and x9
+are all of what MoM 1, 2, 4 and 8 hold.
 """
 
 import dataclasses
@@ -82,15 +83,27 @@ def train_config(
 
 
 def cells(scale: str) -> dict[str, tuple[TrainConfig, ...]]:
-    """One task, many layers."""
+    """One task, many layers; half of the pairs come first."""
     if scale == "gpu":
-        task = AssociativeRecall(length=512, vocab_size=8192, num_pairs=64)
-        layers, training = mixers(128, 2, 32), dict(batch_size=256, steps=10_000)
+        layers = mixers(128, 2, 32)
+        stages: list[dict[str, Any]] = [
+            dict(length=256, num_pairs=32, batch_size=256, steps=5000),
+            dict(length=512, num_pairs=64, batch_size=256, steps=5000),
+        ]
     else:
-        task = AssociativeRecall(length=64, vocab_size=128, num_pairs=16)
-        layers, training = mixers(64, 2, 8), dict(batch_size=32, steps=1500)
+        layers = mixers(64, 2, 8)
+        stages = [
+            dict(length=32, num_pairs=8, batch_size=64, steps=800),
+            dict(length=64, num_pairs=16, batch_size=32, steps=400),
+        ]
+    vocab_size = 64 if scale == "cpu" else 8192
+
+    def stage(mixer: MixerConfig, length: int, num_pairs: int, **training):
+        task = AssociativeRecall(length, vocab_size, num_pairs)
+        return train_config(task, mixer, scale, **training)
+
     return {
-        label: (train_config(task, mixer, scale, **training),)
+        label: tuple(stage(mixer, **sizes) for sizes in stages)
         for label, mixer in layers.items()
     }
 

@@ -8,7 +8,7 @@ Command: python scripts/experiment.py state_tracking
 Minutes on two cores: about 50.
 
 Differs from the paper in: words of 32 (tested to 128) instead of 128 (to 512), width 64
-instead of 128, and a curriculum of words of 2, 4, 8 and 32 elements, without which so
+instead of 128, and a curriculum of words of 4, 8 and 32 elements, without which so
 few samples do not suffice; every cell has the same updates, learning rate and batch,
 and none is stopped early. No convolution, forget gate or output gate, as there.
 """
@@ -38,10 +38,9 @@ def cells(scale: str) -> dict[str, tuple[TrainConfig, ...]]:
     mixer = dataclasses.replace(base.model.pattern[0], key_size=16)
     width, hidden = 64, None
     stages: list[dict[str, Any]] = [
-        dict(length=3, batch_size=256, steps=400),
-        dict(length=5, batch_size=128, steps=600),
-        dict(length=9, batch_size=64, steps=600),
-        dict(length=33, batch_size=32, steps=600),
+        dict(length=5, batch_size=128, steps=900),
+        dict(length=9, batch_size=64, steps=500),
+        dict(length=33, batch_size=32, steps=500),
     ]
     if scale == "gpu":
         width, hidden = 128, 512
