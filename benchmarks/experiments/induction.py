@@ -28,6 +28,7 @@ TOKENS = 4096  # a test batch, so that attention's scores of the longest rows fi
 def cells(scale: str) -> dict[str, tuple[TrainConfig, ...]]:
     """configs/induction_heads.py with each of the layers."""
     base = config_file.load(ROOT / "configs" / "induction_heads.py")
+    base = dataclasses.replace(base, steps=1800)  # some layers are slower than Mamba
     if scale == "gpu":
         base = dataclasses.replace(base, batch_size=8, steps=200_000)
     return with_layers(base)

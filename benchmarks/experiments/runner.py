@@ -221,12 +221,11 @@ def assemble(
     name: str, scale: str, cells: dict[str, Cell], jobs: list[Job]
 ) -> pathlib.Path:
     """Write `results/<name>.json` from all runs that are finished."""
-    results, lacking = {}, []
+    results, there = {}, 0
     for label, cell in cells.items():
         paths = [job.path for job in jobs if job.label == label]
         runs = [json.loads(path.read_text()) for path in paths if path.exists()]
-        if len(runs) < len(paths):
-            lacking.append(f"{label} ({len(runs)} of {len(paths)})")
+        there += len(runs)
         if not runs:
             continue
         results[label] = {
@@ -242,8 +241,8 @@ def assemble(
             ],
             "summary": summary([run["scores"] for run in runs]),
         }
-    if lacking:
-        print(f"Not all seeds are finished: {', '.join(lacking)}.", flush=True)
+    if there < len(jobs):
+        print(f"{there} of {len(jobs)} runs of {name} are finished.", flush=True)
     return recording.record(name, scale=scale, cells=results)
 
 

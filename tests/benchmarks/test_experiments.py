@@ -73,7 +73,7 @@ def test_results_are_assembled_from_what_is_finished(tmp_path, capsys):
     finish(by_cell["a", 0], {"z": 0.25, "by": [1.0, None]})
     finish(by_cell["a", 2], {"z": 0.75, "by": [2.0, 4.0]})
     path = runner.assemble("fake", "cpu", CELLS, jobs)
-    assert "a (2 of 3), b c (0 of 3)" in capsys.readouterr().out
+    assert "2 of 6 runs of fake are finished" in capsys.readouterr().out
     found = json.loads(path.read_text())["cells"]
     assert list(found) == ["a"]
     assert [run["seed"] for run in found["a"]["runs"]] == [0, 2]
