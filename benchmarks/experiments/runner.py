@@ -19,11 +19,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from benchmarks import record as recording
+from benchmarks.experiments import scoring
 from jaxlab.training import TrainConfig, config_file
 
 FINISHED = recording.ROOT / "runs" / "experiments"
@@ -74,28 +76,46 @@ def run(
     cells = experiment.cells(scale)
     folder = finished / name
     folder.mkdir(parents=True, exist_ok=True)
-    planned = plan(cells, range(seeds), folder, inspect.getsource(experiment.score))
+    planned = plan(cells, range(seeds), folder, scoring_of(experiment))
     wanted = [job for job in planned if fnmatch.fnmatchcase(job.label, only)]
     if not wanted:
         raise ValueError(f"No cell of {name} fits {only!r}; there are {list(cells)}.")
     missing = [job for job in wanted if not job.path.exists()]
     failed = work(module, scale, missing, cores(jobs, scale))
+    failure = RuntimeError(
+        f"{len(failed)} of {len(missing)} runs failed; what they said: "
+        + ", ".join(str(log_of(job)) for job in failed)
+    )
+    if not any(job.path.exists() for job in planned):
+        raise failure
     path = assemble(name, scale, cells, planned)
     figure = experiment.figure(json.loads(path.read_text()))
     figure.savefig(path.with_suffix(".png"))
     if failed:
-        raise RuntimeError(
-            f"{len(failed)} of {len(missing)} runs failed; what they said: "
-            + ", ".join(str(log_of(job)) for job in failed)
-        )
+        raise failure
     return path
+
+
+def scoring_of(experiment: ModuleType) -> str:
+    """All that an experiment's scores are made by: its functions and constants."""
+    constants, functions = [], [inspect.getsource(scoring)]
+    for name, thing in vars(experiment).items():
+        if name.isupper():
+            constants.append(f"{name}={thing!r}")
+        elif (
+            inspect.isfunction(thing)
+            and thing.__module__ == experiment.__name__
+            and name not in ("cells", "figure")
+        ):
+            functions.append(inspect.getsource(thing))
+    return "\n".join(constants + functions)
 
 
 def plan(
     cells: dict[str, Cell],
     seeds: Iterable[int],
     folder: pathlib.Path,
-    scoring: str = "",
+    made_by: str = "",
 ) -> list[Job]:
     """All runs, seed by seed, so that every cell has a result early.
 
@@ -103,10 +123,10 @@ def plan(
         cells: the experiment's.
         seeds: of the runs.
         folder: where results are kept.
-        scoring: source of the scores; a result of other scoring is another result.
+        made_by: what makes the scores; a result of other scoring is another result.
     """
     jobs = [
-        Job(label, seed, folder / f"{slug(label)}.{fingerprint(cell, scoring)}.{seed}")
+        Job(label, seed, folder / f"{slug(label)}.{fingerprint(cell, made_by)}.{seed}")
         for seed in seeds
         for label, cell in cells.items()
     ]
@@ -121,13 +141,13 @@ def slug(label: str) -> str:
     return re.sub(r"[^\w=+-]+", "_", label)
 
 
-def fingerprint(cell: Cell, scoring: str) -> str:
+def fingerprint(cell: Cell, made_by: str) -> str:
     """Of all that a run's scores depend on but the seed and the library's code."""
     stages = [config_file.to_json(cfg) for cfg in cell]
     for stage in stages:
         for field in ("name", "directory", "seed"):
             del stage[field]
-    text = json.dumps(stages, sort_keys=True) + scoring
+    text = json.dumps(stages, sort_keys=True) + made_by
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
@@ -243,6 +263,15 @@ def assemble(
         }
     if there < len(jobs):
         print(f"{there} of {len(jobs)} runs of {name} are finished.", flush=True)
+    path = recording.RESULTS / f"{name}.json"
+    if path.exists():
+        there = json.loads(path.read_text())["cells"].values()
+        runs = [sum(len(cell["runs"]) for cell in c) for c in (there, results.values())]
+        if runs[1] < runs[0]:
+            raise ValueError(
+                f"{path} holds {runs[0]} runs, but only {runs[1]} are finished here "
+                "(they are kept); run the others too, or remove the file first."
+            )
     return recording.record(name, scale=scale, cells=results)
 
 

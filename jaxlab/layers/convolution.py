@@ -51,7 +51,8 @@ def short_convolution(
     end = segments.end_real(segment_ids)
     last_id = segments.at(segment_ids, end - 1)
     same = rows.read(ids_ext, end, width - 1) == last_id[:, None]
-    return y, jnp.where(same[..., None], rows.read(x_ext, end, width - 1), 0)
+    newest = jnp.where(same[..., None], rows.read(x_ext, end, width - 1), 0)
+    return y, newest if tail is None else newest.astype(tail.dtype)
 
 
 def convolution_step(
@@ -62,4 +63,4 @@ def convolution_step(
     """`short_convolution` of one token."""
     window = jnp.concatenate([tail.astype(x_BD.dtype), x_BD[:, None]], axis=1)
     y = jnp.sum(window * filter_WD.astype(x_BD.dtype)[None], axis=1)
-    return y, window[:, 1:]
+    return y, window[:, 1:].astype(tail.dtype)

@@ -156,7 +156,7 @@ def stream_convolution(
     y, _ = short_convolution(x_ND[None], filter_WD, segment_ids=number[None])
     if tails is None or tails.shape[1] == 0:  # none given, or a filter of one tap
         return y[0], tails
-    tails = tails.astype(x_ND.dtype)
+    given, tails = tails.dtype, tails.astype(x_ND.dtype)
     past = tails.shape[1]
     starts, ends = stream.cu_seqlens[:-1, None], stream.cu_seqlens[1:, None]
     first, last = stream.first[:, None], stream.last[:, None]
@@ -179,4 +179,5 @@ def stream_convolution(
         tails, jnp.where(is_row, 0, ends - starts + i)[..., None], axis=1
     )
     newest = jnp.where(is_row[..., None], x_ND.at[row].get(mode="clip"), older)
-    return y, jnp.where((document == last)[..., None], newest, 0)
+    newest = jnp.where((document == last)[..., None], newest, 0)
+    return y, newest.astype(given)

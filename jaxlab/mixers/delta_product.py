@@ -43,6 +43,7 @@ from jaxlab.layers import (
     rms_norm,
     short_convolution,
 )
+from jaxlab.layers.states import check_state
 from jaxlab.params import ParamSpec, constrain, linear, value
 
 CONVOLUTIONS = ("conv_q", "conv_k", "conv_v")
@@ -215,6 +216,7 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], DeltaProductState | None]:
     """The chunked parallel form; see `jaxlab.mixers` for the contract."""
+    check_state(state, init_state, cfg, x.shape[0])
     q, k, v = (linear(x, params[name]) for name in ("w_q", "w_k", "w_v"))
     tails = dict.fromkeys(CONVOLUTIONS)
     if cfg.convolution:
@@ -245,6 +247,7 @@ def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: DeltaProductState
 ) -> tuple[Float[Array, "B width"], DeltaProductState]:
     """The recurrence itself, one token; the cost does not depend on the position."""
+    check_state(state, init_state, cfg, x.shape[0])
     q, k, v = (linear(x, params[name]) for name in ("w_q", "w_k", "w_v"))
     tails = dict.fromkeys(CONVOLUTIONS)
     if cfg.convolution:

@@ -30,6 +30,7 @@ from jaxtyping import Array, Float, Int
 
 import pallas_kernels
 from jaxlab.layers import rms_norm
+from jaxlab.layers.states import check_state
 from jaxlab.params import ParamSpec, constrain, linear, value
 
 
@@ -139,6 +140,7 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], GLAState | None]:
     """The chunked parallel form; see `jaxlab.mixers` for the contract."""
+    check_state(state, init_state, cfg, x.shape[0])
     q, k, v, g = (
         constrain(a, "batch", "time", "heads", None) for a in _project(params, x, cfg)
     )
@@ -156,6 +158,7 @@ def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: GLAState
 ) -> tuple[Float[Array, "B width"], GLAState]:
     """The recurrence itself, one token; the cost does not depend on the position."""
+    check_state(state, init_state, cfg, x.shape[0])
     q_BHK, k_BHK, v_BHV, g_BHK = _project(params, x, cfg)
     q, k, v = (a.astype(jnp.float32) for a in (q_BHK, k_BHK, v_BHV))
     S = jnp.exp(g_BHK)[..., None] * state.memory + k[..., :, None] * v[..., None, :]

@@ -18,7 +18,9 @@ only: the window spans at least a chunk.
 Differs from the paper in: the scale and offset stand on the fast queries and keys, as
 in the released code (``scale_placement="attention"`` is the paper's). Differs from that
 code in: a document starts with its own chunk and the learned weights, and decoding
-continues them; the code ignores documents there and starts again at every call.
+continues them; the code ignores documents there and starts again at every call. The
+fast weights start with full rank (``init_rank=32`` is the code's), and the scale of the
+fast branch at the size of its fan-in (the code's is nearly off).
 
 Reference: Zhang et al., "Test-Time Training Done Right", arXiv 2505.23884.
 
@@ -46,7 +48,7 @@ from jaxlab.layers import (
     softmax_attention_step,
 )
 from jaxlab.layers.fast_weights import FastWeights, Rule
-from jaxlab.layers.states import check_shapes
+from jaxlab.layers.states import check_state
 from jaxlab.layers.ttt_scan import FastState, init_fast_state, ttt_scan, ttt_step
 from jaxlab.params import ParamSpec, abstract, constrain, linear, value
 
@@ -342,8 +344,4 @@ def step(
 
 def _check_state(state: LactState, cfg: Config, batch: int) -> None:
     slots = state.cache.position.shape[1]  # the caller's choice, as max_length
-    check_shapes(
-        state,
-        jax.eval_shape(lambda: init_state(cfg, batch, slots)),
-        f"lact.init_state(cfg, {batch}, max_length)",
-    )
+    check_state(state, init_state, cfg, batch, slots)

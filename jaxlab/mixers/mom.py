@@ -19,7 +19,8 @@ With ``top_k=1`` the weight is 1 and only the balance loss teaches the router.
 Differs from the paper's code in:
 1. the short convolutions run along each memory's own tokens and never see those of
    another memory, batch row or document, in training as in decoding;
-2. the router, the weights, beta and the decay are float32 whatever the activations are;
+2. the router and its weights are float32 whatever the activations are, and so are beta
+   and the decay from their logits on;
 3. the balance loss is of one layer's tokens, not of all layers' together.
 
 Dimension key: B batch, T time, k memories a token and M in all, with the shared one,
@@ -48,6 +49,7 @@ from jaxlab.layers import (
     routing,
     segments,
 )
+from jaxlab.layers.states import check_state
 from jaxlab.params import ParamSpec, grouped_linear, linear, over_batch_shards, value
 
 DELTA_RULES = ("gated_delta_rule", "delta_rule")
@@ -274,6 +276,7 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], MoMState | None]:
     """The parallel form; see `jaxlab.mixers` for the contract."""
+    check_state(state, init_state, cfg, x.shape[0])
     run = functools.partial(_forward, cfg=cfg)
     return over_batch_shards(run, params, (x, state, segment_ids))
 
@@ -321,6 +324,7 @@ def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: MoMState
 ) -> tuple[Float[Array, "B width"], MoMState]:
     """The recurrence itself, one token; reads and writes its k memories alone."""
+    check_state(state, init_state, cfg, x.shape[0])
     return over_batch_shards(functools.partial(_step, cfg=cfg), params, (x, state))
 
 
@@ -333,7 +337,7 @@ def _step(params, rows, cfg: Config):
     inputs, tails = list(inputs), list(state.tails)
     for i, filter_WD in enumerate(_filters(params, cfg)):
         inputs[i], tail = convolution_step(inputs[i], filter_WD, tails[i][own])
-        tails[i] = tails[i].at[own].set(tail.astype(tails[i].dtype))
+        tails[i] = tails[i].at[own].set(tail)
     q, k, v = _heads(inputs, cfg)
     q, k, v = (a.astype(jnp.float32) for a in (q, k, v))
 

@@ -29,6 +29,7 @@ from jaxtyping import Array, Float, Int
 
 import pallas_kernels
 from jaxlab.layers import rms_norm, rotary, segments
+from jaxlab.layers.states import check_state
 from jaxlab.params import ParamSpec, constrain, linear, value
 
 
@@ -134,6 +135,7 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], RetNetState | None]:
     """The chunked parallel form; see `jaxlab.mixers` for the contract."""
+    check_state(state, init_state, cfg, x.shape[0])
     B, T, _ = x.shape
     ids = jnp.zeros((B, T), jnp.int32) if segment_ids is None else segment_ids
     ids = segments.documents(ids)
@@ -160,6 +162,7 @@ def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: RetNetState
 ) -> tuple[Float[Array, "B width"], RetNetState]:
     """The recurrence itself, one token; the cost does not depend on the position."""
+    check_state(state, init_state, cfg, x.shape[0])
     heads = _project(params, x[:, None], state.length[:, None], cfg)
     q, k, v = (a[:, 0].astype(jnp.float32) for a in heads)
     gamma_H = jnp.exp(log_decay(cfg))[None, :, None, None]

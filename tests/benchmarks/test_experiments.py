@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import textwrap
+import types
 
 import numpy as np
 import pytest
@@ -59,6 +60,28 @@ def test_a_result_of_another_config_or_scoring_is_another_result(tmp_path):
     assert path(cfg) != path(cfg, "def score(run): return {}")
     # Where a run goes changes nothing about it.
     assert path(cfg) == path(dataclasses.replace(cfg, directory="x", name="y", seed=5))
+
+
+def test_scores_are_made_by_functions_and_constants_alone():
+    def module(**constants):
+        made = types.ModuleType("fake")
+        made.__dict__.update(constants)
+        return runner.scoring_of(made)
+
+    assert module(TIMES=(1, 2)) == module(TIMES=(1, 2), cells=CELLS)
+    assert module(TIMES=(1, 2)) != module(TIMES=(1, 4))
+
+
+def test_results_of_more_runs_are_not_replaced(tmp_path):
+    jobs = runner.plan(CELLS, range(2), tmp_path)
+    for job in jobs:
+        finish(job, {"z": 0.5})
+    path = runner.assemble("fake", "cpu", CELLS, jobs)
+    before = path.read_text()
+    jobs[0].path.unlink()
+    with pytest.raises(ValueError, match="4 runs, but only 3 are finished here"):
+        runner.assemble("fake", "cpu", CELLS, jobs)
+    assert path.read_text() == before
 
 
 def test_labels_of_one_file_name_are_refused(tmp_path):

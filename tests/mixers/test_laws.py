@@ -240,6 +240,26 @@ def test_bfloat16_is_within_its_rounding(law):
     assert error < 20 * 2**-9
 
 
+@pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16))
+def test_a_state_keeps_its_shapes_and_dtypes(law, dtype):
+    state = law.state()
+    kept = jax.tree.map(lambda a: (a.shape, a.dtype), state)
+    for function, x in ((law.mixer.forward, law.x), (law.mixer.step, law.x[:, 0])):
+        f = functools.partial(function, cfg=law.cfg)
+        y, new = jax.eval_shape(f, law.params, x.astype(dtype), state=state)
+        assert y.dtype == dtype
+        assert jax.tree.map(lambda a: (a.shape, a.dtype), new) == kept
+
+
+def test_a_state_of_another_batch_is_refused(law):
+    state = law.mixer.init_state(law.cfg, B + 1, 2 * T)
+    for function, x in ((law.mixer.forward, law.x), (law.mixer.step, law.x[:, 0])):
+        with pytest.raises(ValueError, match="another Config or batch; make one with"):
+            jax.eval_shape(
+                functools.partial(function, cfg=law.cfg), law.params, x, state=state
+            )
+
+
 def test_spec_shapes_equal_init_shapes(law):
     for name, spec in law.specs.items():
         assert law.params[name].shape == spec.shape
