@@ -136,11 +136,14 @@ def state_tracking() -> str:
         f"{n.removeprefix('n=')} steps a token" for n in steps
     ]
     trained = next(iter(cells.values()))["config"]["data"]["task"]["length"] - 1
+    chance = {"parity": 1 / 2, "S3": 1 / 6, "S4": 1 / 24, "A5": 1 / 60, "S5": 1 / 120}
+    groups = dict.fromkeys(group for group, _, _ in parts.values())
+    guesses = ", ".join(f"{chance[g]:.1%} ({g})" for g in groups)
     text = (
         "Share of right answers at the last element of a word, one layer trained on "
         f"words of {trained}: the best seed at that length, the same at four times it, "
-        "and how many seeds are above 99% at the trained length. Guessing gives 50% "
-        "(parity), 16.7% (S3), 4.2% (S4), 1.7% (A5) and 0.8% (S5)."
+        "and how many seeds are above 99% at the trained length. Guessing gives "
+        f"{guesses}."
     )
     return f"{text}\n\n{table(header, rows)}\n\n{experiment(data)}"
 

@@ -4,6 +4,7 @@ from jaxlab.layers import initial, routing, rows, segments
 from jaxlab.layers.convolution import convolution_step, short_convolution
 from jaxlab.layers.mlp import swiglu, swiglu_spec
 from jaxlab.layers.norm import l2_normalize, rms_norm
+from jaxlab.layers.output import gated_output
 from jaxlab.layers.rotary import rotary
 from jaxlab.layers.softmax_attention import (
     KVCache,
@@ -15,6 +16,7 @@ from jaxlab.layers.softmax_attention import (
 __all__ = [
     "KVCache",
     "convolution_step",
+    "gated_output",
     "init_cache",
     "initial",
     "l2_normalize",

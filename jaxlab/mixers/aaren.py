@@ -31,6 +31,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxlab.layers import segments
 from jaxlab.layers.states import check_state
+from jaxlab.mixers.sizes import check_heads, check_sizes
 from jaxlab.params import ParamSpec, constrain, linear, value
 
 # The largest score among no tokens: finite, since inf - inf is NaN.
@@ -46,15 +47,8 @@ class Config:
     head_size: int | None = None  # None: width / n_heads
 
     def __post_init__(self):
-        for name in ("width", "n_heads", "head_size"):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise ValueError(f"{name}={size} must be at least 1.")
-        if self.head_size is None and self.width % self.n_heads:
-            raise ValueError(
-                f"width={self.width} is not divisible by n_heads={self.n_heads}; "
-                "choose another number of heads or set head_size."
-            )
+        check_sizes(self, "width", "n_heads", "head_size")
+        check_heads(self, "head_size")
 
     @property
     def D(self) -> int:

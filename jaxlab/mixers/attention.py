@@ -28,6 +28,7 @@ from jaxlab.layers import (
     softmax_attention_step,
 )
 from jaxlab.layers.states import check_state
+from jaxlab.mixers.sizes import check_heads, check_sizes
 from jaxlab.params import ParamSpec, constrain, linear, value
 
 
@@ -44,15 +45,8 @@ class Config:
     rope_base: float = 10_000.0  # wavelength base of the rotary positions
 
     def __post_init__(self):
-        for name in ("width", "n_heads", "n_kv_heads", "head_size", "window"):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise ValueError(f"{name}={size} must be at least 1.")
-        if self.head_size is None and self.width % self.n_heads:
-            raise ValueError(
-                f"width={self.width} is not divisible by n_heads={self.n_heads}; "
-                "choose another number of heads or set head_size."
-            )
+        check_sizes(self, "width", "n_heads", "n_kv_heads", "head_size", "window")
+        check_heads(self, "head_size")
         if self.D % 2:
             raise ValueError(
                 f"head_size={self.D} is odd; rotary positions turn pairs of channels."

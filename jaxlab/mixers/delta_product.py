@@ -38,12 +38,13 @@ from jaxtyping import Array, Float, Int
 import pallas_kernels
 from jaxlab.layers import (
     convolution_step,
+    gated_output,
     initial,
     l2_normalize,
-    rms_norm,
     short_convolution,
 )
 from jaxlab.layers.states import check_state
+from jaxlab.mixers.sizes import check_heads, check_sizes
 from jaxlab.params import ParamSpec, constrain, linear, value
 
 CONVOLUTIONS = ("conv_q", "conv_k", "conv_v")
@@ -66,18 +67,16 @@ class Config:
     implementation: str | None = None  # of the kernel; None: the best that can run
 
     def __post_init__(self):
-        for name in (
-            *("width", "n_heads", "key_size", "value_size"),
-            *("n_householders", "chunk_size"),
-        ):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise ValueError(f"{name}={size} must be at least 1.")
-        if self.key_size is None and self.width % self.n_heads:
-            raise ValueError(
-                f"width={self.width} is not divisible by n_heads={self.n_heads}; "
-                "choose another number of heads or set key_size."
-            )
+        check_sizes(
+            self,
+            "width",
+            "n_heads",
+            "key_size",
+            "value_size",
+            "n_householders",
+            "chunk_size",
+        )
+        check_heads(self, "key_size")
         if not 0 < self.beta_max <= 2:
             raise ValueError(
                 f"beta_max={self.beta_max} is outside (0, 2]; above 2 a step stretches "
@@ -199,14 +198,6 @@ def _heads(q, k, v, cfg: Config):
     return q, jnp.swapaxes(k, -2, -3), jnp.swapaxes(v, -2, -3)
 
 
-def _output(params, x, o, cfg: Config):
-    """Normalise each head, gate, project."""
-    o = rms_norm(o, value(params["norm"])).reshape(*x.shape[:-1], -1)
-    if cfg.output_gate:
-        o = o * jax.nn.silu(linear(x, params["w_gate"]))
-    return linear(o, params["w_o"])
-
-
 def forward(
     params: Any,
     x: Float[Array, "B T width"],
@@ -239,7 +230,7 @@ def forward(
         chunk_size=cfg.chunk_size,
         implementation=cfg.implementation,
     )
-    y = _output(params, x, o, cfg)
+    y = gated_output(params, x, o)
     return y, None if state is None else DeltaProductState(memory, **tails)
 
 
@@ -269,5 +260,5 @@ def step(
         write = beta_BNH[:, j][..., None] * error
         S = S + k_BHK[..., :, None] * write[..., None, :]
     o = cfg.K**-0.5 * jnp.einsum("bhk,bhkv->bhv", q_BHK.astype(S.dtype), S)
-    y = _output(params, x, o.astype(x.dtype), cfg)
+    y = gated_output(params, x, o.astype(x.dtype))
     return y, DeltaProductState(S, **tails)

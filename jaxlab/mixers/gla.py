@@ -29,8 +29,9 @@ from jax.nn import initializers
 from jaxtyping import Array, Float, Int
 
 import pallas_kernels
-from jaxlab.layers import rms_norm
+from jaxlab.layers import gated_output
 from jaxlab.layers.states import check_state
+from jaxlab.mixers.sizes import check_heads, check_sizes
 from jaxlab.params import ParamSpec, constrain, linear, value
 
 
@@ -48,18 +49,16 @@ class Config:
     implementation: str | None = None  # of the kernel; None: the best that can run
 
     def __post_init__(self):
-        for name in (
-            *("width", "n_heads", "key_size", "value_size"),
-            *("gate_rank", "chunk_size"),
-        ):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise ValueError(f"{name}={size} must be at least 1.")
-        if self.value_size is None and self.width % self.n_heads:
-            raise ValueError(
-                f"width={self.width} is not divisible by n_heads={self.n_heads}; "
-                "choose another number of heads or set value_size."
-            )
+        check_sizes(
+            self,
+            "width",
+            "n_heads",
+            "key_size",
+            "value_size",
+            "gate_rank",
+            "chunk_size",
+        )
+        check_heads(self, "value_size")
         if self.key_size is None and self.V % 2:
             raise ValueError(
                 f"The value size {self.V} is odd, so a key cannot have half of it; set "
@@ -125,12 +124,6 @@ def _project(params, x, cfg: Config):
     return q, k, v, g.reshape(*rows, cfg.n_heads, cfg.K)
 
 
-def _output(params, x, o):
-    """Normalise each head, gate, project."""
-    o = rms_norm(o, value(params["norm"])).reshape(*x.shape[:-1], -1)
-    return linear(o * jax.nn.silu(linear(x, params["w_gate"])), params["w_o"])
-
-
 def forward(
     params: Any,
     x: Float[Array, "B T width"],
@@ -151,7 +144,7 @@ def forward(
         chunk_size=cfg.chunk_size,
         implementation=cfg.implementation,
     )
-    return _output(params, x, o), None if state is None else GLAState(memory)
+    return gated_output(params, x, o), None if state is None else GLAState(memory)
 
 
 def step(
@@ -163,4 +156,4 @@ def step(
     q, k, v = (a.astype(jnp.float32) for a in (q_BHK, k_BHK, v_BHV))
     S = jnp.exp(g_BHK)[..., None] * state.memory + k[..., :, None] * v[..., None, :]
     o = cfg.K**-0.5 * jnp.einsum("bhk,bhkv->bhv", q, S)
-    return _output(params, x, o.astype(x.dtype)), GLAState(S)
+    return gated_output(params, x, o.astype(x.dtype)), GLAState(S)

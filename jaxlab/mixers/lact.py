@@ -50,6 +50,7 @@ from jaxlab.layers import (
 from jaxlab.layers.fast_weights import FastWeights, Rule
 from jaxlab.layers.states import check_state
 from jaxlab.layers.ttt_scan import FastState, init_fast_state, ttt_scan, ttt_step
+from jaxlab.mixers.sizes import check_sizes
 from jaxlab.params import ParamSpec, abstract, constrain, linear, value
 
 ORDERS = ("apply_update", "update_apply", "update_all")
@@ -79,13 +80,16 @@ class Config:
     rope_base: float = 10_000.0  # wavelength base of the rotary positions
 
     def __post_init__(self):
-        for name in (
-            *("width", "n_heads", "n_fast_heads", "inter_multi"),
-            *("chunk_size", "window", "init_rank"),
-        ):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise ValueError(f"{name}={size} must be at least 1.")
+        check_sizes(
+            self,
+            "width",
+            "n_heads",
+            "n_fast_heads",
+            "inter_multi",
+            "chunk_size",
+            "window",
+            "init_rank",
+        )
         for name in ("n_heads", "n_fast_heads"):
             if self.width % getattr(self, name):
                 raise ValueError(

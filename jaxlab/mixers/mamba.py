@@ -36,6 +36,7 @@ import pallas_kernels
 from jaxlab.layers import convolution_step, short_convolution
 from jaxlab.layers.initial import inverse_softplus_of_time_step, uniform
 from jaxlab.layers.states import check_state
+from jaxlab.mixers.sizes import check_sizes
 from jaxlab.params import ParamSpec, constrain, linear, value
 
 
@@ -52,13 +53,9 @@ class Config:
     implementation: str | None = None  # of the kernel; None: the best that can run
 
     def __post_init__(self):
-        for name in (
-            *("width", "expand", "n_states", "dt_rank"),
-            *("convolution", "chunk_size"),
-        ):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise ValueError(f"{name}={size} must be at least 1.")
+        check_sizes(
+            self, "width", "expand", "n_states", "dt_rank", "convolution", "chunk_size"
+        )
 
     @property
     def E(self) -> int:

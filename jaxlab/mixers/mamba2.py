@@ -40,6 +40,7 @@ from jaxlab.layers.initial import (
     uniform,
 )
 from jaxlab.layers.states import check_state
+from jaxlab.mixers.sizes import check_sizes
 from jaxlab.params import ParamSpec, constrain, linear, value
 
 CONVOLVED = ("x", "b", "c")
@@ -59,13 +60,16 @@ class Config:
     implementation: str | None = None  # of the kernel; None: the best that can run
 
     def __post_init__(self):
-        for name in (
-            *("width", "expand", "head_size", "n_states"),
-            *("n_groups", "convolution", "chunk_size"),
-        ):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise ValueError(f"{name}={size} must be at least 1.")
+        check_sizes(
+            self,
+            "width",
+            "expand",
+            "head_size",
+            "n_states",
+            "n_groups",
+            "convolution",
+            "chunk_size",
+        )
         if self.channels % self.head_size:
             raise ValueError(
                 f"expand * width = {self.channels} channels do not make heads of "

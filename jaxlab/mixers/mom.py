@@ -43,13 +43,14 @@ from jaxtyping import Array, Float, Int
 import pallas_kernels
 from jaxlab.layers import (
     convolution_step,
+    gated_output,
     initial,
     l2_normalize,
-    rms_norm,
     routing,
     segments,
 )
 from jaxlab.layers.states import check_state
+from jaxlab.mixers.sizes import check_heads, check_sizes
 from jaxlab.params import ParamSpec, grouped_linear, linear, over_batch_shards, value
 
 DELTA_RULES = ("gated_delta_rule", "delta_rule")
@@ -76,18 +77,17 @@ class Config:
     implementation: str | None = None  # of the kernel; None: the best that can run
 
     def __post_init__(self):
-        for name in (
-            *("width", "n_heads", "key_size", "value_size"),
-            *("n_memories", "top_k", "chunk_size"),
-        ):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise ValueError(f"{name}={size} must be at least 1.")
-        if self.key_size is None and self.width % self.n_heads:
-            raise ValueError(
-                f"width={self.width} is not divisible by n_heads={self.n_heads}; "
-                "choose another number of heads or set key_size."
-            )
+        check_sizes(
+            self,
+            "width",
+            "n_heads",
+            "key_size",
+            "value_size",
+            "n_memories",
+            "top_k",
+            "chunk_size",
+        )
+        check_heads(self, "key_size")
         if self.top_k > self.n_memories:
             raise ValueError(
                 f"top_k={self.top_k} is above n_memories={self.n_memories}; a token "
@@ -257,14 +257,11 @@ def _heads(inputs, cfg: Config):
     return l2_normalize(q), l2_normalize(k), v
 
 
-def _output(params, x, o_N, weights, stream, cfg: Config):
+def _output(params, x, o_N, weights, stream):
     """Mix the memories (eq. 7), normalise each head, gate, project."""
     o = routing.to_choices(o_N, stream).astype(jnp.float32)
     o = jnp.sum(weights[..., None, None] * o, axis=2).astype(x.dtype)
-    o = rms_norm(o, value(params["norm"])).reshape(*x.shape[:2], -1)
-    if cfg.output_gate:
-        o = o * jax.nn.silu(linear(x, params["w_gate"]))
-    return linear(o, params["w_o"])
+    return gated_output(params, x, o)
 
 
 def forward(
@@ -306,7 +303,7 @@ def _forward(params, rows, cfg: Config):
         chunk_size=cfg.chunk_size,
         implementation=cfg.implementation,
     )
-    y = _output(params, x, o[0], weights, stream, cfg)
+    y = _output(params, x, o[0], weights, stream)
     if state is None:
         return y, None
     memory = jnp.where(stream.carries[:, None, None, None], memory, 0.0)
@@ -350,5 +347,5 @@ def _step(params, rows, cfg: Config):
         write_NHV = beta_NH[..., None] * error
     S_NHKV = S_NHKV + k[..., :, None] * write_NHV[..., None, :]
     o = cfg.K**-0.5 * jnp.einsum("nhk,nhkv->nhv", q, S_NHKV)
-    y = _output(params, x_BT, o.astype(x.dtype), weights, stream, cfg)
+    y = _output(params, x_BT, o.astype(x.dtype), weights, stream)
     return y[:, 0], MoMState(state.memory.at[own].set(S_NHKV), tuple(tails))

@@ -21,16 +21,16 @@ Dimension key: B batch, T time, H heads, K key size, V value size.
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.nn import initializers
 from jaxtyping import Array, Float, Int
 
 import pallas_kernels
-from jaxlab.layers import rms_norm, rotary, segments
+from jaxlab.layers import gated_output, rotary, segments
 from jaxlab.layers.states import check_state
-from jaxlab.params import ParamSpec, constrain, linear, value
+from jaxlab.mixers.sizes import check_heads, check_sizes
+from jaxlab.params import ParamSpec, constrain, linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +46,8 @@ class Config:
     implementation: str | None = None  # of the kernel; None: the best that can run
 
     def __post_init__(self):
-        for name in ("width", "n_heads", "key_size", "value_size", "chunk_size"):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise ValueError(f"{name}={size} must be at least 1.")
-        if self.key_size is None and self.width % self.n_heads:
-            raise ValueError(
-                f"width={self.width} is not divisible by n_heads={self.n_heads}; "
-                "choose another number of heads or set key_size."
-            )
+        check_sizes(self, "width", "n_heads", "key_size", "value_size", "chunk_size")
+        check_heads(self, "key_size")
         if self.K % 2:
             raise ValueError(
                 f"key_size={self.K} is odd; rotary positions turn pairs of channels."
@@ -120,12 +113,6 @@ def _project(params, x_BTd, positions_BT, cfg: Config):
     return tuple(constrain(a, "batch", "time", "heads", None) for a in (q, k, v))
 
 
-def _output(params, x, o):
-    """Normalise each head, gate, project."""
-    o = rms_norm(o, value(params["norm"])).reshape(*x.shape[:-1], -1)
-    return linear(o * jax.nn.silu(linear(x, params["w_gate"])), params["w_o"])
-
-
 def forward(
     params: Any,
     x: Float[Array, "B T width"],
@@ -150,7 +137,7 @@ def forward(
         chunk_size=cfg.chunk_size,
         implementation=cfg.implementation,
     )
-    y = _output(params, x, o)
+    y = gated_output(params, x, o)
     if state is None:
         return y, None
     last = segments.at(positions, segments.end_real(ids) - 1)
@@ -168,4 +155,4 @@ def step(
     gamma_H = jnp.exp(log_decay(cfg))[None, :, None, None]
     S = gamma_H * state.memory + k[..., :, None] * v[..., None, :]
     o = cfg.K**-0.5 * jnp.einsum("bhk,bhkv->bhv", q, S)
-    return _output(params, x, o.astype(x.dtype)), RetNetState(S, state.length + 1)
+    return gated_output(params, x, o.astype(x.dtype)), RetNetState(S, state.length + 1)

@@ -1,0 +1,19 @@
+"""From the heads of a recurrent layer back to the model's width."""
+
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from jaxlab.layers.norm import rms_norm
+from jaxlab.params import linear, value
+
+
+def gated_output(
+    params: Any, x: Float[Array, "*rows width"], o: Float[Array, "*rows H V"]
+) -> Float[Array, "*rows width"]:
+    """``(rms_norm(o) * silu(x W_gate)) W_o``, normalised a head; no W_gate, no gate."""
+    o = rms_norm(o, value(params["norm"])).reshape(*x.shape[:-1], -1)
+    if "w_gate" in params:
+        o = o * jax.nn.silu(linear(x, params["w_gate"]))
+    return linear(o, params["w_o"])
