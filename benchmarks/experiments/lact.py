@@ -8,9 +8,9 @@ reach; with fast weights it goes on falling, more so with a larger state; Muon i
 worse than momentum, which is better than gradient descent. (LaCT without more words is
 Muon with momentum.)
 Command: python scripts/experiment.py lact
-Minutes on two cores: about 70.
+Minutes on two cores: about 45.
 
-Differs from the paper in: bytes of Python source instead of text tokens, rows of 1024
+Differs from the paper in: bytes of Python source instead of text tokens, rows of 512
 instead of 32768, two layers. The window of a LaCT layer is its chunk, and every LaCT
 has a sliding-window attention of the same window, width and depth beside it. Every cell
 has the same updates, learning rate and batch.
@@ -28,7 +28,7 @@ from jaxlab.optimizers import AdamW, WarmupCosine
 from jaxlab.training import Run, TextData, TrainConfig
 from jaxlab.training.source import open_source
 
-CHUNKS = (32, 64, 128, 256)
+CHUNKS = (32, 64, 128)
 CHUNK = 64  # of the other comparisons
 BINS = 16
 
@@ -73,8 +73,8 @@ def cells(scale: str) -> dict[str, tuple[TrainConfig, ...]]:
         )
     else:
         layers = mixers(96, 4, 2, CHUNKS, CHUNK)
-        data = TextData(sequence_length=1024, eval_tokens=65_536)
-        depth, batch_size, steps = 2, 4, 600
+        data = TextData(sequence_length=512, eval_tokens=65_536)
+        depth, batch_size, steps = 2, 4, 400
     return {
         label: (
             TrainConfig(
