@@ -8,7 +8,7 @@ reach; with fast weights it goes on falling, more so with a larger state; Muon i
 worse than momentum, which is better than gradient descent. (LaCT without more words is
 Muon with momentum.)
 Command: python scripts/experiment.py lact
-Minutes on two cores: about 45.
+Minutes on two cores: about 40.
 
 Differs from the paper in: bytes of Python source instead of text tokens, rows of 512
 instead of 32768, two layers. The window of a LaCT layer is its chunk, and every LaCT
@@ -74,7 +74,7 @@ def cells(scale: str) -> dict[str, tuple[TrainConfig, ...]]:
     else:
         layers = mixers(96, 4, 2, CHUNKS, CHUNK)
         data = TextData(sequence_length=512, eval_tokens=65_536)
-        depth, batch_size, steps = 2, 4, 400
+        depth, batch_size, steps = 2, 4, 300
     return {
         label: (
             TrainConfig(
