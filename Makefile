@@ -5,13 +5,18 @@ PYTHON ?= python3
 ENV := .venv
 BIN := $(ENV)/bin
 READY := $(ENV)/.ready
+# The TPU compiler, beside the environment: in it, JAX would look for a TPU each time.
+LIBTPU := .cache/libtpu/.ready
 
-.PHONY: train test lint format clean
+.PHONY: train test test-all lint format clean
 
 train: $(READY)  ## train a DeltaProduct language model on Python source
 	$(BIN)/python scripts/train.py configs/tiny.py --resume
 
-test: $(READY)  ## run every test on 8 virtual CPU devices
+test: $(READY) $(LIBTPU)  ## the tests on 8 virtual CPU devices, but for the slow ones
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
+
+test-all: $(READY) $(LIBTPU)  ## every test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(READY)  ## style and types
@@ -32,6 +37,12 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(ENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
+
+$(LIBTPU): constraints.txt $(READY)
+	@mkdir -p $(@D)
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(@D) \
+	  --constraint constraints.txt libtpu \
+	  && touch $@ || echo "No libtpu for this machine: tests of TPU kernels are skipped."
 
 clean:  ## remove the environment and caches, never runs/
 	rm -rf $(ENV) .cache

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.platform import platform
 from pallas_kernels.streams import owner
 
 
@@ -36,18 +37,24 @@ class Layout(NamedTuple):
 KEYS_IN_CACHE = 1024
 
 
-def arrange(T: int, C: int, keys: int, cu_seqlens: Int[Array, "S+1"] | None) -> Layout:
+def arrange(
+    T: int, C: int, keys: int | None, cu_seqlens: Int[Array, "S+1"] | None
+) -> Layout:
     """The layout of T tokens in chunks of C.
 
     Args:
-        keys: rows of one chunk, over its keys, batch rows and heads.
+        keys: rows of one chunk, over its keys, batch rows and heads, for chunks that
+          are computed in groups; None for chunks that follow one another.
         cu_seqlens: where each sequence starts and the last one ends; every sequence
           then starts at the start of a chunk.
     """
+    M = -(-T // C)
+    if cu_seqlens is not None:
+        M += cu_seqlens.shape[0] - 1  # each wastes less than one chunk
+    group = 1 if keys is None else chunks_together(M, keys)
     if cu_seqlens is None:
-        return Layout(C, chunks_together(-(-T // C), keys))
-    M = -(-T // C) + cu_seqlens.shape[0] - 1  # each wastes less than one chunk
-    return _ragged(cu_seqlens, T, C, M, chunks_together(M, keys))
+        return Layout(C, group)
+    return _ragged(cu_seqlens, T, C, M, group)
 
 
 def chunks_together(chunks: int, keys: int) -> int:
@@ -60,7 +67,7 @@ def chunks_together(chunks: int, keys: int) -> int:
         chunks: M, those there are.
         keys: rows of one chunk, as in `arrange`.
     """
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return chunks
     groups = -(-chunks // max(1, KEYS_IN_CACHE // keys))
     return -(-chunks // groups)
@@ -111,25 +118,29 @@ def _ragged(cu_seqlens: Int[Array, "S+1"], T: int, C: int, M: int, group: int):
 
 def by_token(x: Float[Array, "B T H *d"], layout: Layout) -> Array:
     """[B, T, H, ...] to [M, B, H, C, ...]."""
-    return jnp.moveaxis(_rows(x, layout), (1, 3), (0, 2))
+    return jnp.moveaxis(rows(x, layout), (1, 3), (0, 2))
 
 
 def by_key(x: Float[Array, "B T N H *d"], layout: Layout) -> Array:
     """[B, T, N, H, ...] to [M, B, H, C N, ...]."""
-    x = jnp.moveaxis(_rows(x, layout), (1, 4), (0, 2))
+    x = jnp.moveaxis(rows(x, layout), (1, 4), (0, 2))
     return x.reshape(*x.shape[:3], -1, *x.shape[5:])
 
 
 def to_tokens(o: Float[Array, "M B H C V"], layout: Layout, T: int) -> Array:
     """[M, B, H, C, V] to [B, T, H, V]; tokens of no sequence hold anything finite."""
     o = jnp.moveaxis(o, (0, 2), (1, 3))
-    o = o.reshape(o.shape[0], -1, *o.shape[3:])
+    return from_rows(o.reshape(o.shape[0], -1, *o.shape[3:]), layout, T)
+
+
+def from_rows(o: Float[Array, "B MC H V"], layout: Layout, T: int) -> Array:
+    """The rows of all chunks to [B, T, H, V]; tokens of no sequence hold anything."""
     if layout.target is None:
         return o[:, :T]
     return jnp.take(o, layout.target, axis=1, mode="clip")
 
 
-def _rows(x, layout):
+def rows(x: Float[Array, "B T *d"], layout: Layout) -> Array:
     """[B, T, ...] to [B, M, C, ...]."""
     C = layout.chunk_size
     if layout.source is None:

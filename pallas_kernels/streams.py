@@ -69,7 +69,7 @@ def run(
             chunk_size=chunk_size,
             precision=precision,
         )
-    o *= jnp.asarray(K**-0.5 if scale is None else scale, dtype)
+    o = o.astype(dtype) * jnp.asarray(K**-0.5 if scale is None else scale, dtype)
     if present is not None:
         o = masked(o, present)
     return o.astype(v.dtype), jnp.squeeze(states, axis)

@@ -3,7 +3,8 @@
 Small models gain nothing from a second thread, so two pinned runs side by side are
 almost twice as fast as one after the other. Every finished run is a file, named by its
 label, the fingerprint of what made it and its seed: an experiment that was interrupted
-goes on where it stopped, and the results are assembled from whatever is finished.
+goes on where it stopped, and the results are assembled from whatever is finished. The
+assembled results hold every run as well, so a fresh clone goes on from those it has.
 """
 
 import dataclasses
@@ -77,6 +78,7 @@ def run(
     folder = finished / name
     folder.mkdir(parents=True, exist_ok=True)
     planned = plan(cells, range(seeds), folder, scoring_of(experiment))
+    unpack(name, planned)
     wanted = [job for job in planned if fnmatch.fnmatchcase(job.label, only)]
     if not wanted:
         raise ValueError(f"No cell of {name} fits {only!r}; there are {list(cells)}.")
@@ -94,6 +96,20 @@ def run(
     if failed:
         raise failure
     return path
+
+
+def unpack(name: str, jobs: list[Job]) -> None:
+    """Take the runs of these jobs that `results/<name>.json` holds."""
+    path = recording.RESULTS / f"{name}.json"
+    if not path.exists():
+        return
+    for cell in json.loads(path.read_text())["cells"].values():
+        kept = {run.get("file"): run for run in cell["runs"]}
+        for job in jobs:
+            run = kept.get(job.path.name)
+            if run is not None and not job.path.exists():
+                sizes = {size: cell[size] for size in ("parameters", "state_floats")}
+                job.path.write_text(json.dumps(sizes | run))
 
 
 def scoring_of(experiment: ModuleType) -> str:
@@ -243,8 +259,8 @@ def assemble(
     """Write `results/<name>.json` from all runs that are finished."""
     results, there = {}, 0
     for label, cell in cells.items():
-        paths = [job.path for job in jobs if job.label == label]
-        runs = [json.loads(path.read_text()) for path in paths if path.exists()]
+        paths = [job.path for job in jobs if job.label == label and job.path.exists()]
+        runs = [{"file": p.name} | json.loads(p.read_text()) for p in paths]
         there += len(runs)
         if not runs:
             continue
@@ -257,7 +273,12 @@ def assemble(
             "devices": sorted({run["device"] for run in runs}),
             "cpus": sorted({run["cpus"] for run in runs}),
             "runs": [
-                {k: run[k] for k in ("seed", "seconds", "scores")} for run in runs
+                {
+                    k: x
+                    for k, x in run.items()
+                    if k not in ("parameters", "state_floats")
+                }
+                for run in runs
             ],
             "summary": summary([run["scores"] for run in runs]),
         }

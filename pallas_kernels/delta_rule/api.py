@@ -7,8 +7,10 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch, streams
 from pallas_kernels.arguments import check_arrays, check_settings
+from pallas_kernels.delta_rule import tpu
 from pallas_kernels.delta_rule.chunked import chunked
 from pallas_kernels.delta_rule.reference import token_recurrence
+from pallas_kernels.platform import NO_TPU, runs_tpu_kernels
 
 # The axes of every argument, a letter each; equal letters are equal sizes.
 AXES = {
@@ -91,7 +93,7 @@ def delta_rule(
     for name in ("k", "v", "beta"):
         arrays[name] = jnp.expand_dims(arrays[name], 2)
     settings = check_settings("delta_rule", chunk_size, precision)
-    run = select("delta_rule", implementation)
+    run = select("delta_rule", implementation, arrays, settings[0])
     return streams.run(run, *settings, scale, **arrays)
 
 
@@ -141,17 +143,21 @@ def delta_product(
         *(segment_ids, cu_seqlens, initial_state),
     )
     settings = check_settings("delta_product", chunk_size, precision)
-    run = select("delta_product", implementation)
+    run = select("delta_product", implementation, arrays, settings[0])
     return streams.run(run, *settings, scale, **arrays)
 
 
-def select(operation: str, implementation: str | None):
+def select(operation: str, implementation: str | None, arrays, chunk_size: int | None):
     """The function of an implementation's name; see `dispatch.select`."""
+    obstacle = "it is taken only where it is named: its speed is not measured yet."
+    if implementation == "pallas_tpu":
+        obstacle = tpu.unsupported(arrays, chunk_size)
+        obstacle = obstacle if runs_tpu_kernels() else NO_TPU
     return dispatch.select(
         operation,
         implementation,
         {
-            "pallas_tpu": "there is no TPU kernel for it yet.",
+            "pallas_tpu": obstacle or tpu.fused,
             "pallas_gpu": "there is no GPU kernel for it yet.",
             "xla": chunked,
             "reference": token_recurrence,

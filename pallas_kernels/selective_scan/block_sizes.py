@@ -5,7 +5,7 @@ is fastest while those C stay in its cache: at 64 of them the backward pass of t
 shapes takes up to twice as long.
 """
 
-import jax
+from pallas_kernels.platform import platform
 
 ENTRIES_IN_CACHE = 2**19  # 2 MiB of float32
 
@@ -18,6 +18,6 @@ def chunk_size(tokens: int, entries: int) -> int:
         entries: of one token's states, over rows, channels and N.
     """
     size = 32
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         size = max(8, min(32, ENTRIES_IN_CACHE // entries))
     return min(size, tokens)

@@ -84,6 +84,23 @@ def test_results_of_more_runs_are_not_replaced(tmp_path):
     assert path.read_text() == before
 
 
+def test_a_fresh_clone_goes_on_from_the_results(tmp_path, results):
+    jobs = runner.plan(CELLS, range(2), tmp_path)
+    for job in jobs[:3]:
+        finish(job, {"z": float(job.seed)})
+    before = runner.assemble("fake", "cpu", CELLS, jobs).read_text()
+    elsewhere = tmp_path / "clone"
+    elsewhere.mkdir()
+    jobs = runner.plan(CELLS, range(2), elsewhere)
+    runner.unpack("fake", jobs)
+    assert [job.path.exists() for job in jobs] == [True, True, True, False]
+    after = runner.assemble("fake", "cpu", CELLS, jobs).read_text()
+    assert json.loads(after)["cells"] == json.loads(before)["cells"]
+    other = runner.plan(CELLS, [0], elsewhere, "other scoring")
+    runner.unpack("fake", other)
+    assert not any(job.path.exists() for job in other)
+
+
 def test_labels_of_one_file_name_are_refused(tmp_path):
     cells = {"a b": (TrainConfig(),), "a,b": (TrainConfig(),)}
     with pytest.raises(ValueError, match="same file name"):

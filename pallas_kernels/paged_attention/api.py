@@ -1,0 +1,156 @@
+"""The public paged attention: checks its arguments, then calls one implementation."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels import dispatch
+from pallas_kernels.paged_attention.blocked import blocked_attention
+from pallas_kernels.paged_attention.checks import NAME, check_arrays, check_masks
+from pallas_kernels.paged_attention.limits import obstacle
+from pallas_kernels.paged_attention.operands import Masks, Operands, accumulation
+from pallas_kernels.paged_attention.pallas_tpu import attention
+from pallas_kernels.paged_attention.reference import token_attention
+
+
+def paged_attention(
+    q: Float[Array, "Tq Hq D"],
+    k_pages: Array,
+    v_pages: Array,
+    page_table: Int[Array, "S pages_per_seq"],
+    kv_lens: Int[Array, "S"],
+    cu_q_lens: Int[Array, "S+1"],
+    *,
+    scale: ArrayLike | None = None,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    k_scale: ArrayLike | None = None,
+    v_scale: ArrayLike | None = None,
+    return_log_sum_exp: bool = False,
+    implementation: str | None = None,
+) -> Array | tuple[Array, Array]:
+    """Causal attention of new tokens to the keys and values of their sequences' pages.
+
+        s_j = soft_cap tanh(scale q . k_j / soft_cap)
+        o = sum_j softmax(s)_j v_j
+
+    over the positions j that the query sees: j <= p, and j > p - window. Query i of a
+    sequence stands at p = kv_len - q_len + i, so a decoding sequence (q_len 1), a chunk
+    of a prompt (any q_len) and the verification of guesses go together in one call. The
+    new tokens' keys and values must be in the pages already.
+
+    Args:
+        q: queries [Tq, Hq, D], one sequence behind the other; float32, bfloat16 or
+          float64.
+        k_pages, v_pages: [P, page, Hkv, D] in those dtypes or quantised (int8,
+          float8_e4m3fn, float8_e5m2). Hq / Hkv query heads share one of theirs.
+        page_table: [S, pages_per_seq]; the pages of each sequence in order. An entry
+          past a sequence's length may be anything, and so may what is in pages, and in
+          slots of a page, that no sequence has reached.
+        kv_lens: [S], the keys of each sequence, counting the new tokens; at most
+          pages_per_seq * page.
+        cu_q_lens: [S + 1], non-decreasing from 0: sequence s has the queries
+          cu_q_lens[s] to cu_q_lens[s + 1]. A sequence may have none.
+        scale: factor of the scores; None for D**-0.5.
+        window: how many keys a query sees, itself the last of them; None for all.
+        soft_cap: bounds the scores, after the scale and before the mask; None for none.
+        k_scale, v_scale: what the pages' values are multiplied by: a number, or one for
+          each token and head [P, page, Hkv]; None for 1.
+        return_log_sum_exp: whether to return it too.
+        implementation: "pallas_tpu", "pallas_gpu", "xla", "reference", or None for the
+          first of these that can run.
+
+    Returns:
+        o [Tq, Hq, D] in q's dtype. With `return_log_sum_exp` also log sum_j e^{s_j}
+        [Tq, Hq] in float32 (float64 for float64 queries), which `merge_partials` takes.
+        A query that sees no key, and rows past the last sequence: 0, and -inf.
+
+    Raises:
+        ValueError: shapes that do not fit each other, or an impossible option; lengths
+          or page numbers out of range, where they are known before the program runs.
+        TypeError: an array of another dtype.
+        NotImplementedError: the named implementation cannot run here; or a gradient is
+          asked of another than "reference".
+
+    Reference: Kwon et al., PagedAttention, arXiv 2309.06180.
+    """
+    arrays = {
+        name: None if array is None else jnp.asarray(array)
+        for name, array in {
+            "q": q,
+            "k_pages": k_pages,
+            "v_pages": v_pages,
+            "page_table": page_table,
+            "kv_lens": kv_lens,
+            "cu_q_lens": cu_q_lens,
+            "k_scale": k_scale,
+            "v_scale": v_scale,
+        }.items()
+    }
+    check_arrays(arrays)
+    check_masks(window, soft_cap)
+    masks = Masks(window, soft_cap)
+    operands, v_factor = _operands(arrays, scale)
+    run = dispatch.select(
+        NAME,
+        implementation,
+        {
+            "pallas_tpu": obstacle(operands) or without_gradient(attention),
+            "pallas_gpu": "there is no GPU kernel for it yet.",
+            "xla": without_gradient(blocked_attention),
+            "reference": token_attention,
+        },
+    )
+    if operands.q.shape[0] == 0:
+        o = operands.q.astype(operands.accumulation)
+        lse = o[:, :, 0]
+    else:
+        o, lse = run(operands, masks)
+    o = (o * v_factor).astype(operands.q.dtype)
+    return (o, lse) if return_log_sum_exp else o
+
+
+def without_gradient(run: Callable) -> Callable:
+    """`run`, with a sentence instead of a derivative."""
+    run = jax.custom_jvp(run, nondiff_argnums=(1,))
+
+    @run.defjvp
+    def _(masks, primals, tangents):
+        raise NotImplementedError(
+            f"{NAME} serves a cache and has no gradient; differentiate "
+            "implementation='reference', or attention without pages."
+        )
+
+    return run
+
+
+def _operands(arrays, scale) -> tuple[Operands, Array]:
+    """The operands of every implementation, and what their result is multiplied by.
+
+    A scale that is one number goes to the scores or to the result.
+    """
+    q, k_pages = arrays["q"], arrays["k_pages"]
+    dtype = accumulation(q.dtype)
+    scale = jnp.asarray(q.shape[-1] ** -0.5 if scale is None else scale, dtype)
+    by_token, factor = {}, {}
+    for name in ("k_scale", "v_scale"):
+        array = jnp.ones((), dtype) if arrays[name] is None else arrays[name]
+        array = array.astype(dtype)
+        by_token[name] = array if array.ndim else None
+        factor[name] = jnp.ones((), dtype) if array.ndim else array
+    P, page = k_pages.shape[:2]
+    room = arrays["page_table"].shape[1] * page
+    operands = Operands(
+        q=q,
+        k_pages=k_pages,
+        v_pages=arrays["v_pages"],
+        page_table=jnp.clip(arrays["page_table"].astype(jnp.int32), 0, P - 1),
+        kv_lens=jnp.clip(arrays["kv_lens"].astype(jnp.int32), 0, room),
+        cu_q_lens=jnp.clip(arrays["cu_q_lens"].astype(jnp.int32), 0, q.shape[0]),
+        **by_token,
+        scale=scale * factor["k_scale"],
+    )
+    return operands, factor["v_scale"]

@@ -1,0 +1,75 @@
+"""What every implementation of paged attention is called with."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def accumulation(dtype) -> jnp.dtype:
+    """float32, or float64 for float64."""
+    return jnp.dtype("float64" if dtype == "float64" else "float32")
+
+
+class Operands(NamedTuple):
+    """The arrays, checked and made safe to index with.
+
+    Attributes:
+        q: [Tq, Hq, D], Tq >= 1.
+        k_pages, v_pages: [P, page, Hkv, D].
+        page_table: [S, pages_per_seq] int32; every entry is a page there is.
+        kv_lens: [S] int32, at most pages_per_seq * page.
+        cu_q_lens: [S + 1] int32, from 0 to at most Tq.
+        k_scale, v_scale: [P, page, Hkv] in the accumulation type, or None.
+        scale: of the scores; holds the keys' scale where that is one number.
+    """
+
+    q: Float[Array, "Tq Hq D"]
+    k_pages: Array
+    v_pages: Array
+    page_table: Int[Array, "S pages_per_seq"]
+    kv_lens: Int[Array, "S"]
+    cu_q_lens: Int[Array, "S+1"]
+    k_scale: Float[Array, "P page Hkv"] | None
+    v_scale: Float[Array, "P page Hkv"] | None
+    scale: Float[Array, ""]
+
+    @property
+    def accumulation(self) -> jnp.dtype:
+        """Of sums and results: float32, or float64 for float64 queries."""
+        return accumulation(self.q.dtype)
+
+    @property
+    def product(self) -> jnp.dtype:
+        """What is multiplied: the wider of queries and pages.
+
+        Quantised pages are multiplied in the queries' dtype, which holds each of their
+        values exactly.
+        """
+        return max(self.q.dtype, self.k_pages.dtype, key=lambda dtype: dtype.itemsize)
+
+
+class Masks(NamedTuple):
+    """What a query sees of its scores; known before compilation.
+
+    Attributes:
+        window: the keys a query sees, itself and those before it; None for all.
+        soft_cap: c in c tanh(s / c); None for the scores as they are.
+    """
+
+    window: int | None
+    soft_cap: float | None
+
+    def seen(self, q_position: jax.Array, k_position: jax.Array) -> jax.Array:
+        """Whether a query sees a key; positions of shapes that broadcast."""
+        seen = k_position <= q_position
+        if self.window is None:
+            return seen
+        return seen & (k_position > q_position - self.window)
+
+    def cap(self, scores: jax.Array) -> jax.Array:
+        """The scores, bounded by the soft cap."""
+        if self.soft_cap is None:
+            return scores
+        return self.soft_cap * jnp.tanh(scores / self.soft_cap)
