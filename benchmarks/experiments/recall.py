@@ -119,14 +119,18 @@ def score(run: Run) -> dict[str, Any]:
 
 
 def figure(results: dict) -> figures.Figure:
-    """Accuracy against the number of pairs, a line a layer."""
-    drawing, axes = figures.panels(1, width=6.4, height=4.2)
-    ax = axes[0, 0]
-    for i, (label, cell) in enumerate(results["cells"].items()):
-        pairs = [int(name.split()[0]) for name in cell["summary"]]
-        style = dict(color=figures.COLOURS[i % len(figures.COLOURS)])
-        style["linestyle"] = "-" if label.startswith(("MoM", "attention")) else "--"
-        figures.band(ax, pairs, cell["summary"].values(), label, **style)
-    ax.set(xlabel="pairs a row", ylabel="queries answered right", ylim=(-0.02, 1.02))
-    drawing.legend(loc="outside right center")
+    """Accuracy against the number of pairs, a line a layer, a panel a family."""
+    families = {"MoM": [], "Gated DeltaNet": [], "other layers": []}
+    for label in results["cells"]:
+        family = next((f for f in families if label.startswith(f)), "other layers")
+        families[family].append(label)
+    drawing, axes = figures.panels(len(families), width=3.6)
+    for ax, (family, labels) in zip(axes[0], families.items(), strict=True):
+        for colour, label in zip(figures.COLOURS, labels, strict=False):
+            summary = results["cells"][label]["summary"]
+            pairs = [int(name.split()[0]) for name in summary]
+            figures.band(ax, pairs, summary.values(), label, color=colour)
+        ax.set(title=family, xlabel="pairs a row", ylim=(-0.02, 1.02), xticks=pairs)
+        ax.legend(fontsize=8, frameon=False)
+    axes[0, 0].set_ylabel("queries answered right")
     return drawing

@@ -113,9 +113,14 @@ def unpack(name: str, jobs: list[Job]) -> None:
 
 
 def scoring_of(experiment: ModuleType) -> str:
-    """All that an experiment's scores are made by: its functions and constants."""
+    """All that an experiment's scores are made by: its functions and constants.
+
+    Paths are not among them: a checkout elsewhere scores the same.
+    """
     constants, functions = [], [inspect.getsource(scoring)]
     for name, thing in vars(experiment).items():
+        if isinstance(thing, pathlib.Path):
+            continue
         if name.isupper():
             constants.append(f"{name}={thing!r}")
         elif (

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import textwrap
 import types
 
@@ -70,6 +71,7 @@ def test_scores_are_made_by_functions_and_constants_alone():
 
     assert module(TIMES=(1, 2)) == module(TIMES=(1, 2), cells=CELLS)
     assert module(TIMES=(1, 2)) != module(TIMES=(1, 4))
+    assert module(ROOT=pathlib.Path("a")) == module(ROOT=pathlib.Path("b"))
 
 
 def test_results_of_more_runs_are_not_replaced(tmp_path):

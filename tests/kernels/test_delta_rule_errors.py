@@ -94,9 +94,12 @@ def test_delta_product_names_its_own_axes():
         delta_product(**arguments(**keys, beta=ones(2, 5, 0, 3)))
 
 
-@pytest.mark.parametrize("kernel", ("pallas_tpu", "pallas_gpu"))
-def test_a_named_kernel_that_cannot_run_is_not_replaced(kernel):
-    message = f"delta_rule cannot run with implementation='{kernel}': there is no"
+@pytest.mark.parametrize(
+    ("kernel", "reason"),
+    (("pallas_tpu", "its TPU kernel runs on a TPU"), ("pallas_gpu", "there is no")),
+)
+def test_a_named_kernel_that_cannot_run_is_not_replaced(kernel, reason):
+    message = f"delta_rule cannot run with implementation='{kernel}': {reason}"
     with pytest.raises(NotImplementedError, match=message):
         delta_rule(**arguments(implementation=kernel))
 

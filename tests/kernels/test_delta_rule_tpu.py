@@ -162,10 +162,3 @@ def test_chunks_and_types_it_cannot_take():
             operands["v"] = operands["v"].astype(np.float64)
             with pytest.raises(NotImplementedError, match="float64, but v has it"):
                 pallas_kernels.delta_product(**operands)
-
-
-def test_without_a_tpu_it_says_so():
-    inputs = cases.draw("random", shape())
-    operands = {name: inputs[name] for name in INPUTS}
-    with pytest.raises(NotImplementedError, match="runs on a TPU"):
-        pallas_kernels.delta_product(**operands, implementation="pallas_tpu")
