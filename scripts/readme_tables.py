@@ -331,7 +331,7 @@ def kernel_cycles() -> str:
     text = (
         "Cycles a token and head of the forward kernels, as the TPU compiler estimates "
         "them, and the share of the roofline; bfloat16, K = V = 128, 16 heads, 8192 "
-        "tokens. Nothing ran on a TPU."
+        "tokens (1024 of several steps). Nothing ran on a TPU."
     )
     libtpu = data["versions"]["libtpu"]
     return f"{text}\n\n{table(['operation', *chips, 'VMEM'], rows)}\n\nlibtpu {libtpu}."

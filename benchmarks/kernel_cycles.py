@@ -1,0 +1,73 @@
+"""Cycles of the TPU kernels, as the compiler estimates them.
+
+    python -m benchmarks.kernel_cycles
+
+Nothing runs: the compiler simulates the kernel's bundles and its copies, and says the
+same on every machine. Writes benchmarks/results/kernel_cycles.json; about five minutes.
+"""
+
+import importlib.metadata
+import sys
+
+from benchmarks.record import record
+from pallas_kernels import aot
+
+LENGTH, SHORT, HEADS = 8192, 1024, 16
+VARIANTS = {
+    "delta rule": {},
+    "delta rule, no decay": {"gated": False},
+    "delta rule, 2 steps a token": {"N": 2},
+    "delta rule, 4 steps a token": {"N": 4},
+}
+"""Of K = V = 128 in bfloat16, one sequence."""
+
+
+def lengths(variant: str) -> tuple[int, ...]:
+    """Tokens; the long one only of one step a token, for the compiler's time."""
+    return (SHORT,) if "N" in VARIANTS[variant] else (SHORT, LENGTH)
+
+
+def program(variant: str, T: int, chip: str) -> aot.Job:
+    arguments = VARIANTS[variant] | {"T": T, "H": HEADS}
+    return aot.Job("pallas_kernels.programs:delta_rule", arguments, chip)
+
+
+def roofline(variant: str, chip: str) -> float:
+    """Cycles a token and head at least: products of the chunked form, bytes once."""
+    steps, d = VARIANTS[variant].get("N", 1), 128
+    keys = 128  # a chunk, as in the kernel
+    products = steps * (4 * keys * d + 4 * d * d) + 4 * keys * d + 2 * d * d
+    moved = 2 * d * 2 * (1 + steps) + 4 * (1 + steps)
+    return aot.roofline(chip, products, moved)
+
+
+def main() -> None:
+    jobs = {
+        (variant, length, chip): program(variant, length, chip)
+        for variant in VARIANTS
+        for length in lengths(variant)
+        for chip in aot.CHIPS
+    }
+    found = {}
+    for key, report in zip(jobs, aot.compile_jobs(jobs.values()), strict=True):
+        variant, length, chip = key
+        cycles = report.cycles / length / HEADS
+        found.setdefault(variant, {}).setdefault(chip, {})[str(length)] = {
+            "cycles": round(cycles, 3),
+            "vmem": max(kernel.vmem for kernel in report.kernels),
+            "roofline": round(roofline(variant, chip), 3),
+        }
+        print(f"{variant}, {length} tokens, {chip}: {cycles:.2f}", flush=True)
+    libtpu = next(
+        (
+            d
+            for d in importlib.metadata.distributions(path=[*sys.path, str(aot.LIBTPU)])
+            if d.name == "libtpu"
+        ),
+    )
+    path = record("kernel_cycles", estimated=found, versions={"libtpu": libtpu.version})
+    print(f"Wrote {path}.")
+
+
+if __name__ == "__main__":
+    main()

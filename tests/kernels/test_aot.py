@@ -1,0 +1,109 @@
+"""The compiler for TPUs on a machine without one, and what it says of our kernels."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import pallas as pl
+
+from benchmarks import kernel_cycles
+from benchmarks.record import RESULTS
+from pallas_kernels import aot
+
+pytestmark = pytest.mark.skipif(not aot.available(), reason="needs libtpu")
+HERE = "test_aot"
+
+
+def double(rows: int, block: int = 8):
+    """A program: twice an array of `rows` rows, so many at a time."""
+
+    def kernel(x_ref, o_ref):
+        o_ref[...] = x_ref[...] * 2
+
+    def call(x):
+        tile = pl.BlockSpec((block, 128), lambda i: (i, 0))
+        return pl.pallas_call(
+            kernel,
+            name="double",
+            grid=(rows // block,),
+            in_specs=[tile],
+            out_specs=tile,
+            out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
+        )(x)
+
+    return call, (jax.ShapeDtypeStruct((rows, 128), jnp.float32),)
+
+
+def delta_rule(**arguments):
+    """A program: the delta rule, over so many tokens that only their number grows."""
+    from pallas_kernels import programs
+
+    return programs.delta_rule(**arguments)
+
+
+def end_the_process():
+    """A program like those on which the compiler gives up."""
+    import os
+
+    os.abort()
+
+
+@pytest.fixture(autouse=True)
+def find_this_module(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(RESULTS.parents[1] / "tests" / "kernels"))
+
+
+def test_reports_come_in_order_past_errors_and_crashes():
+    jobs = [
+        aot.Job(f"{HERE}:double", {"rows": 1024}, "v5e"),
+        aot.Job(f"{HERE}:end_the_process", {}, "v5e"),
+        aot.Job(f"{HERE}:double", {"rows": 12, "block": 3}, "v5e"),
+        aot.Job(f"{HERE}:double", {"rows": 4096}, "v6e"),
+    ]
+    small, crashed, refused, large = aot.compile_jobs(jobs)
+    (kernel,) = small.kernels
+    assert kernel.name == "double"
+    assert kernel.vmem >= 2 * 2 * 8 * 128 * 4  # two buffers of each side
+    assert 0 < small.cycles < large.cycles
+    assert crashed.error is not None and "end_the_process" in crashed.error
+    assert refused.error is not None and "block" in refused.error.lower()
+    with pytest.raises(RuntimeError, match="end_the_process"):
+        _ = crashed.cycles
+
+
+def test_roofline_is_of_the_slower_of_products_and_copies():
+    assert aot.roofline("v5e", flops=2**17 * 100, moved=0) == pytest.approx(100)
+    assert aot.roofline("v5e", flops=2**17, moved=820e9) == pytest.approx(
+        1.5e9, rel=0.01
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", aot.CHIPS)
+def test_the_delta_rule_compiles(chip):
+    shapes = (
+        {"T": 65_536, "H": 8, "K": 64, "V": 64},
+        {"T": 65_536, "H": 8, "K": 256, "V": 256},
+        {"T": 300, "H": 3, "N": 3, "dtype": "float32"},
+    )
+    jobs = [aot.Job(f"{HERE}:delta_rule", shape, chip) for shape in shapes]
+    for job, report in zip(jobs, aot.compile_jobs(jobs, estimate=False), strict=True):
+        assert report.error is None, f"{job}: {report.error}"
+        assert [kernel.name for kernel in report.kernels] == ["delta_rule_forward"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ("delta rule", "delta rule, 2 steps a token"))
+def test_cycles_are_not_above_the_committed_ones(variant):
+    committed = json.loads((RESULTS / "kernel_cycles.json").read_text())["estimated"]
+    chips = ("v5e", "v6e")
+    jobs = [kernel_cycles.program(variant, kernel_cycles.SHORT, chip) for chip in chips]
+    for chip, report in zip(chips, aot.compile_jobs(jobs), strict=True):
+        now = report.cycles / kernel_cycles.SHORT / kernel_cycles.HEADS
+        before = committed[variant][chip][str(kernel_cycles.SHORT)]["cycles"]
+        assert now <= 1.05 * before, (
+            f"{variant} on {chip}: {now:.2f} cycles a token and head, committed are "
+            f"{before:.2f}; make it faster again, or run python -m "
+            "benchmarks.kernel_cycles and say why in the commit."
+        )
