@@ -6,9 +6,6 @@ Nothing runs: the compiler simulates the kernel's bundles and its copies, and sa
 same on every machine. Writes benchmarks/results/kernel_cycles.json; about five minutes.
 """
 
-import importlib.metadata
-import sys
-
 from benchmarks.record import record
 from pallas_kernels import aot
 
@@ -42,31 +39,21 @@ def roofline(variant: str, chip: str) -> float:
 
 
 def main() -> None:
-    jobs = {
-        (variant, length, chip): program(variant, length, chip)
-        for variant in VARIANTS
-        for length in lengths(variant)
-        for chip in aot.CHIPS
-    }
-    found = {}
-    for key, report in zip(jobs, aot.compile_jobs(jobs.values()), strict=True):
-        variant, length, chip = key
-        cycles = report.cycles / length / HEADS
-        found.setdefault(variant, {}).setdefault(chip, {})[str(length)] = {
-            "cycles": round(cycles, 3),
-            "vmem": max(kernel.vmem for kernel in report.kernels),
-            "roofline": round(roofline(variant, chip), 3),
-        }
-        print(f"{variant}, {length} tokens, {chip}: {cycles:.2f}", flush=True)
-    libtpu = next(
-        (
-            d
-            for d in importlib.metadata.distributions(path=[*sys.path, str(aot.LIBTPU)])
-            if d.name == "libtpu"
-        ),
-    )
-    path = record("kernel_cycles", estimated=found, versions={"libtpu": libtpu.version})
-    print(f"Wrote {path}.")
+    found = {variant: {chip: {} for chip in aot.CHIPS} for variant in VARIANTS}
+    for variant in VARIANTS:
+        # A process a variant: the compiler does not give its memory back.
+        runs = [(chip, T) for T in lengths(variant) for chip in aot.CHIPS]
+        jobs = [program(variant, T, chip) for chip, T in runs]
+        for (chip, T), report in zip(runs, aot.compile_jobs(jobs), strict=True):
+            cycles = report.cycles / T / HEADS
+            found[variant][chip][str(T)] = {
+                "cycles": round(cycles, 3),
+                "vmem": max(kernel.vmem for kernel in report.kernels),
+                "roofline": round(roofline(variant, chip), 3),
+            }
+            print(f"{variant}, {T} tokens, {chip}: {cycles:.2f}", flush=True)
+    versions = {"libtpu": aot.libtpu_version()}
+    print(f"Wrote {record('kernel_cycles', estimated=found, versions=versions)}.")
 
 
 if __name__ == "__main__":

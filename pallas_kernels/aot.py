@@ -5,8 +5,8 @@ chip, how much VMEM it takes, and how many cycles its bundles take, simulated wi
 model of the copies between HBM and VMEM: the same number on every run, good for
 comparing two forms of a kernel, and not a measurement.
 
-A program to compile is named, ``"module:function"``, because every compilation happens
-in a process of its own kind: the estimate is switched on by an environment variable
+A program to compile is named, ``"module:function"``, because compilation happens in
+another process: the estimate is switched on by an environment variable
 before libtpu is loaded, and the compiler ends the process on what it cannot model. The
 function takes JSON values and returns a function to compile and its arguments, as
 `jax.ShapeDtypeStruct`.
@@ -16,6 +16,7 @@ compiled text.
 """
 
 import importlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -27,6 +28,19 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import (
+    AbstractDevice,
+    AbstractMesh,
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+)
 
 CHIPS = {"v5e": "v5e:1x1", "v5p": "v5p:1x1x1", "v6e": "v6e:1x1", "tpu7x": "tpu7x:1x1x1"}
 """The topology of one chip of each generation."""
@@ -102,8 +116,6 @@ def roofline(chip: str, flops: float, moved: float) -> float:
         flops: of bfloat16 products.
         moved: bytes between HBM and the core.
     """
-    from jax.experimental.pallas import tpu as pltpu
-
     version = {"tpu7x": "TPU_7X"}.get(chip, f"TPU_{chip.upper()}")
     cores = 2 if chip == "v5p" else 1  # of what is one device
     info = pltpu.get_tpu_info_for_chip(pltpu.ChipVersion[version], cores)
@@ -115,7 +127,19 @@ def roofline(chip: str, flops: float, moved: float) -> float:
 
 def available() -> bool:
     """Whether there is a libtpu to compile with."""
-    return LIBTPU.is_dir() or importlib.util.find_spec("libtpu") is not None
+    there = (LIBTPU / "libtpu").is_dir()
+    return there or importlib.util.find_spec("libtpu") is not None
+
+
+def libtpu_version() -> str:
+    """Of the libtpu that is found; figures are of one version.
+
+    Raises:
+        StopIteration: there is none.
+    """
+    path = [str(LIBTPU), *sys.path]
+    found = importlib.metadata.distributions(name="libtpu", path=path)
+    return next(iter(found)).version
 
 
 def compile_jobs(jobs: Iterable[Job], estimate: bool = True) -> list[Report]:
@@ -200,18 +224,6 @@ def _worker() -> None:
 
 def compile_for(chip: str, function, *shapes):
     """Lower and compile a function for one chip; this process must find libtpu."""
-    import jax
-    import numpy as np
-    from jax.experimental import topologies
-    from jax.sharding import (
-        AbstractDevice,
-        AbstractMesh,
-        AxisType,
-        Mesh,
-        NamedSharding,
-        PartitionSpec,
-    )
-
     topology = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip])
     device = topology.devices[0]
     sharding = NamedSharding(Mesh(np.array([device]), ("x",)), PartitionSpec())

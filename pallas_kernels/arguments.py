@@ -39,22 +39,34 @@ def check_arrays(operation: str, axes: dict[str, str], *arguments) -> dict:
         _check_dtype(operation, name, array.dtype)
         letters, shape = axes[name], array.shape
         rule = "[S + 1]" if name == "cu_seqlens" else f"[{', '.join(letters)}]"
-        if len(shape) != len(letters):
-            raise ValueError(
-                f"{operation}: {name} has shape {shape}, but it must have the "
-                f"{len(letters)} axes {rule}."
-            )
-        for letter, size in zip(letters, shape, strict=True):
-            if size != sizes.setdefault(letter, size):
-                raise ValueError(
-                    f"{operation}: {name} has shape {shape}, but it must be {rule} "
-                    f"with {letter} = {sizes[letter]} as in {source[letter]}."
-                )
-            source.setdefault(letter, name)
+        check_axes(operation, name, shape, letters, rule, sizes, source)
         if name == "cu_seqlens":
             sizes["S"], source["S"] = shape[0] - 1, name
     _check_sizes(operation, arrays, sizes, source)
     return checked
+
+
+def check_axes(operation, name, shape, axes, rule, sizes, source) -> None:
+    """Check a shape against named axes; equal names are equal sizes.
+
+    Args:
+        axes: the name of each axis.
+        rule: the axes as a sentence shows them.
+        sizes, source: the size of every axis seen so far, and the argument it is from;
+          those of this shape are added.
+    """
+    if len(shape) != len(axes):
+        raise ValueError(
+            f"{operation}: {name} has shape {shape}, but it must have the "
+            f"{len(axes)} axes {rule}."
+        )
+    for axis, size in zip(axes, shape, strict=True):
+        if size != sizes.setdefault(axis, size):
+            raise ValueError(
+                f"{operation}: {name} has shape {shape}, but it must be {rule} "
+                f"with {axis} = {sizes[axis]} as in {source[axis]}."
+            )
+        source.setdefault(axis, name)
 
 
 def _check_dtype(operation, name, dtype):

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
+from pallas_kernels.platform import runs_tpu_kernels
+
 # Best first. "xla" is plain JAX for every platform, "reference" the definition itself.
 PREFERENCE = ("pallas_tpu", "pallas_gpu", "xla", "reference")
 
@@ -39,3 +41,25 @@ def select(
             f"{operation} cannot run with implementation={implementation!r}: {chosen}"
         )
     return chosen
+
+
+def tpu_kernel(
+    implementation: str | None, kernel: Callable, misfit: Callable[[], str | None]
+) -> Callable | str:
+    """The candidate "pallas_tpu": the kernel, or why it is not taken.
+
+    No kernel's speed has been measured on a TPU, so None does not choose it.
+
+    Args:
+        implementation: what the caller named.
+        misfit: says why the kernel cannot take the arguments, or None.
+    """
+    if implementation != "pallas_tpu":
+        return "it is taken only where it is named: its speed is not measured yet."
+    if not runs_tpu_kernels():
+        return (
+            "its TPU kernel runs on a TPU (or interpreted, under "
+            "pallas_kernels.platform.interpreted_tpu()), and this is traced for "
+            "another platform; pass implementation='xla' or None."
+        )
+    return misfit() or kernel

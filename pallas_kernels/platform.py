@@ -10,7 +10,7 @@ _interpreted = contextvars.ContextVar("interpreted", default=False)
 
 
 def platform() -> str:
-    """ "cpu", "gpu" or "tpu": that of the mesh in use, else of the default device.
+    """The platform of the mesh in use, else of the default device: cpu, gpu or tpu.
 
     A mesh may be of devices that are not here, to compile for them (`aot`).
     """
@@ -37,10 +37,3 @@ def interpreted_tpu(**options):
             yield
     finally:
         _interpreted.reset(token)
-
-
-NO_TPU = (
-    "its TPU kernel runs on a TPU (or interpreted, under "
-    "pallas_kernels.platform.interpreted_tpu()), and this is traced for another "
-    "platform; pass implementation='xla' or None."
-)

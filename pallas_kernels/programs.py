@@ -24,9 +24,8 @@ def delta_rule(
     B: int = 1,
     dtype: str = "bfloat16",
     gated: bool = True,
-    backward: bool = False,
 ) -> Program:
-    """The delta rule, N steps a token; with `backward` the gradients of a sum."""
+    """The delta rule, N steps a token."""
 
     def forward(q, k, v, beta, g):
         o, state = delta_product(
@@ -39,10 +38,6 @@ def delta_rule(
         )
         return o.reshape(B, T, H * V), state
 
-    def gradients(*arrays):
-        (o, state), pull_back = jax.vjp(forward, *arrays)
-        return pull_back((o, state))
-
     shapes = (
         jax.ShapeDtypeStruct((B, T, H * K), dtype),
         jax.ShapeDtypeStruct((B, T * N, H * K), dtype),
@@ -50,4 +45,4 @@ def delta_rule(
         jax.ShapeDtypeStruct((B, T, N, H), jnp.float32),
         jax.ShapeDtypeStruct((B, T, H), jnp.float32),
     )
-    return gradients if backward else forward, shapes
+    return forward, shapes

@@ -4,7 +4,7 @@ Paper: Gu and Dao, Mamba, arXiv 2312.00752, section 4.1.2 and table 2.
 Expected: Mamba, trained at length 256, is right at every longer length; attention only
 near the trained length; RetNet, whose decay is fixed, forgets.
 Command: python scripts/experiment.py induction
-Minutes on two cores: about 25.
+Minutes on two cores: about 30.
 
 Differs from the paper in: the sizes of configs/induction_heads.py, though with three
 times its updates, because some layers are slower than Mamba; tested to 64 times the

@@ -6,7 +6,7 @@ Expected: a recurrent layer recalls as many pairs as its state holds; MoM with m
 memories recalls more than Gated DeltaNet of its activated state and about as much as
 one of its whole state; attention recalls all.
 Command: python scripts/experiment.py recall
-Minutes on two cores: about 40.
+Minutes on two cores: about 60.
 
 Differs from the papers in: a synthetic task instead of FDA, SWDE and SQuAD; two layers
 of width 64; half as many pairs in half as long rows come first. Every cell has the same

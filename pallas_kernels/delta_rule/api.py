@@ -10,7 +10,6 @@ from pallas_kernels.arguments import check_arrays, check_settings
 from pallas_kernels.delta_rule import tpu
 from pallas_kernels.delta_rule.chunked import chunked
 from pallas_kernels.delta_rule.reference import token_recurrence
-from pallas_kernels.platform import NO_TPU, runs_tpu_kernels
 
 # The axes of every argument, a letter each; equal letters are equal sizes.
 AXES = {
@@ -69,7 +68,8 @@ def delta_rule(
           multiplied as they are and accumulated in float32. Triangular systems, decays
           and states never go below float32.
         implementation: "pallas_tpu", "pallas_gpu", "xla", "reference", or None for the
-          first of these that can run.
+          best that can run. A TPU kernel is taken only where it is named, until one
+          is measured; its gradient is that of "xla".
 
     Returns:
         o [B, T, H, V] in v's dtype, and the state after the last token, shaped like
@@ -149,15 +149,15 @@ def delta_product(
 
 def select(operation: str, implementation: str | None, arrays, chunk_size: int | None):
     """The function of an implementation's name; see `dispatch.select`."""
-    obstacle = "it is taken only where it is named: its speed is not measured yet."
-    if implementation == "pallas_tpu":
-        obstacle = tpu.unsupported(arrays, chunk_size)
-        obstacle = obstacle if runs_tpu_kernels() else NO_TPU
+
+    def misfit():
+        return tpu.unsupported(arrays, chunk_size)
+
     return dispatch.select(
         operation,
         implementation,
         {
-            "pallas_tpu": obstacle or tpu.fused,
+            "pallas_tpu": dispatch.tpu_kernel(implementation, tpu.fused, misfit),
             "pallas_gpu": "there is no GPU kernel for it yet.",
             "xla": chunked,
             "reference": token_recurrence,

@@ -34,7 +34,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import layout
 from pallas_kernels.delta_rule.chunked import chunked
-from pallas_kernels.products import EXACT
+from pallas_kernels.products import EXACT, input_product
 
 KEYS = 128  # a chunk, one vector register wide
 BLOCK = 32  # of the triangular system
@@ -100,7 +100,8 @@ def fused(
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "S B H K V"]]:
     """Run the kernel; arguments and results as in `reference.token_recurrence`.
 
-    The outputs are in v's dtype. What `unsupported` refuses must not come here.
+    The outputs are in v's dtype. Every `precision` but None and DEFAULT is taken as
+    HIGHEST. What `unsupported` refuses must not come here.
     """
     del chunk_size
     T, N, H, K = k.shape[1:]
@@ -118,8 +119,10 @@ def fused(
         x = jnp.moveaxis(x.reshape(*x.shape[:2], -1, H), 2, 3)
         return jnp.pad(x, [(0, 0)] * 3 + [(0, KEYS - x.shape[-1])])
 
-    operand = jnp.result_type(q.dtype, k.dtype, v.dtype)
-    exact = precision == EXACT or (operand == jnp.float32 and precision is None)
+    inputs = input_product((q, k, v), states.dtype, precision)
+    operand = inputs.operand
+    # Between one pass and all of them the kernel has no step; more is what it takes.
+    exact = inputs.precision not in (None, jax.lax.Precision.DEFAULT)
     gates = [by_lane(beta)]
     if g is not None:  # the decay comes with the first step of a token
         first = jnp.zeros_like(beta, jnp.float32).at[:, :, 0].set(g)
@@ -350,7 +353,7 @@ class _Head:
             entry = self.entry
             KS = _fit(entry, sizes.V) * KS
             if sizes.steps > 1:
-                own_key = _one(key == sizes.steps * token)
+                own_key = _indicator(key == sizes.steps * token)
                 log, entry = self._log_decay(_dot(own_key, self.gates.columns))
                 beta = self.gates.beta[self.j : self.j + 1]
                 within = jnp.exp(jnp.where(visible, log, -jnp.inf)) * beta
@@ -365,14 +368,15 @@ class _Head:
     def _log_decay(self, columns):
         """Log decay from each key (a lane) to each row, and the factors of entry.
 
-        The running sums come to all lanes by products with zeros and ones, which are
-        exact: a broadcast over lanes takes the transpose unit, which has more to do.
+        The running sums come to all lanes by products with zeros and ones, exact for
+        the three parts of hi, and lo is as small as their rounding: a broadcast over
+        lanes takes the unit that moves them, which has more to do.
         """
         j, gates = self.j, self.gates
         n = gates.beta.shape[0]
         columns = columns.astype(jnp.bfloat16)
         row = _iota((KEYS, KEYS), 0)
-        G = _dot(columns, _one((row < 3 * n) & (row % n == j)))
+        G = _dot(columns, _indicator((row < 3 * n) & (row % n == j)))
         lo_column, ones = row == 3 * n + j, row == 4 * n + j
         lo = jnp.where(lo_column, 1.0, jnp.where(ones, -gates.lo[j : j + 1], 0.0))
         log = (G - gates.hi[j : j + 1]) + _dot(columns, lo.astype(jnp.bfloat16))
@@ -424,7 +428,7 @@ def _inverses(heads, L_ref, X_ref):
         every = [_every(group * GROUP, t, rows) for t in range(BLOCK)]
         L.append(jnp.concatenate([L_ref[row, :] for row in every], 0))
         row = _iota((BLOCK * rows, KEYS), 0) // rows
-        X.append(_one_at(row == _iota(row.shape, 1) % BLOCK))
+        X.append(_indicator(row == _iota(row.shape, 1) % BLOCK, jnp.float32))
     for s in range(BLOCK):
         for group in groups:
             X_s, X_below = X[group][:rows], X[group][rows:]
@@ -546,9 +550,6 @@ def _iota(shape, axis):
     return lax.broadcasted_iota(jnp.int32, shape, axis)
 
 
-def _one_at(condition):
-    return jnp.where(condition, 1.0, 0.0)
-
-
-def _one(condition):
-    return _one_at(condition).astype(jnp.bfloat16)
+def _indicator(condition, dtype=jnp.bfloat16):
+    """1 where the condition holds, else 0."""
+    return jnp.where(condition, 1.0, 0.0).astype(dtype)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels import dispatch
 from pallas_kernels.paged_attention.blocked import blocked_attention
 from pallas_kernels.paged_attention.checks import NAME, check_arrays, check_masks
-from pallas_kernels.paged_attention.limits import obstacle
+from pallas_kernels.paged_attention.limits import misfit
 from pallas_kernels.paged_attention.operands import Masks, Operands, accumulation
 from pallas_kernels.paged_attention.pallas_tpu import attention
 from pallas_kernels.paged_attention.reference import token_attention
@@ -61,7 +61,8 @@ def paged_attention(
           each token and head [P, page, Hkv]; None for 1.
         return_log_sum_exp: whether to return it too.
         implementation: "pallas_tpu", "pallas_gpu", "xla", "reference", or None for the
-          first of these that can run.
+          best that can run. A TPU kernel is taken only where it is named, until one
+          is measured.
 
     Returns:
         o [Tq, Hq, D] in q's dtype. With `return_log_sum_exp` also log sum_j e^{s_j}
@@ -98,7 +99,9 @@ def paged_attention(
         NAME,
         implementation,
         {
-            "pallas_tpu": obstacle(operands) or without_gradient(attention),
+            "pallas_tpu": dispatch.tpu_kernel(
+                implementation, without_gradient(attention), lambda: misfit(operands)
+            ),
             "pallas_gpu": "there is no GPU kernel for it yet.",
             "xla": without_gradient(blocked_attention),
             "reference": token_attention,

@@ -1,10 +1,10 @@
 """Block sizes of the forms of paged attention, and what the TPU kernel has room for."""
 
-import jax
 import jax.numpy as jnp
 
 from pallas_kernels.layout import round_up_to_power_of_two
 from pallas_kernels.paged_attention.operands import Operands
+from pallas_kernels.platform import platform
 
 
 def queries(tokens: int, sequences: int, limit: int) -> int:
@@ -25,9 +25,7 @@ def blocked(
     block_q = queries(tokens, sequences, 64)
     pages = min(max(128 // page, 1), pages_per_seq)
     scores = heads * block_q * pages * page
-    most = (
-        2 if jax.default_backend() == "cpu" else sequences * -(-pages_per_seq // pages)
-    )
+    most = 2 if platform() == "cpu" else sequences * -(-pages_per_seq // pages)
     return block_q, pages, max(1, min(2**20 // scores, most))
 
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from pallas_kernels.arguments import check_axes
+
 NAME = "paged_attention"
 
 # The axes of every argument, a name each; equal names are equal sizes.
@@ -42,19 +44,9 @@ def check_arrays(arrays: Mapping[str, jax.Array | None]) -> None:
             continue
         axes, shape = AXES[name], array.shape
         rule = f"[{', '.join(axes)}]"
-        if len(shape) != len(axes):
-            also = "a scalar or " if name in SCALES else ""
-            raise ValueError(
-                f"{NAME}: {name} has shape {shape}, but it must be {also}an array with "
-                f"the axes {rule}."
-            )
+        rule += " or a scalar" if name in SCALES else ""
+        check_axes(NAME, name, shape, axes, rule, sizes, source)
         for axis, size in zip(axes, shape, strict=True):
-            if size != sizes.setdefault(axis, size):
-                raise ValueError(
-                    f"{NAME}: {name} has shape {shape}, but it must be {rule} with "
-                    f"{axis} = {sizes[axis]} as in {source[axis]}."
-                )
-            source.setdefault(axis, name)
             if size < 1 and axis != "Tq":
                 raise ValueError(
                     f"{NAME}: {name} has shape {shape}, but every axis other than the "

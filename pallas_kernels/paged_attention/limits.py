@@ -2,15 +2,9 @@
 
 from pallas_kernels.paged_attention import block_sizes
 from pallas_kernels.paged_attention.operands import Operands
-from pallas_kernels.platform import NO_TPU, runs_tpu_kernels
 
 HEAD_SIZES = (64, 128, 256)
 PAGES = (16, 32, 64, 128, 256)
-
-
-def obstacle(operands: Operands) -> str | None:
-    """What is in the way of the kernel: the platform, or else the operands."""
-    return misfit(operands) if runs_tpu_kernels() else NO_TPU
 
 
 def misfit(operands: Operands) -> str | None:

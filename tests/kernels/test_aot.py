@@ -35,13 +35,6 @@ def double(rows: int, block: int = 8):
     return call, (jax.ShapeDtypeStruct((rows, 128), jnp.float32),)
 
 
-def delta_rule(**arguments):
-    """A program: the delta rule, over so many tokens that only their number grows."""
-    from pallas_kernels import programs
-
-    return programs.delta_rule(**arguments)
-
-
 def end_the_process():
     """A program like those on which the compiler gives up."""
     import os
@@ -87,7 +80,8 @@ def test_the_delta_rule_compiles(chip):
         {"T": 65_536, "H": 8, "K": 256, "V": 256},
         {"T": 300, "H": 3, "N": 3, "dtype": "float32"},
     )
-    jobs = [aot.Job(f"{HERE}:delta_rule", shape, chip) for shape in shapes]
+    program = "pallas_kernels.programs:delta_rule"
+    jobs = [aot.Job(program, shape, chip) for shape in shapes]
     for job, report in zip(jobs, aot.compile_jobs(jobs, estimate=False), strict=True):
         assert report.error is None, f"{job}: {report.error}"
         assert [kernel.name for kernel in report.kernels] == ["delta_rule_forward"]

@@ -19,20 +19,21 @@ BFLOAT16_EPS = float(jnp.finfo(jnp.bfloat16).eps)
 INPUTS = ("q", "k", "v", "beta", "g", "initial_state")
 
 
-@partial(jax.jit, static_argnums=0, compiler_options=FAST_COMPILATION)
-def interpret(operation, operands, streams):
-    return operation(**operands, **streams, implementation="pallas_tpu")
+@partial(jax.jit, static_argnums=(0, 3), compiler_options=FAST_COMPILATION)
+def interpret(operation, operands, streams, precision=None):
+    settings = {"precision": precision, "implementation": "pallas_tpu"}
+    return operation(**operands, **streams, **settings)
 
 
-def run(inputs, implementation="pallas_tpu", operation=None, dtype=None, **streams):
+def run(inputs, implementation="pallas_tpu", dtype=None, precision=None, **streams):
     """The outputs and the state in float64; bfloat16 operands where `dtype` says so."""
-    operation = operation or pallas_kernels.delta_product
+    operation = pallas_kernels.delta_product
     operands = {name: inputs[name] for name in INPUTS if inputs[name] is not None}
     if dtype is not None:
         operands |= {name: jnp.asarray(operands[name], dtype) for name in "qkv"}
     if implementation == "pallas_tpu":
         with platform.interpreted_tpu(uninitialized_memory="nan"):
-            o, state = interpret(operation, operands, streams)
+            o, state = interpret(operation, operands, streams, precision)
     else:
         o, state = operation(**operands, **streams, implementation=implementation)
     return {"o": np.asarray(o, np.float64), "state": np.asarray(state, np.float64)}
@@ -80,6 +81,22 @@ def test_bfloat16_errs_like_the_chunked_form(name):
     for tensor in ("o", "state"):
         bound = max(2 * error(chunked[tensor], want[tensor]), BFLOAT16_EPS)
         assert error(got[tensor], want[tensor]) <= bound, tensor
+
+
+def test_precision_and_operands_of_two_types():
+    """HIGH is no less than HIGHEST, also of bfloat16; the wider type is multiplied."""
+    inputs = cases.draw("twelve_keys", shape())
+    for operand in "qkv":
+        inputs[operand] = np.asarray(jnp.bfloat16(inputs[operand]), np.float32)
+    plain = run(inputs)
+    mixed = inputs | {"k": jnp.asarray(inputs["k"], jnp.bfloat16)}
+    for got in (run(inputs, precision="high"), run(mixed)):
+        for tensor in plain:
+            np.testing.assert_array_equal(got[tensor], plain[tensor])
+    narrow = run(inputs, dtype=jnp.bfloat16, precision="highest")
+    np.testing.assert_array_equal(narrow["state"], plain["state"])
+    coarse = run(inputs, precision="default")
+    assert error(coarse["state"], plain["state"]) > 1e-4
 
 
 def test_segments_and_padding():

@@ -48,7 +48,7 @@ VALUE_ERRORS = [
     ),
     (
         {"k_scale": ones(6, 3)},
-        r"k_scale has .* a scalar or an array .* \[P, page, Hkv\]",
+        r"k_scale has .* the 3 axes \[P, page, Hkv\] or a scalar",
     ),
     ({"v_scale": ones(6, 3, 4)}, "v_scale has shape .* with Hkv = 2"),
     ({"window": 0}, "window is 0, but a query sees at least itself"),
