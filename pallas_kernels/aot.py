@@ -87,9 +87,15 @@ class Kernel(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What compiling a job gave: its kernels, or the reason why there are none."""
+    """What compiling a job gave: its kernels, or the reason why there are none.
+
+    Attributes:
+        moved: bytes that the operations of the whole program read and write, kernels
+          by their cost estimates; also where they stay in VMEM.
+    """
 
     kernels: tuple[Kernel, ...]
+    moved: float
     seconds: float
     error: str | None
 
@@ -188,7 +194,8 @@ def _compile_until_crash(jobs: Sequence[Job], estimate: bool) -> list[Report]:
     reports = [_from_json(json.loads(line)) for line in lines]
     if len(reports) < len(jobs):
         seconds = time.monotonic() - started
-        reports.append(Report((), seconds, _crash(process.stderr, jobs[len(reports)])))
+        error = _crash(process.stderr, jobs[len(reports)])
+        reports.append(Report((), 0.0, seconds, error))
     return reports
 
 
@@ -202,28 +209,34 @@ def _crash(stderr: str, job: Job) -> str:
 
 def _from_json(fields: dict[str, Any]) -> Report:
     kernels = tuple(Kernel(*kernel) for kernel in fields["kernels"])
-    return Report(kernels, fields["seconds"], fields["error"])
+    return Report(kernels, fields["moved"], fields["seconds"], fields["error"])
 
 
 def _worker() -> None:
     """Compile the jobs of the standard input; a line of JSON a report."""
     for program, arguments, chip in json.loads(sys.stdin.read()):
         started = time.monotonic()
-        kernels, error = [], None
+        kernels, moved, error = [], 0.0, None
         try:
             module, _, name = program.partition(":")
             function, shapes = getattr(importlib.import_module(module), name)(
                 **arguments
             )
-            kernels = _kernels(compile_for(chip, function, *shapes).as_text() or "")
+            compiled = compile_for(chip, function, *shapes)
+            kernels = _kernels(compiled.as_text() or "")
+            moved = compiled.cost_analysis()["bytes accessed"]
         except Exception as exception:  # whatever it is, it is this job's result
             error = f"{type(exception).__name__}: {exception}"
-        report = Report(tuple(kernels), time.monotonic() - started, error)
+        report = Report(tuple(kernels), moved, time.monotonic() - started, error)
         print(json.dumps(report._asdict()), flush=True)
 
 
 def compile_for(chip: str, function, *shapes):
-    """Lower and compile a function for one chip; this process must find libtpu."""
+    """Lower and compile a function for one chip; this process must find libtpu.
+
+    Args:
+        function: jitted already where arguments are donated.
+    """
     topology = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip])
     device = topology.devices[0]
     sharding = NamedSharding(Mesh(np.array([device]), ("x",)), PartitionSpec())
@@ -239,7 +252,8 @@ def compile_for(chip: str, function, *shapes):
         ),
     )
     with jax.sharding.use_abstract_mesh(abstract):
-        return jax.jit(function).lower(*shapes).compile()
+        jitted = function if hasattr(function, "lower") else jax.jit(function)
+        return jitted.lower(*shapes).compile()
 
 
 def _kernels(text: str) -> list[Kernel]:

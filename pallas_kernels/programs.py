@@ -6,6 +6,7 @@ of the layout is compiled with it.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,9 @@ def delta_rule(
     B: int = 1,
     dtype: str = "bfloat16",
     gated: bool = True,
+    backward: bool = False,
 ) -> Program:
-    """The delta rule, N steps a token."""
+    """The delta rule, N steps a token, or both directions of it."""
 
     def forward(q, k, v, beta, g):
         o, state = delta_product(
@@ -45,4 +47,37 @@ def delta_rule(
         jax.ShapeDtypeStruct((B, T, N, H), jnp.float32),
         jax.ShapeDtypeStruct((B, T, H), jnp.float32),
     )
-    return forward, shapes
+    if not backward:
+        return forward, shapes
+
+    def both(d_o, d_state, *inputs):
+        results, pull_back = jax.vjp(forward, *inputs)
+        return results, pull_back((d_o, d_state))
+
+    gradients = (
+        jax.ShapeDtypeStruct((B, T, H * V), dtype),
+        jax.ShapeDtypeStruct((B, H, K, V), jnp.float32),
+    )
+    return both, gradients + shapes
+
+
+def delta_rule_step(
+    B: int, H: int = 16, K: int = 128, V: int = 128, N: int = 1, dtype: str = "bfloat16"
+) -> Program:
+    """A decode step of the delta rule, in place."""
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state, q, k, v, beta, g):
+        return delta_product(
+            *(q, k, v, beta, g), initial_state=state, implementation="pallas_tpu"
+        )
+
+    shapes = (
+        jax.ShapeDtypeStruct((B, H, K, V), jnp.float32),
+        jax.ShapeDtypeStruct((B, 1, H, K), dtype),
+        jax.ShapeDtypeStruct((B, 1, N, H, K), dtype),
+        jax.ShapeDtypeStruct((B, 1, N, H, V), dtype),
+        jax.ShapeDtypeStruct((B, 1, N, H), jnp.float32),
+        jax.ShapeDtypeStruct((B, 1, H), jnp.float32),
+    )
+    return step, shapes

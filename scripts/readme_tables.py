@@ -51,7 +51,7 @@ def methods() -> str:
         return f"{found['median']:.0f} ms at T={length}, trained"
 
     chunked = "chunked XLA; Pallas not yet"
-    delta = "chunked XLA; TPU forward"
+    delta = "chunked XLA; TPU"
     rows = [
         ("DeltaProduct", "2502.10297", file("delta_product"), delta),
         ("Gated DeltaNet", "2412.06464", file("delta_product"), delta),
@@ -329,9 +329,9 @@ def kernel_cycles() -> str:
             + [f"{max(c['vmem'] for c in cells) / 2**20:.0f} MiB"]
         )
     text = (
-        "Cycles a token and head of the forward kernels, as the TPU compiler estimates "
-        "them, and the share of the roofline; bfloat16, K = V = 128, 16 heads, 8192 "
-        "tokens (1024 of several steps). Nothing ran on a TPU."
+        "Cycles a token and head, as the TPU compiler estimates them, and the share of "
+        "the roofline; bfloat16, K = V = 128, 16 heads, 8192 tokens (1024 of several "
+        "steps and of both directions). Nothing ran on a TPU."
     )
     libtpu = data["versions"]["libtpu"]
     return f"{text}\n\n{table(['operation', *chips, 'VMEM'], rows)}\n\nlibtpu {libtpu}."

@@ -69,7 +69,7 @@ def delta_rule(
           and states never go below float32.
         implementation: "pallas_tpu", "pallas_gpu", "xla", "reference", or None for the
           best that can run. A TPU kernel is taken only where it is named, until one
-          is measured; its gradient is that of "xla".
+          is measured.
 
     Returns:
         o [B, T, H, V] in v's dtype, and the state after the last token, shaped like

@@ -77,14 +77,28 @@ def test_roofline_is_of_the_slower_of_products_and_copies():
 def test_the_delta_rule_compiles(chip):
     shapes = (
         {"T": 65_536, "H": 8, "K": 64, "V": 64},
+        {"T": 65_536, "H": 16, "K": 128, "V": 128},
         {"T": 65_536, "H": 8, "K": 256, "V": 256},
         {"T": 300, "H": 3, "N": 3, "dtype": "float32"},
     )
     program = "pallas_kernels.programs:delta_rule"
-    jobs = [aot.Job(program, shape, chip) for shape in shapes]
+    jobs = [aot.Job(program, shape | {"backward": True}, chip) for shape in shapes]
     for job, report in zip(jobs, aot.compile_jobs(jobs, estimate=False), strict=True):
         assert report.error is None, f"{job}: {report.error}"
-        assert [kernel.name for kernel in report.kernels] == ["delta_rule_forward"]
+        names = sorted(kernel.name for kernel in report.kernels)
+        assert names == ["delta_rule_backward", "delta_rule_forward"]
+
+
+def test_a_step_of_the_delta_rule_moves_its_states_once():
+    """On all chips, in place; also where the heads fill no register."""
+    program, d = "pallas_kernels.programs:delta_rule_step", 128
+    jobs = [aot.Job(program, {"B": 8, "H": 16}, chip) for chip in aot.CHIPS]
+    jobs += [aot.Job(program, {"B": 2, "H": 3, "K": d // 2, "N": 8}, "v5e")]
+    for job, report in zip(jobs, aot.compile_jobs(jobs, estimate=False), strict=True):
+        assert report.error is None, f"{job}: {report.error}"
+        assert [kernel.name for kernel in report.kernels] == ["delta_rule_step"]
+        if job.arguments["H"] == 16:
+            assert report.moved <= 1.1 * 2 * 8 * 16 * d * d * 4
 
 
 @pytest.mark.slow

@@ -1,0 +1,361 @@
+"""The delta rule's gradient as one TPU kernel: the state's gradient stays in VMEM.
+
+Chunks run from the last to the first. Per head, with what `forward` saved of a chunk
+(S before it, the errors E, the inverses of the diagonal blocks), U = diag(beta) E,
+A = strict_tril(K K^T * Gamma), P = tril(Q K^T * Gamma), and dO and dS' given:
+
+    (I + A^T diag(beta)) Y = P^T dO + diag(epsilon) K dS'
+    dV = dR = diag(beta) Y
+    dbeta = sum over channels of E * Y
+    M_P = tril(dO U^T * Gamma),  M_A = -strict_tril(dR U^T * Gamma)
+    dQ = diag(gamma) dO S^T + M_P K
+    dK = M_P^T Q + (M_A + M_A^T) K - diag(gamma) dR S^T + diag(epsilon) U dS'^T
+    dS = gamma_C dS' + Q^T diag(gamma) dO - K^T diag(gamma) dR
+
+The system is that of the forward kernel, transposed: dR = X^T diag(beta) (...) block by
+block from the last, with X saved, and Y is what each block's right-hand side leaves.
+
+A decay's gradient is the sum over all intervals it lies in, of tokens j to i by
+(M_P * Q K^T + M_A * K K^T)_ij, from the chunk's start by the terms with gamma, to its
+end by those with epsilon, and across it by gamma_C S * dS'. The shorter form, of
+differences q dq - k dk, cancels where a decay is strong. The kernel sums intervals
+within the chunk; `operation` does it for the rest.
+
+Matrices of pairs are kept with the earlier key in the rows, where their products with
+dO and Q need no transposition.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.delta_rule.tpu.forward import Saved
+from pallas_kernels.delta_rule.tpu.gates import Gates
+from pallas_kernels.delta_rule.tpu.sizes import (
+    BESIDE,
+    BLOCK,
+    GROUP,
+    KEYS,
+    Sizes,
+    pack_row,
+)
+from pallas_kernels.products import EXACT
+from pallas_kernels.tiles import (
+    dot,
+    dot_indicator,
+    fit,
+    in_turns,
+    indicator,
+    iota,
+    lane_sums,
+    left_in_parts,
+    right_in_parts,
+    store_rows,
+    to_rows,
+    with_rest,
+)
+
+
+class GateGradients(NamedTuple):
+    """Gradients of step sizes and of log decays, [B, M, H, KEYS].
+
+    Attributes:
+        beta: of each key's step size.
+        within: of the log decay at a key, for intervals within the chunk.
+        entry: of the log decay from the chunk's start to a key.
+        exit: from a key to the chunk's end.
+        entry_of_token: from the chunk's start to a token.
+        total: of the whole chunk's; to be summed over the lanes.
+    """
+
+    beta: Array
+    within: Array | None = None
+    entry: Array | None = None
+    exit: Array | None = None
+    entry_of_token: Array | None = None
+    total: Array | None = None
+
+
+def backward(
+    q: Float[Array, "B M C HK"],
+    k: Float[Array, "B M NC HK"],
+    d_o: Float[Array, "B M C HV"],
+    gates: Float[Array, "B M G H KEYS"],
+    d_states: Float[Array, "S H K V"],
+    saved: Saved,
+    sequence: Int[Array, " M"] | None,
+    exact: bool,
+) -> tuple[Array, Array, Array, Array, GateGradients]:
+    """Gradients of q, k, v, of the initial states and of the gates.
+
+    Args:
+        gates: as `forward` takes them; with several steps a token followed by the
+          running sums hi and lo at the tokens.
+        d_states: of the final states.
+    """
+    (B, M, C, _), (_, H, K, V) = q.shape, d_states.shape
+    NC = k.shape[2]
+    sizes = Sizes.choose(H, NC // C, K, V, gates.shape[2] > 1, exact)
+
+    def chunk(m):
+        return M - 1 - m
+
+    tokens = partial(sizes.of_tokens, chunk=chunk)
+    state = sizes.of_states(chunk)
+    table = () if sequence is None else (sequence.astype(jnp.int32),)
+    d_gates = len(GateGradients._fields) if sizes.gated else 1
+    transposed = pltpu.VMEM((sizes.packs * KEYS, KEYS), jnp.float32)
+    d_q, d_k, d_v, d_states, d_gates = pl.pallas_call(
+        partial(_kernel, sizes=sizes, chunks=M),
+        name="delta_rule_backward",
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(table),
+            grid=(B, H // sizes.heads, M),
+            in_specs=[
+                tokens(C, K),
+                tokens(NC, K),
+                tokens(C, V),
+                sizes.of_gates(gates.shape[2], chunk),
+                state,
+                sizes.of_chunk_states(chunk),
+                tokens(NC, V),
+                sizes.of_inverses(chunk),
+            ],
+            out_specs=[
+                tokens(C, K),
+                tokens(NC, K),
+                tokens(NC, V),
+                state,
+                sizes.of_gates(d_gates, chunk),
+            ],
+            scratch_shapes=[transposed, pltpu.VMEM((sizes.heads, K, V), sizes.operand)],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            jax.ShapeDtypeStruct(k.shape, k.dtype),
+            jax.ShapeDtypeStruct((B, M, NC, H * V), k.dtype),
+            jax.ShapeDtypeStruct(d_states.shape, jnp.float32),
+            jax.ShapeDtypeStruct((B, M, d_gates, H, KEYS), jnp.float32),
+        ],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary"),
+            vmem_limit_bytes=sizes.vmem,
+        ),
+    )(*table, q, k, d_o, gates, d_states, *saved)
+    return d_q, d_k, d_v, d_states, GateGradients(*jnp.moveaxis(d_gates, 2, 0))
+
+
+class Refs(NamedTuple):
+    """The kernel's arguments, as `backward` names them."""
+
+    q: jax.Ref
+    k: jax.Ref
+    dO: jax.Ref
+    gates: jax.Ref
+    d_end: jax.Ref
+    S: jax.Ref
+    E: jax.Ref
+    X: jax.Ref
+    dq: jax.Ref
+    dk: jax.Ref
+    dv: jax.Ref
+    dS: jax.Ref
+    d_gates: jax.Ref
+    X_transposed: jax.Ref
+    dS_narrow: jax.Ref
+
+
+def _kernel(*refs, sizes, chunks):
+    *table, refs = *refs[: -len(Refs._fields)], Refs(*refs[-len(Refs._fields) :])
+    m = chunks - 1 - pl.program_id(2)
+    ends = m == chunks - 1
+    if table:
+        ends |= table[0][m] != table[0][jnp.minimum(m, chunks - 2) + 1]
+
+    @pl.when(ends)
+    def _():
+        refs.dS[...] = refs.d_end[...]
+        refs.dS_narrow[...] = refs.d_end[...].astype(refs.dS_narrow.dtype)
+
+    groups = [
+        range(h, min(h + GROUP, sizes.heads)) for h in range(0, sizes.heads, GROUP)
+    ]
+    gates = [Gates.read(refs.gates, group, sizes, backward=True) for group in groups]
+    for pack in range(sizes.packs):
+        rows = slice(pack * KEYS, (pack + 1) * KEYS)
+        refs.X_transposed[rows, :] = refs.X[rows, :].T
+    heads = [_Head(refs, h, gates[h // GROUP], sizes) for h in range(sizes.heads)]
+    for group in groups:
+        in_turns([heads[h].find_system() for h in group])
+    for i in reversed(range(KEYS // BLOCK)):
+        for head in heads:
+            head.solve_block(i)
+    for group in groups:
+        in_turns([heads[h].write() for h in group])
+
+
+class _Head:
+    """A head's chunk, from its operands to its gradients, in stages."""
+
+    def __init__(self, refs, h, gates, sizes):
+        self.refs, self.h, self.gates, self.sizes = refs, h, gates, sizes
+        self.j, self.row = h % GROUP, slice(h % GROUP, h % GROUP + 1)
+        self.dot = partial(dot, precision=EXACT if sizes.exact else None)
+        self.of_keys = slice(h * sizes.K, (h + 1) * sizes.K)
+        self.of_values = slice(h * sizes.V, (h + 1) * sizes.V)
+        self.beta = gates.beta_column(self.j)
+        self.Y, self.dR = [], []
+
+    def find_system(self):
+        """A^T, the right-hand side, and Gamma; a generator, see `in_turns`."""
+        q, k, gates, sizes = self.read("q"), self.read("k"), self.gates, self.sizes
+        steps = sizes.steps
+        KK, KQ = self.dot(k, k, transposed=True), self.dot(k, q, transposed=True)
+        row, lane = iota(KK.shape, 0), iota(KK.shape, 1)
+        sees = lane >= row // steps
+        yield
+        if not sizes.gated:
+            between = jnp.ones(KK.shape, jnp.float32)
+            self.to_tokens = indicator(sees, jnp.float32)
+        else:
+            of_keys = gates.hi[self.row], gates.lo[self.row]
+            self.entry, log = gates.entry_and_log(self.j, gates.columns, *of_keys)
+            # Of two keys one is later: the matrix is symmetric.
+            log = to_tokens = -jnp.abs(log)
+            self.entry_of_token = self.entry
+            if steps > 1:
+                of_tokens = (self.refs.gates[i, self.h : self.h + 1, :] for i in (3, 4))
+                _, log_ = gates.entry_and_log(self.j, gates.columns, *of_tokens)
+                to_tokens = -log_
+                columns = dot(indicator(lane == steps * row), gates.columns)
+                self.entry_of_token, _ = gates.entry_and_log(self.j, columns, *of_keys)
+                self.columns_of_tokens = columns
+            between = jnp.exp(log)
+            self.to_tokens = jnp.exp(jnp.where(sees, to_tokens, -jnp.inf))
+        self.between, self.earlier = between, jnp.where(row > lane, between, 0.0)
+        self.KK, self.KQ = KK, KQ
+        self.A = jnp.where(row < lane, KK * between, 0.0)
+        P = (KQ * self.to_tokens).astype(sizes.operand)
+        yield
+        dS = self.dot(*with_rest(k, self.refs.dS[self.h], sizes.exact))
+        if sizes.gated:
+            self.exit = gates.exit_column(self.j)
+            dS = fit(self.exit, sizes.V) * dS
+        self.side = dS + self.dot(P, self.read("dO"))
+
+    def solve_block(self, i):
+        exact, rows = self.sizes.exact, slice(i * BLOCK, (i + 1) * BLOCK)
+        pack = pack_row(self.h) + self.h % BESIDE * BLOCK
+        X = self.refs.X_transposed[pl.ds(pack, BLOCK), :]
+        X = left_in_parts(X, rows.start, BLOCK, exact)
+        side = fit(self.beta[rows], self.sizes.V) * self.side[rows]
+        dR = self.dot(X, right_in_parts(side, exact))
+        A = left_in_parts(self.A[: rows.stop], rows.start, BLOCK, exact)
+        left = self.side - self.dot(A, right_in_parts(dR, exact))
+        self.side = left[: rows.start]
+        self.Y.insert(0, left[rows])
+        self.dR.insert(0, dR)
+        store_rows(self.refs.dv, rows.start, self.of_values, dR)
+
+    def write(self):
+        """The gradients; a generator, see `in_turns`."""
+        refs, sizes, dot = self.refs, self.sizes, self.dot
+        q, k, dO, E = self.read("q"), self.read("k"), self.read("dO"), self.read("E")
+        S, dS, dR = refs.S[self.h], refs.dS[self.h], jnp.concatenate(self.dR, 0)
+        narrow = dR.astype(sizes.operand)
+        U = (fit(self.beta, sizes.V) * E.astype(jnp.float32)).astype(sizes.operand)
+
+        # The estimator of v5e fails where a product turns what is not as loaded.
+        beta = self.gates.beta[self.row]
+        M_A = dot(narrow, E, transposed=True) * (-beta * self.earlier)
+        M_P_turned = dot(U, dO, transposed=True) * self.to_tokens
+        M_P = dot(dO, E, transposed=True) * (beta * self.from_tokens())
+        yield
+        d_q = dot(dO, S, transposed=True)
+        entry = dot(narrow, S, transposed=True)
+        exit = dot(U, refs.dS_narrow[self.h], transposed=True)
+        dO_entry, dR_entry = dO, dR
+        if sizes.gated:
+            d_q = fit(self.entry_of_token, sizes.K) * d_q
+            entry = fit(self.entry, sizes.K) * entry
+            exit = fit(self.exit, sizes.K) * exit
+            dO_entry = fit(self.entry_of_token, sizes.V) * dO.astype(jnp.float32)
+            dR_entry = fit(self.entry, sizes.V) * dR
+        yield
+        M_A_turned = M_A.T
+        d_k = dot(M_P_turned.astype(sizes.operand), q)
+        d_k += dot((M_A + M_A_turned).astype(sizes.operand), k)
+        store_rows(refs.dk, 0, self.of_keys, d_k + exit - entry)
+        yield
+        intervals = M_P_turned * self.KQ, M_A_turned * self.KK
+        self.write_gates(E, d_q, entry, exit, *intervals)
+        yield
+        d_q += dot(M_P.astype(sizes.operand), k)
+        store_rows(refs.dq, 0, self.of_keys, d_q)
+        yield
+        if sizes.gated:
+            dS = self.gates.total[self.row] * dS
+        turned = q.astype(jnp.float32).T, k.astype(jnp.float32).T
+        dS += dot(turned[0].astype(sizes.operand), dO_entry.astype(sizes.operand))
+        dS -= dot(*with_rest(turned[1], dR_entry, sizes.exact))
+        refs.dS[self.h] = dS
+        refs.dS_narrow[self.h] = dS.astype(sizes.operand)
+
+    def from_tokens(self):
+        """Gamma from the keys, in the lanes, to the tokens."""
+        steps, gates = self.sizes.steps, self.gates
+        token, key = iota((KEYS, KEYS), 0), iota((KEYS, KEYS), 1)
+        sees = token >= key // steps
+        if steps == 1 or not self.sizes.gated:
+            return jnp.where(sees, self.between, 0.0)
+        columns = self.columns_of_tokens
+        _, log = gates.entry_and_log(
+            self.j, columns, gates.hi[self.row], gates.lo[self.row]
+        )
+        return jnp.exp(jnp.where(sees, log, -jnp.inf))
+
+    def write_gates(self, E, d_q, entry, exit, of_tokens, of_keys):
+        """Rows of the gates' gradients.
+
+        Args:
+            of_tokens, of_keys: what intervals from a key, in the rows, to a token or
+              to a key get.
+        """
+        refs, sizes, h = self.refs, self.sizes, self.h
+        E_Y = E.astype(jnp.float32) * jnp.concatenate(self.Y, 0)
+        if not sizes.gated:
+            refs.d_gates[0, h : h + 1, :] = lane_sums([E_Y], sizes.exact)[:1]
+            return
+        q, k = self.read("q").astype(jnp.float32), self.read("k").astype(jnp.float32)
+        sums = lane_sums([E_Y, -entry * k, exit * k, d_q * q], sizes.exact)
+        row, lane = iota(of_keys.shape, 0), iota(of_keys.shape, 1)
+        if sizes.steps == 1:
+            crossing = dot_indicator(of_keys + of_tokens, row >= lane, sizes.exact)
+        else:
+            crossing = dot_indicator(of_keys, row >= lane, sizes.exact)
+            sees = row >= lane // sizes.steps
+            crossing += dot_indicator(of_tokens, sees, sizes.exact)
+        within = jnp.sum(jnp.where(row < lane, crossing, 0.0), 0, keepdims=True)
+        total = jnp.sum(refs.dS[h] * refs.S[h].astype(jnp.float32), 0, keepdims=True)
+        total = self.gates.total[self.row] * _to_lanes(total)
+        rows = GateGradients(sums[:1], within, sums[1:2], sums[2:3], sums[3:4], total)
+        for i, row in enumerate(rows):
+            refs.d_gates[i, h : h + 1, :] = row
+
+    def read(self, name):
+        """The head's part of an operand, with rows up to KEYS."""
+        ref = getattr(self.refs, name)
+        of_head = self.of_keys if name in "qk" else self.of_values
+        return to_rows(ref[:, of_head], KEYS).astype(self.sizes.operand)
+
+
+def _to_lanes(x):
+    """[1, size], with the same sum in KEYS lanes."""
+    if x.shape[1] < KEYS:
+        return jnp.concatenate([x, jnp.zeros((1, KEYS - x.shape[1]), x.dtype)], 1)
+    return sum(x[:, i : i + KEYS] for i in range(0, x.shape[1], KEYS))

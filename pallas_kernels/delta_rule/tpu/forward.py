@@ -1,0 +1,300 @@
+"""The delta rule as one TPU kernel: the state stays in VMEM from chunk to chunk.
+
+Per head and chunk of 128 keys, with Gamma, gamma and epsilon as in `chunked`:
+
+    L = strict_tril(K K^T * Gamma) diag(beta),  P = tril(Q K^T * Gamma) diag(beta)
+    (I + L) E = V - diag(gamma) K S                  the errors that steps correct
+    O  = [P  diag(gamma) Q] [E; S]
+    S' = gamma_C S + (K^T diag(beta epsilon)) E
+
+The step sizes stand beside the columns here, so that they multiply rows of lanes, which
+is free; multiplying rows of sublanes takes a broadcast over lanes, which is dear.
+
+The system is solved by blocks of 32: the diagonal blocks are inverted all at once, 4
+heads beside one another in the lanes (`_inverses`), then each block's errors are found
+and taken from the blocks below. That chain is latency; the heads of a grid step, which
+are independent, fill it.
+
+With bfloat16 operands a product takes one pass of the matrix unit, and the products
+that solve the system take x = hi + lo in two bfloat16 parts each, four products in one
+pass (`left_in_parts`): beta up to 2 needs it. With float32 operands all are exact.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.delta_rule.tpu.gates import Gates
+from pallas_kernels.delta_rule.tpu.sizes import (
+    BESIDE,
+    BLOCK,
+    GROUP,
+    KEYS,
+    Sizes,
+    pack_row,
+)
+from pallas_kernels.products import EXACT
+from pallas_kernels.tiles import (
+    dot,
+    fit,
+    gather,
+    indicator,
+    iota,
+    left_in_parts,
+    right_in_parts,
+    store_rows,
+    to_rows,
+    with_rest,
+)
+
+
+class Saved(NamedTuple):
+    """What the backward kernel takes of the forward one; the inverses in packs."""
+
+    S: Float[Array, "B M H K V"]  # before each chunk
+    E: Float[Array, "B M NC HV"]
+    X: Float[Array, "B M packs*KEYS KEYS"]
+
+
+def forward(
+    q: Float[Array, "B M C HK"],
+    k: Float[Array, "B M NC HK"],
+    v: Float[Array, "B M NC HV"],
+    gates: Float[Array, "B M G H KEYS"],
+    states: Float[Array, "S H K V"],
+    sequence: Int[Array, " M"] | None,
+    exact: bool,
+    save: bool,
+) -> tuple[Array, Array, Saved | None]:
+    """Outputs and final states, over a grid of rows, groups of heads and chunks.
+
+    Args:
+        gates: beta and, where there is a decay, its running sums hi and lo.
+        sequence: the state of each chunk; None for one a row.
+        exact: float32 products.
+        save: also return what the gradient takes.
+    """
+    (B, M, C, _), (_, H, K, V) = q.shape, states.shape
+    NC = k.shape[2]
+    sizes = Sizes.choose(H, NC // C, K, V, gates.shape[2] > 1, exact)
+
+    def chunk(m):
+        return m
+
+    tokens = partial(sizes.of_tokens, chunk=chunk)
+    state = sizes.of_states(chunk)
+    table = () if sequence is None else (sequence.astype(jnp.int32),)
+    packed = sizes.packs * KEYS, KEYS
+    scratch = [pltpu.VMEM(packed, jnp.float32)] * (1 if save else 2)
+    out_specs = [tokens(C, V), state]
+    out_shape = [
+        jax.ShapeDtypeStruct((B, M, C, H * V), q.dtype),
+        jax.ShapeDtypeStruct(states.shape, jnp.float32),
+    ]
+    if save:
+        out_specs += [
+            sizes.of_chunk_states(chunk),
+            tokens(NC, V),
+            sizes.of_inverses(chunk),
+        ]
+        out_shape += [
+            jax.ShapeDtypeStruct((B, M, H, K, V), sizes.operand),
+            jax.ShapeDtypeStruct((B, M, NC, H * V), sizes.operand),
+            jax.ShapeDtypeStruct(
+                (B, M, H // sizes.heads * packed[0], KEYS), jnp.float32
+            ),
+        ]
+    o, final, *saved = pl.pallas_call(
+        partial(_kernel, sizes=sizes, save=save),
+        name="delta_rule_forward",
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(table),
+            grid=(B, H // sizes.heads, M),
+            in_specs=[
+                tokens(C, K),
+                tokens(NC, K),
+                tokens(NC, V),
+                sizes.of_gates(gates.shape[2], chunk),
+                state,
+            ],
+            out_specs=out_specs,
+            scratch_shapes=scratch,
+        ),
+        out_shape=out_shape,
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary"),
+            vmem_limit_bytes=sizes.vmem,
+        ),
+    )(*table, q, k, v, gates, states)
+    return o, final, Saved(*saved) if save else None
+
+
+def _kernel(*refs, sizes, save):
+    saved = []
+    if save:
+        *refs, S_before_ref, E_ref, X_ref, L_ref = refs
+        saved = [E_ref]
+    else:
+        *refs, L_ref, X_ref = refs
+    *table, q_ref, k_ref, v_ref, gates_ref, start_ref, o_ref, S_ref = refs
+    m = pl.program_id(2)
+    starts = m == 0
+    if table:
+        starts |= table[0][m] != table[0][jnp.maximum(m, 1) - 1]
+
+    @pl.when(starts)
+    def _():
+        S_ref[...] = start_ref[...]
+
+    if save:
+        S_before_ref[...] = S_ref[...].astype(S_before_ref.dtype)
+    groups = [
+        range(h, min(h + GROUP, sizes.heads)) for h in range(0, sizes.heads, GROUP)
+    ]
+    gates = [Gates.read(gates_ref, group, sizes) for group in groups]
+    heads = [
+        _Head(q_ref, k_ref, v_ref, S_ref, h, gates[h // GROUP], sizes)
+        for h in range(sizes.heads)
+    ]
+    _inverses(heads, L_ref, X_ref)
+    blocks = KEYS // BLOCK
+    for i in range(blocks):
+        for head in heads:
+            head.solve_block(i, X_ref, *saved)
+        if i + 1 < blocks:
+            for head in heads:
+                head.take_from_below(i)
+    for head in heads:
+        head.write(o_ref)
+
+
+class _Head:
+    """A head's chunk, from its operands to its results, in stages."""
+
+    def __init__(self, q_ref, k_ref, v_ref, S_ref, h, gates, sizes):
+        of_keys = slice(h * sizes.K, (h + 1) * sizes.K)
+        self.of_values = slice(h * sizes.V, (h + 1) * sizes.V)
+        self.q_ref, self.k_ref = q_ref.at[:, of_keys], k_ref.at[:, of_keys]
+        self.v_ref = v_ref.at[:, self.of_values]
+        self.S_ref = S_ref.at[h]
+        self.h, self.gates, self.sizes = h, gates, sizes
+        self.j = slice(h % GROUP, h % GROUP + 1)
+        self.dot = partial(dot, precision=EXACT if sizes.exact else None)
+        self.E = []
+        self.find_system()
+
+    def find_system(self):
+        """L, all that the inverses wait for."""
+        k, gates = self.k(), self.gates
+        KK = self.dot(k, k, transposed=True)
+        row, column = iota(KK.shape, 0), iota(KK.shape, 1)
+        within = exit = gates.beta[self.j]
+        if self.sizes.gated:
+            hi, lo = gates.hi[self.j], gates.lo[self.j]
+            self.entry, log = gates.entry_and_log(self.j.start, gates.columns, hi, lo)
+            within = jnp.exp(jnp.where(row >= column, log, -jnp.inf)) * within
+            exit = gates.exit[self.j] * exit
+        self.within = within
+        self.L = jnp.where(row > column, KK * within, 0.0)
+        self.k_exit = (k.astype(jnp.float32).T * exit).astype(self.sizes.operand)
+
+    def find_sides(self):
+        """R, the right-hand side, and the factors of the outputs."""
+        sizes, gates, within = self.sizes, self.gates, self.within
+        q, k = self.q_ref[...].astype(sizes.operand), self.k()
+        self.S = self.S_ref[...].astype(sizes.operand)
+        KS = self.dot(*with_rest(k, self.S_ref[...], sizes.exact))
+        QK = self.dot(q, k, transposed=True)
+        token, key = iota(QK.shape, 0), iota(QK.shape, 1)
+        visible = token >= key // sizes.steps
+        q_entry = q
+        if not sizes.gated:
+            within = jnp.where(visible, within, 0.0)
+        else:
+            entry = self.entry
+            KS = fit(entry, sizes.V) * KS
+            if sizes.steps > 1:
+                own_key = indicator(key == sizes.steps * token)
+                columns = dot(own_key, gates.columns)
+                hi, lo = gates.hi[self.j], gates.lo[self.j]
+                entry, log = gates.entry_and_log(self.j.start, columns, hi, lo)
+                within = jnp.exp(jnp.where(visible, log, -jnp.inf)) * gates.beta[self.j]
+            q_entry = fit(entry, sizes.K) * q.astype(jnp.float32)
+        self.R = to_rows(self.v_ref[...], KEYS).astype(jnp.float32) - KS
+        self.P = (QK * within).astype(sizes.operand)
+        self.q_entry = q_entry.astype(sizes.operand)
+
+    def k(self):
+        return to_rows(self.k_ref[...], KEYS).astype(self.sizes.operand)
+
+    def solve_block(self, i, X_ref, E_ref=None):
+        X = X_ref[pl.ds(pack_row(self.h) + i * BLOCK, BLOCK), :]
+        X = left_in_parts(X, self.h % BESIDE * BLOCK, BLOCK, self.sizes.exact)
+        self.e = self.dot(X, right_in_parts(self.R[:BLOCK], self.sizes.exact))
+        self.E.append(self.e)
+        if E_ref is not None:
+            store_rows(E_ref, i * BLOCK, self.of_values, self.e)
+
+    def take_from_below(self, i):
+        exact = self.sizes.exact
+        L = left_in_parts(self.L[(i + 1) * BLOCK :], i * BLOCK, BLOCK, exact)
+        self.R = self.R[BLOCK:] - self.dot(L, right_in_parts(self.e, exact))
+
+    def write(self, o_ref):
+        E = jnp.concatenate(self.E, 0).astype(self.sizes.operand)
+        o = self.dot(self.P, E) + self.dot(self.q_entry, self.S)
+        o_ref[:, self.of_values] = o.astype(o_ref.dtype)
+        S = self.S_ref[...]
+        if self.gates.total is not None:
+            S = self.gates.total[self.j] * S
+        self.S_ref[...] = S + self.dot(self.k_exit, E)
+
+
+def _inverses(heads, L_ref, X_ref):
+    """Inverses of the diagonal blocks of I + L, by rows of forward substitution.
+
+    BESIDE heads lie beside one another in the lanes: row r of a pack of them holds row
+    r of each head's block. Every BLOCK-th row, that is row t of all blocks of two
+    packs, makes one register, and X_t = I_t - sum_s<t L_ts X_s runs for all of them at
+    once. It keeps the unit that moves lanes busy, and not the matrix unit, which finds
+    the other sides of the heads' systems meanwhile.
+    """
+    rows = GROUP * KEYS // BLOCK // BESIDE
+    lane = iota((BLOCK, KEYS), 1)
+    groups = range(-(-len(heads) // GROUP))
+    L, X = [], []
+    for group in groups:
+        for first in (group * GROUP, group * GROUP + BESIDE):
+            for i in range(0, KEYS, BLOCK):
+                block = jnp.zeros((BLOCK, KEYS), jnp.float32)
+                for j, head in enumerate(heads[first : first + BESIDE]):
+                    own = head.L[i : i + BLOCK]
+                    moved = pltpu.roll(own, (j * BLOCK - i) % KEYS, axis=1)
+                    block = jnp.where(lane // BLOCK == j, moved, block)
+                L_ref[pl.ds(pack_row(first) + i, BLOCK), :] = block
+        every = [_every(group * GROUP, t, rows) for t in range(BLOCK)]
+        L.append(jnp.concatenate([L_ref[row, :] for row in every], 0))
+        row = iota((BLOCK * rows, KEYS), 0) // rows
+        X.append(indicator(row == iota(row.shape, 1) % BLOCK, jnp.float32))
+    for s in range(BLOCK):
+        for group in groups:
+            X_s, X_below = X[group][:rows], X[group][rows:]
+            X_ref[_every(group * GROUP, s, rows), :] = X_s
+            below = BLOCK - s - 1
+            if below:
+                L_below = L[group][(s + 1) * rows :]
+                column = iota(L_below.shape, 1) // BLOCK * BLOCK + s
+                product = gather(L_below, column) * jnp.concatenate([X_s] * below, 0)
+                X[group] = X_below - product
+        for head in heads[s * len(heads) // BLOCK : (s + 1) * len(heads) // BLOCK]:
+            head.find_sides()
+
+
+def _every(head, t, rows):
+    """Row t of all blocks of the head's group."""
+    return pl.ds(pack_row(head) + t, rows, stride=BLOCK)

@@ -1,0 +1,110 @@
+"""Step sizes and decays of a chunk, in the TPU kernels' lanes and sublanes."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pallas_kernels.delta_rule.tpu.sizes import KEYS, Sizes
+from pallas_kernels.tiles import dot, indicator, iota, three_parts
+
+NEVER = -200.0  # a log decay whose factor is 0 in float32
+
+
+def running_sum(g: Float[Array, "*batch KEYS"]) -> tuple[Array, Array]:
+    """Sums of g up to each key as hi + lo, to twice the accuracy of float32.
+
+    The difference of two of them, taken part by part, is then accurate also after a
+    strong decay.
+    """
+    hi, lo, distance = g, jnp.zeros_like(g), 1
+
+    def before(x):
+        pad = [(0, 0)] * (x.ndim - 1) + [(distance, 0)]
+        return jnp.pad(x[..., :-distance], pad)
+
+    while distance < g.shape[-1]:
+        total = hi + before(hi)
+        part = total - hi
+        rest = (hi - (total - part)) + (before(hi) - part)
+        hi, lo, distance = total, lo + before(lo) + rest, 2 * distance
+    return hi, lo
+
+
+class Gates(NamedTuple):
+    """The gates of a group of heads along the keys, [heads, KEYS].
+
+    Attributes:
+        beta: step sizes.
+        hi, lo: the log decay from the chunk's start to after each key is hi + lo.
+        exit: the decay from after each key to the chunk's end.
+        total: that of the whole chunk, [heads, 1].
+        columns: [KEYS, KEYS], in whose lanes each head's rows stand transposed: three
+          parts of hi, lo, ones and, where they are asked for, three of exit and beta.
+    """
+
+    beta: Array
+    hi: Array | None = None
+    lo: Array | None = None
+    exit: Array | None = None
+    total: Array | None = None
+    columns: Array | None = None
+
+    @classmethod
+    def read(cls, gates_ref, group: range, sizes: Sizes, backward: bool = False):
+        """Those of a group of heads from rows beta, hi and lo of [3, heads, KEYS]."""
+        rows = slice(group[0], group[-1] + 1)
+        beta = gates_ref[0, rows, :]
+        if not sizes.gated:
+            columns = _transposed(three_parts(beta)) if backward else None
+            return cls(beta, columns=columns)
+        hi, lo = gates_ref[1, rows, :], gates_ref[2, rows, :]
+        last = hi[:, KEYS - 1 :], lo[:, KEYS - 1 :]
+        exit = jnp.exp((last[0] - hi) + (last[1] - lo))
+        parts = [*three_parts(hi), lo, jnp.ones_like(lo)]
+        if backward:
+            parts += [*three_parts(exit), *three_parts(beta)]
+        total = jnp.exp(last[0] + last[1])
+        return cls(beta, hi, lo, exit, total, _transposed(parts))
+
+    def entry_and_log(self, j: int, columns, hi, lo):
+        """Log decay from the lanes' keys to the rows', and the rows' decay of entry.
+
+        The running sums come to all lanes by products with zeros and ones, exact for
+        the three parts of hi, and lo is as small as their rounding.
+
+        Args:
+            j: the head.
+            columns: `columns`, or rows of it.
+            hi, lo: the running sums of what stands in the lanes, [1, KEYS].
+        """
+        n = self.beta.shape[0]
+        columns = columns.astype(jnp.bfloat16)
+        G = dot(columns, indicator(self._rows(0, 3, j)))
+        row = iota((KEYS, KEYS), 0)
+        lo_column, ones = row == 3 * n + j, row == 4 * n + j
+        rest = jnp.where(lo_column, 1.0, jnp.where(ones, -lo, 0.0))
+        log = (G - hi) + dot(columns, rest.astype(jnp.bfloat16))
+        return jnp.exp(G), log
+
+    def exit_column(self, j: int):
+        """`exit` of a head, [KEYS, KEYS], equal in all lanes."""
+        return dot(self.columns, indicator(self._rows(5, 8, j)))
+
+    def beta_column(self, j: int):
+        """`beta` of a head, likewise."""
+        first = 0 if self.hi is None else 8
+        return dot(self.columns, indicator(self._rows(first, first + 3, j)))
+
+    def _rows(self, first, end, j):
+        """Where parts first to end of head j stand among the rows of a factor."""
+        n = self.beta.shape[0]
+        row = iota((KEYS, KEYS), 0)
+        return (row >= first * n) & (row < end * n) & (row % n == j)
+
+
+def _transposed(parts):
+    """Parts [heads, KEYS], one below the other, in the lanes of [KEYS, KEYS]."""
+    unused = KEYS - len(parts) * parts[0].shape[0]
+    parts = [*parts, jnp.zeros((unused, KEYS), jnp.float32)]
+    return jnp.concatenate(parts, 0).T.astype(jnp.bfloat16)

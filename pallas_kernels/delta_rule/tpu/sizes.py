@@ -1,0 +1,137 @@
+"""What the TPU kernels of the delta rule can take, and how they divide it."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jaxtyping import Array
+
+from pallas_kernels import layout
+from pallas_kernels.tiles import LANES
+
+KEYS = LANES  # a chunk, one vector register wide
+BLOCK = 32  # of the triangular system
+BESIDE = KEYS // BLOCK  # heads beside one another in the lanes
+GROUP = 2 * BESIDE  # heads whose blocks fill the sublanes
+MOST_STEPS = 8
+MOST_CHANNELS = 2048  # a grid step, where its heads are no GROUP
+HEAD_SIZES = (64, 128, 256)
+
+
+def unsupported(arrays: dict[str, Array | None], chunk_size: int | None) -> str | None:
+    """Why the kernel cannot take these arguments of `delta_product`, or None."""
+    k, v = arrays["k"], arrays["v"]
+    assert k is not None and v is not None
+    N, H, K = k.shape[2:]
+    for name, size in (("K", K), ("V", v.shape[-1])):
+        if size not in HEAD_SIZES:
+            nearest = min(HEAD_SIZES, key=lambda s: (s < size, abs(s - size)))
+            return (
+                f"the TPU kernel takes head sizes {HEAD_SIZES}, but {name} is {size}; "
+                f"the nearest is {nearest} (pad with zeros), or pass "
+                "implementation='xla'."
+            )
+    if N > MOST_STEPS:
+        return (
+            f"the TPU kernel takes at most {MOST_STEPS} steps a token, but there are "
+            f"{N}; pass implementation='xla'."
+        )
+    most = MOST_CHANNELS // max(K, v.shape[-1])
+    if H > most and H % GROUP:
+        return (
+            f"the TPU kernel takes at most {most} heads of this size or a multiple of "
+            f"{GROUP}, but H is {H}; the nearest is {H + -H % GROUP}, or pass "
+            "implementation='xla'."
+        )
+    if chunk_size not in (None, chunk_tokens(N)):
+        return (
+            f"the TPU kernel's chunk has {chunk_tokens(N)} tokens with {N} steps a "
+            f"token, but chunk_size is {chunk_size}; pass None."
+        )
+    wide = [n for n, x in arrays.items() if x is not None and x.dtype == jnp.float64]
+    if wide:
+        return f"a TPU has no float64, but {', '.join(wide)} has it; cast to float32."
+    return None
+
+
+def chunk_tokens(steps: int) -> int:
+    """Tokens a chunk: a power of two, at most KEYS keys of so many steps a token."""
+    return layout.round_up_to_power_of_two(KEYS // steps + 1) // 2
+
+
+class Sizes(NamedTuple):
+    """What a kernel is compiled for.
+
+    Attributes:
+        heads: of a grid step.
+        steps: N, keys a token.
+        K, V: of a head.
+        gated: whether there is a decay.
+        exact: float32 products, else bfloat16 passes.
+    """
+
+    heads: int
+    steps: int
+    K: int
+    V: int
+    gated: bool
+    exact: bool
+
+    @classmethod
+    def choose(cls, H: int, steps: int, K: int, V: int, gated: bool, exact: bool):
+        """With as many of H heads as fill the chain and leave room in VMEM."""
+        heads = H
+        if H % GROUP == 0:
+            small = max(K, V) <= 128 and not exact
+            heads = 2 * GROUP if small and H % (2 * GROUP) == 0 else GROUP
+        return cls(heads, steps, K, V, gated, exact)
+
+    @property
+    def vmem(self) -> int:
+        """Bytes that the compiler may take; a chip of any generation has 63 MiB."""
+        channels = self.heads * max(self.K, self.V) * (2 if self.exact else 1)
+        return (32 if channels <= MOST_CHANNELS else 56) * 2**20
+
+    @property
+    def operand(self):
+        """The type of the products' operands."""
+        return jnp.float32 if self.exact else jnp.bfloat16
+
+    @property
+    def packs(self) -> int:
+        """Packs of BESIDE heads, of which GROUP and so two come together."""
+        return -(-self.heads // GROUP) * (GROUP // BESIDE)
+
+    def of_tokens(self, rows: int, size: int, chunk) -> pl.BlockSpec:
+        """A block of [B, M, rows, H size]; `chunk` maps the grid's chunk to M's."""
+        block = (None, None, rows, self.heads * size)
+        return pl.BlockSpec(block, lambda b, h, m, *_: (b, chunk(m), 0, h))
+
+    def of_gates(self, count: int, chunk) -> pl.BlockSpec:
+        """A block of [B, M, count, H, KEYS]."""
+        block = (None, None, count, self.heads, KEYS)
+        return pl.BlockSpec(block, lambda b, h, m, *_: (b, chunk(m), 0, h, 0))
+
+    def of_states(self, chunk) -> pl.BlockSpec:
+        """A block of the states [S, H, K, V]: a table's, by chunk, else the row's."""
+        block = (None, self.heads, self.K, self.V)
+
+        def index(b, h, m, *table):
+            return table[0][chunk(m)] if table else b, h, 0, 0
+
+        return pl.BlockSpec(block, index)
+
+    def of_inverses(self, chunk) -> pl.BlockSpec:
+        """A block of [B, M, all packs' KEYS, KEYS]."""
+        block = (None, None, self.packs * KEYS, KEYS)
+        return pl.BlockSpec(block, lambda b, h, m, *_: (b, chunk(m), h, 0))
+
+    def of_chunk_states(self, chunk) -> pl.BlockSpec:
+        """A block of [B, M, H, K, V]."""
+        block = (None, None, self.heads, self.K, self.V)
+        return pl.BlockSpec(block, lambda b, h, m, *_: (b, chunk(m), h, 0, 0))
+
+
+def pack_row(head: int) -> int:
+    """Row at which the pack of a head starts."""
+    return head // BESIDE * KEYS

@@ -1,0 +1,160 @@
+"""Pieces of TPU kernels: products in parts, and what goes along the lanes.
+
+A vector register of a TPU holds 8 sublanes of 128 lanes. Moving values between lanes
+takes a unit of which there are few; the kernels move them by products with zeros and
+ones instead where the matrix unit is idle.
+"""
+
+import itertools
+
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.products import EXACT
+
+LANES = 128
+
+
+def dot(x, y, transposed=False, precision=None):
+    """x y, or x y^T, accumulated in float32."""
+    contracted = ((1,), (1 if transposed else 0,))
+    return lax.dot_general(
+        x,
+        y,
+        (contracted, ((), ())),
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def leading_part(x):
+    """x cut to the significand of bfloat16, in float32.
+
+    By its bits: a conversion there and back would be two on chips without bfloat16
+    arithmetic, and their compiler folds it.
+    """
+    bits = lax.bitcast_convert_type(x, jnp.int32) & jnp.int32(-(2**16))
+    return lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def three_parts(x):
+    """Parts that bfloat16 holds exactly and that sum to x."""
+    one = leading_part(x)
+    two = leading_part(x - one)
+    return one, two, x - one - two
+
+
+def with_rest(x, y, exact):
+    """Factors of the product x y, y in two parts where it is not exact."""
+    if exact:
+        return x, y
+    hi = leading_part(y)
+    parts = jnp.concatenate([hi, y - hi], 0).astype(jnp.bfloat16)
+    return jnp.concatenate([x, x], 1).astype(jnp.bfloat16), parts
+
+
+def left_in_parts(x, start, size, exact):
+    """Lanes start to start + size of x, to be multiplied by `right_in_parts`.
+
+    In parts they are [hi lo hi lo], where the right factor's are [hi; hi; lo; lo]: a
+    product of float32 to about 16 bits in one pass of the matrix unit.
+
+    Args:
+        size: a quarter of the lanes.
+        exact: leave both in float32, for an exact product.
+    """
+    if exact:
+        return x[:, start : start + size]
+    lane = iota(x.shape, 1)
+    x = gather(x, start + lane % size)
+    hi = leading_part(x)
+    return jnp.where(lane // size % 2 == 1, x - hi, hi).astype(jnp.bfloat16)
+
+
+def right_in_parts(x, exact):
+    """See `left_in_parts`."""
+    if exact:
+        return x
+    hi = leading_part(x)
+    lo = x - hi
+    return jnp.concatenate([hi, hi, lo, lo], 0).astype(jnp.bfloat16)
+
+
+def dot_indicator(x, condition, exact):
+    """x times the zeros and ones of a condition; x to about 16 bits, or exact."""
+    if exact:
+        return dot(x, indicator(condition, jnp.float32), precision=EXACT)
+    hi = leading_part(x)
+    ones = indicator(condition)
+    return dot(hi.astype(ones.dtype), ones) + dot((x - hi).astype(ones.dtype), ones)
+
+
+def lane_sums(terms, exact):
+    """Sums of each term along its lanes, to about 16 bits or exact.
+
+    Args:
+        terms: at most 16 arrays of equal rows.
+
+    Returns:
+        [16, rows], the sums of term i in row i.
+    """
+    x, ends = jnp.concatenate(terms, 1), []
+    for term in terms:
+        ends.append(term.shape[1] + (ends[-1] if ends else 0))
+    shape = 16, x.shape[1]
+    lane = iota(shape, 1)
+    term = sum((lane >= end).astype(jnp.int32) for end in ends[:-1])
+    # Not by a selection: the estimator of v5e fails on products of masks.
+    ones = (1 - jnp.minimum(jnp.abs(iota(shape, 0) - term), 1)).astype(jnp.float32)
+    if exact:
+        return dot(ones, x, transposed=True, precision=EXACT)
+    hi, ones = leading_part(x), ones.astype(jnp.bfloat16)
+    rest = dot(ones, (x - hi).astype(ones.dtype), transposed=True)
+    return dot(ones, hi.astype(ones.dtype), transposed=True) + rest
+
+
+def gather(x, lanes):
+    """x[:, lanes], row by row."""
+    return jnp.take_along_axis(x, lanes, axis=1, mode="promise_in_bounds")
+
+
+def fit(x, lanes):
+    """x, equal in all of its lanes, in so many."""
+    if lanes <= LANES:
+        return x[:, :lanes]
+    return jnp.concatenate([x] * (lanes // LANES), 1)
+
+
+def to_rows(x, rows):
+    """x with rows of zeros up to so many."""
+    missing = rows - x.shape[0]
+    if not missing:
+        return x
+    return jnp.concatenate([x, jnp.zeros((missing, x.shape[1]), x.dtype)], 0)
+
+
+def in_turns(generators):
+    """Run generators to their ends, a step of each after the other.
+
+    The compiler's schedule follows the order of the program: what is to overlap, as the
+    stages of independent heads, must stand beside one another there.
+    """
+    for _ in itertools.zip_longest(*generators):
+        pass
+
+
+def store_rows(ref, start, lanes, x):
+    """Write x from row `start` on, as far as there are rows."""
+    rows = min(x.shape[0], ref.shape[0] - start)
+    if rows > 0:
+        ref[start : start + rows, lanes] = x[:rows].astype(ref.dtype)
+
+
+def iota(shape, axis):
+    """The index along an axis."""
+    return lax.broadcasted_iota(jnp.int32, shape, axis)
+
+
+def indicator(condition, dtype=jnp.bfloat16):
+    """1 where the condition holds, else 0."""
+    return jnp.where(condition, 1.0, 0.0).astype(dtype)
