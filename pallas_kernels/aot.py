@@ -224,7 +224,7 @@ def _worker() -> None:
             )
             compiled = compile_for(chip, function, *shapes)
             kernels = _kernels(compiled.as_text() or "")
-            moved = compiled.cost_analysis()["bytes accessed"]
+            moved = (compiled.cost_analysis() or {}).get("bytes accessed", 0.0)
         except Exception as exception:  # whatever it is, it is this job's result
             error = f"{type(exception).__name__}: {exception}"
         report = Report(tuple(kernels), moved, time.monotonic() - started, error)
