@@ -181,6 +181,19 @@ def test_no_race_in_two_rows_of_two_groups_of_heads():
     assert_float32(got, run(inputs, "reference"), want)
 
 
+@pytest.mark.slow
+def test_divided_among_devices():
+    """Rows and heads over a mesh, also where an axis divides none of them."""
+    inputs = cases.draw("twelve_keys_gated", shape(B=2, T=130, H=2))
+    want = run(inputs)
+    auto = (jax.sharding.AxisType.Auto,) * 3
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=auto)
+    with jax.set_mesh(mesh):
+        got = run(inputs)
+    for tensor in want:
+        np.testing.assert_array_equal(got[tensor], want[tensor])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     (

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import layout
+from pallas_kernels import layout, partition
 from pallas_kernels.delta_rule.tpu.backward import GateGradients, backward
 from pallas_kernels.delta_rule.tpu.forward import forward
 from pallas_kernels.delta_rule.tpu.gates import NEVER, running_sum
@@ -15,7 +15,6 @@ from pallas_kernels.delta_rule.tpu.step import token_step
 from pallas_kernels.products import input_product
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(7, 8))
 def fused(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B T N H K"],
@@ -27,12 +26,23 @@ def fused(
     chunk_size: int | None,
     precision: jax.lax.Precision | None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "S B H K V"]]:
-    """Run the kernel; arguments and results as in `reference.token_recurrence`.
+    """Run the kernels; arguments and results as in `reference.token_recurrence`.
 
     The outputs are in v's dtype. A single token takes a kernel of its own. Every
     `precision` but None and DEFAULT is taken as HIGHEST. What `unsupported` refuses
     must not come here.
     """
+    del chunk_size
+    run = partition.divided(
+        lambda *arrays: _fused(*arrays, precision),
+        ("BTHK", "BTNHK", "BTNHV", "BTNH", "BTH", "SBHKV", "S"),
+        ("BTHV", "SBHKV"),
+    )
+    return run(q, k, v, beta, g, states, cu_seqlens)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(7,))
+def _fused(q, k, v, beta, g, states, cu_seqlens, precision):
     inputs = (q, k, v, beta, g, states, cu_seqlens)
     if q.shape[1] > 1 or cu_seqlens is not None:
         return _run(inputs, precision, save=False)[0]
@@ -41,7 +51,7 @@ def fused(
     return o[:, None].astype(v.dtype), final[None]
 
 
-def _fused_forward(q, k, v, beta, g, states, cu_seqlens, chunk_size, precision):
+def _fused_forward(q, k, v, beta, g, states, cu_seqlens, precision):
     inputs = (q, k, v, beta, g, states, cu_seqlens)
     results, saved = _run(inputs, precision, save=True)
     return results, (inputs, saved)
@@ -68,7 +78,7 @@ def _run(inputs, precision, save):
     return (o.astype(v.dtype), final), saved
 
 
-def _fused_backward(chunk_size, precision, residuals, gradients):
+def _fused_backward(precision, residuals, gradients):
     (q, k, v, beta, g, states, cu_seqlens), saved = residuals
     d_o, d_final = gradients
     (B, T, H, _), N = q.shape, k.shape[2]
@@ -111,7 +121,7 @@ def _fused_backward(chunk_size, precision, residuals, gradients):
     )
 
 
-fused.defvjp(_fused_forward, _fused_backward)
+_fused.defvjp(_fused_forward, _fused_backward)
 
 
 def _decay_gradient(d: GateGradients, steps: int) -> Float[Array, "B M H KEYS"]:
@@ -168,9 +178,9 @@ def _gates(beta, g, where, of_tokens=False) -> Float[Array, "B M G H KEYS"]:
     """
     gates = [_by_lane(beta, where)]
     if g is not None:  # the decay comes with the first step of a token
-        g = jnp.maximum(g, NEVER)
-        first = jnp.zeros_like(beta, jnp.float32).at[:, :, 0].set(g)
-        sums = running_sum(_by_lane(first, where))
+        g, others = jnp.maximum(g, NEVER)[:, :, None], beta.shape[2] - 1
+        g = jnp.pad(g, [(0, 0), (0, 0), (0, others), (0, 0)])
+        sums = running_sum(_by_lane(g, where))
         gates += sums
         if of_tokens:
             N, unused = beta.shape[2], KEYS - where.chunk_size

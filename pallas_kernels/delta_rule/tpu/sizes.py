@@ -36,13 +36,8 @@ def unsupported(arrays: dict[str, Array | None], chunk_size: int | None) -> str 
             f"the TPU kernel takes at most {MOST_STEPS} steps a token, but there are "
             f"{N}; pass implementation='xla'."
         )
-    most = MOST_CHANNELS // max(K, v.shape[-1])
-    if H > most and H % GROUP:
-        return (
-            f"the TPU kernel takes at most {most} heads of this size or a multiple of "
-            f"{GROUP}, but H is {H}; the nearest is {H + -H % GROUP}, or pass "
-            "implementation='xla'."
-        )
+    if crowd := _crowd(H, max(K, v.shape[-1])):
+        return crowd
     if chunk_size not in (None, chunk_tokens(N)):
         return (
             f"the TPU kernel's chunk has {chunk_tokens(N)} tokens with {N} steps a "
@@ -57,6 +52,18 @@ def unsupported(arrays: dict[str, Array | None], chunk_size: int | None) -> str 
 def chunk_tokens(steps: int) -> int:
     """Tokens a chunk: a power of two, at most KEYS keys of so many steps a token."""
     return layout.round_up_to_power_of_two(KEYS // steps + 1) // 2
+
+
+def _crowd(H: int, size: int) -> str | None:
+    """Why VMEM has no room for the heads together, or None."""
+    most = MOST_CHANNELS // size
+    if H <= most or H % GROUP == 0:
+        return None
+    return (
+        f"the TPU kernel takes at most {most} heads of this size on a device or a "
+        f"multiple of {GROUP}, but H is {H}; the nearest is {H + -H % GROUP}, or pass "
+        "implementation='xla'."
+    )
 
 
 class Sizes(NamedTuple):
@@ -79,7 +86,13 @@ class Sizes(NamedTuple):
 
     @classmethod
     def choose(cls, H: int, steps: int, K: int, V: int, gated: bool, exact: bool):
-        """With as many of H heads as fill the chain and leave room in VMEM."""
+        """With as many of H heads as fill the chain and leave room in VMEM.
+
+        Raises:
+            NotImplementedError: there is no room for a device's share of the heads.
+        """
+        if crowd := _crowd(H, max(K, V)):
+            raise NotImplementedError(crowd)
         heads = H
         if H % GROUP == 0:
             small = max(K, V) <= 128 and not exact
