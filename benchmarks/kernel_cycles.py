@@ -43,7 +43,9 @@ def roofline(variant: str, chip: str) -> float:
     products = steps * (4 * keys * d + 4 * d * d) + 4 * keys * d + 2 * d * d
     moved = 2 * d * 2 * (1 + steps) + 4 * (1 + steps)
     if "backward" in VARIANTS[variant]:
-        products += 21 * keys * d + 12 * d * d
+        # K K^T, K Q^T, P^T dO, the solution, M_P, M_A, and dQ and dK of them; K dS',
+        # and dO, dR and U with the states, and dS of q and k.
+        products += 18 * keys * d + 12 * d * d
         saved = 2 * d * d // keys + 2 * d + 4 * 32  # written, and read again
         moved += 6 * 2 * d + 9 * 4 + 2 * saved
     return aot.roofline(chip, products, moved)
@@ -58,6 +60,7 @@ def main() -> None:
         for (chip, T), report in zip(runs, aot.compile_jobs(jobs), strict=True):
             cycles = report.cycles / T / heads(variant, chip)
             found[variant][chip][str(T)] = {
+                "heads": heads(variant, chip),
                 "cycles": round(cycles, 3),
                 "vmem": max(kernel.vmem for kernel in report.kernels),
                 "roofline": round(roofline(variant, chip), 3),

@@ -4,7 +4,7 @@ A compiler that divides a program among devices cannot divide a kernel; `divided
 it with `jax.shard_map`. It knows the axes of a mesh by their names.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 from jax.sharding import AxisType, PartitionSpec
@@ -16,8 +16,9 @@ MESH_AXES = {"B": ("data", "fsdp"), "H": ("tensor",)}
 def divided(kernel: Callable, inputs: Sequence[str], outputs: Sequence[str]):
     """The kernel on every device's part of its arguments, under the mesh in use.
 
-    Without a mesh (`jax.set_mesh`), on one device, and inside `jax.shard_map`, it is
-    the kernel itself. Sizes that a mesh axis does not divide stay whole.
+    Without a mesh (`jax.set_mesh`), on one device, and inside `jax.shard_map` (which
+    must be given ``check_vma=False``), it is the kernel itself. Sizes that a mesh axis
+    does not divide stay whole.
 
     Args:
         inputs: the axes of each array argument, a letter each, B the batch and H the
@@ -26,45 +27,55 @@ def divided(kernel: Callable, inputs: Sequence[str], outputs: Sequence[str]):
     """
 
     def run(*arrays):
-        mesh = jax.sharding.get_abstract_mesh()
-        kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-        free = {a for a, kind in kinds.items() if kind != AxisType.Manual}
-        sizes = {a: mesh.shape[a] for a in free}
-        if all(size == 1 for size in sizes.values()):
+        mesh, free = jax.sharding.get_abstract_mesh(), _free_axes()
+        if all(size == 1 for size in free.values()):
             return kernel(*arrays)
+        given = list(zip(arrays, inputs, strict=True))
         found = {letter: set() for letter in MESH_AXES}
-        for array, axes in zip(arrays, inputs, strict=True):
+        for array, axes in given:
             for letter, size in zip(axes, getattr(array, "shape", ()), strict=False):
                 found.get(letter, set()).add(size)
-        parts = {
-            letter: _dividing(names, sizes, found[letter])
-            for letter, names in MESH_AXES.items()
-        }
+        parts = {letter: _dividing(letter, sizes) for letter, sizes in found.items()}
 
         def spec(axes):
-            return PartitionSpec(*(parts.get(letter) for letter in axes))
+            return PartitionSpec(*(parts.get(letter) or None for letter in axes))
 
-        given = zip(arrays, inputs, strict=True)
-        in_specs = tuple(None if x is None else spec(axes) for x, axes in given)
+        if AxisType.Explicit in mesh.axis_types:
+            arrays = [
+                x if x is None else jax.sharding.reshard(x, spec(a)) for x, a in given
+            ]
         return jax.shard_map(
             kernel,
-            in_specs=in_specs,
+            in_specs=tuple(None if x is None else spec(axes) for x, axes in given),
             out_specs=tuple(spec(axes) for axes in outputs),
-            axis_names=free,
+            axis_names=set(free),
             check_vma=False,
         )(*arrays)
 
     return run
 
 
-def _dividing(
-    names: Sequence[str], mesh_sizes: Mapping[str, int], sizes: set[int]
-) -> tuple[str, ...] | None:
-    """Of the named mesh axes those that together divide all sizes."""
-    chosen, parts = [], 1
-    for name in names:
-        more = parts * mesh_sizes.get(name, 1)
-        if name in mesh_sizes and all(size % more == 0 for size in sizes):
+def part(letter: str, size: int) -> int:
+    """A device's part of so many rows ("B") or heads ("H"), under the mesh in use."""
+    free = _free_axes()
+    for name in _dividing(letter, {size}):
+        size //= free[name]
+    return size
+
+
+def _free_axes() -> dict[str, int]:
+    """The sizes of the mesh axes that no `jax.shard_map` has taken."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {name: mesh.shape[name] for name, kind in kinds if kind != AxisType.Manual}
+
+
+def _dividing(letter: str, sizes: set[int]) -> tuple[str, ...]:
+    """Of a letter's mesh axes those that together divide all sizes."""
+    free, chosen, parts = _free_axes(), [], 1
+    for name in MESH_AXES[letter]:
+        more = parts * free.get(name, 1)
+        if name in free and all(size % more == 0 for size in sizes):
             chosen.append(name)
             parts = more
-    return tuple(chosen) or None
+    return tuple(chosen)

@@ -325,13 +325,17 @@ def kernel_cycles() -> str:
         cells = [found[chip][max(found[chip], key=int)] for chip in chips]
         rows.append(
             [variant]
-            + [f"{c['cycles']:.2f} ({c['roofline'] / c['cycles']:.0%})" for c in cells]
+            + [
+                f"{c['cycles']:.2f} ({c['roofline'] / c['cycles']:.0%})"
+                + ("" if c["heads"] == 16 else f", {c['heads']} heads")
+                for c in cells
+            ]
             + [f"{max(c['vmem'] for c in cells) / 2**20:.0f} MiB"]
         )
     text = (
         "Cycles a token and head, as the TPU compiler estimates them, and the share of "
-        "the roofline; bfloat16, K = V = 128, 16 heads, 8192 tokens (1024 of several "
-        "steps and of both directions). Nothing ran on a TPU."
+        "the roofline; bfloat16, K = V = 128, 16 heads (8 where said), 8192 tokens "
+        "(1024 of several steps and of both directions). Nothing ran on a TPU."
     )
     libtpu = data["versions"]["libtpu"]
     return f"{text}\n\n{table(['operation', *chips, 'VMEM'], rows)}\n\nlibtpu {libtpu}."

@@ -90,7 +90,10 @@ def test_the_delta_rule_compiles(chip):
 
 
 def test_a_step_of_the_delta_rule_moves_its_states_once():
-    """On all chips, in place; also where the heads fill no register."""
+    """On all chips, in place; also where the heads fill no register.
+
+    The kernel's bytes are by its own cost estimate: no copy may surround it.
+    """
     program, d = "pallas_kernels.programs:delta_rule_step", 128
     jobs = [aot.Job(program, {"B": 8, "H": 16}, chip) for chip in aot.CHIPS]
     jobs += [aot.Job(program, {"B": 2, "H": 3, "K": d // 2, "N": 8}, "v5e")]
@@ -102,13 +105,20 @@ def test_a_step_of_the_delta_rule_moves_its_states_once():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ("delta rule", "delta rule, 2 steps a token"))
+@pytest.mark.parametrize(
+    "variant",
+    (
+        "delta rule",
+        "delta rule, 2 steps a token",
+        "delta rule, forward and backward",
+    ),
+)
 def test_cycles_are_not_above_the_committed_ones(variant):
     committed = json.loads((RESULTS / "kernel_cycles.json").read_text())["estimated"]
     chips = ("v5e", "v6e")
     jobs = [kernel_cycles.program(variant, kernel_cycles.SHORT, chip) for chip in chips]
     for chip, report in zip(chips, aot.compile_jobs(jobs), strict=True):
-        now = report.cycles / kernel_cycles.SHORT / kernel_cycles.HEADS
+        now = report.cycles / kernel_cycles.SHORT / kernel_cycles.heads(variant, chip)
         before = committed[variant][chip][str(kernel_cycles.SHORT)]["cycles"]
         assert now <= 1.05 * before, (
             f"{variant} on {chip}: {now:.2f} cycles a token and head, committed are "

@@ -79,6 +79,7 @@ def assert_float32(got, reference, want):
 
 def assert_bfloat16(got, chunked, want):
     """At most twice the error of the chunked form, or one rounding."""
+    assert got.keys() == want.keys()
     for name in want:
         bound = max(2 * error(chunked[name], want[name]), BFLOAT16_EPS)
         assert error(got[name], want[name]) <= bound, name
@@ -92,7 +93,9 @@ def test_float32_on_hard_inputs(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ("twelve_keys_gated", "mixed_decay", "random"))
+@pytest.mark.parametrize(
+    "name", ("twelve_keys_gated", "mixed_decay", "random", "twelve_keys")
+)
 def test_three_steps_a_token(name):
     inputs = cases.draw(name, shape(T=70, N=3))
     want = oracle.delta_product(**inputs)
@@ -108,13 +111,25 @@ def test_bfloat16_errs_like_the_chunked_form(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("K", "V"), ((128, 64), (64, 256)))
-def test_keys_and_values_of_different_sizes(K, V):
+@pytest.mark.parametrize(("K", "V", "H"), ((128, 64, 9), (64, 256, 3)))
+def test_keys_and_values_of_different_sizes(K, V, H):
     """Groups of heads of which one is full, and bfloat16 with steps of a token."""
-    inputs = cases.draw("twelve_keys_gated", shape(T=140, K=K, V=V, H=9))
+    inputs = cases.draw("twelve_keys_gated", shape(T=140, K=K, V=V, H=H))
     want = oracle.delta_product(**inputs)
     assert_float32(run(inputs), run(inputs, "reference"), want)
     inputs = narrowed(cases.draw("twelve_keys_gated", shape(T=70, K=K, V=V, N=2)))
+    want = oracle.delta_product(**inputs)
+    chunked = run(inputs, "xla", dtype=jnp.bfloat16)
+    assert_bfloat16(run(inputs, dtype=jnp.bfloat16), chunked, want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sizes", (dict(H=16, K=128, V=128, T=130), dict(H=3, N=5, T=40))
+)
+def test_bfloat16_of_other_sizes(sizes):
+    """Two groups of heads in a grid step, and a chunk that its keys do not fill."""
+    inputs = narrowed(cases.draw("twelve_keys_gated", shape(**sizes)))
     want = oracle.delta_product(**inputs)
     chunked = run(inputs, "xla", dtype=jnp.bfloat16)
     assert_bfloat16(run(inputs, dtype=jnp.bfloat16), chunked, want)
@@ -182,9 +197,10 @@ def test_no_race_in_two_rows_of_two_groups_of_heads():
 
 
 @pytest.mark.slow
-def test_divided_among_devices():
+@pytest.mark.parametrize("T", (1, 130))
+def test_divided_among_devices(T):
     """Rows and heads over a mesh, also where an axis divides none of them."""
-    inputs = cases.draw("twelve_keys_gated", shape(B=2, T=130, H=2))
+    inputs = cases.draw("twelve_keys_gated", shape(B=2, T=T, H=2))
     want = run(inputs)
     auto = (jax.sharding.AxisType.Auto,) * 3
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=auto)
@@ -200,7 +216,7 @@ def test_divided_among_devices():
         (dict(K=48), "head sizes .* but K is 48; the nearest is 64"),
         (dict(V=512), "but V is 512; the nearest is 256"),
         (dict(N=9), "at most 8 steps a token, but there are 9"),
-        (dict(H=36), "at most 32 heads of this size .* H is 36; the nearest is 40"),
+        (dict(H=36), "at most 32 heads of this size .* are 36; the nearest is 40"),
     ),
 )
 def test_shapes_it_cannot_take(change, message):

@@ -62,7 +62,7 @@ from pallas_kernels.tiles import (
 
 
 class GateGradients(NamedTuple):
-    """Gradients of step sizes and of log decays, [B, M, H, KEYS].
+    """Gradients of step sizes and of log decays, along the keys in the last axis.
 
     Attributes:
         beta: of each key's step size.
@@ -182,20 +182,19 @@ def _kernel(*refs, sizes, chunks):
         refs.dS[...] = refs.d_end[...]
         refs.dS_narrow[...] = refs.d_end[...].astype(refs.dS_narrow.dtype)
 
-    groups = [
-        range(h, min(h + GROUP, sizes.heads)) for h in range(0, sizes.heads, GROUP)
+    gates = [
+        Gates.read(refs.gates, group, sizes, backward=True) for group in sizes.groups
     ]
-    gates = [Gates.read(refs.gates, group, sizes, backward=True) for group in groups]
     for pack in range(sizes.packs):
         rows = slice(pack * KEYS, (pack + 1) * KEYS)
         refs.X_transposed[rows, :] = refs.X[rows, :].T
     heads = [_Head(refs, h, gates[h // GROUP], sizes) for h in range(sizes.heads)]
-    for group in groups:
+    for group in sizes.groups:
         in_turns([heads[h].find_system() for h in group])
     for i in reversed(range(KEYS // BLOCK)):
         for head in heads:
             head.solve_block(i)
-    for group in groups:
+    for group in sizes.groups:
         in_turns([heads[h].write() for h in group])
 
 
@@ -219,24 +218,27 @@ class _Head:
         row, lane = iota(KK.shape, 0), iota(KK.shape, 1)
         sees = lane >= row // steps
         yield
+        seen = row >= lane // steps  # tokens in the rows
         if not sizes.gated:
             between = jnp.ones(KK.shape, jnp.float32)
             self.to_tokens = indicator(sees, jnp.float32)
+            self.from_tokens = indicator(seen, jnp.float32)
         else:
+            decay = partial(gates.entry_and_log, self.j)
             of_keys = gates.hi[self.row], gates.lo[self.row]
-            self.entry, log = gates.entry_and_log(self.j, gates.columns, *of_keys)
-            # Of two keys one is later: the matrix is symmetric.
-            log = to_tokens = -jnp.abs(log)
+            self.entry, log = decay(gates.columns, *of_keys)
             self.entry_of_token = self.entry
+            # Of two keys one is later, and no decay grows: the matrix is symmetric.
+            log = to_tokens = from_tokens = -jnp.abs(log)
             if steps > 1:
                 of_tokens = (self.refs.gates[i, self.h : self.h + 1, :] for i in (3, 4))
-                _, log_ = gates.entry_and_log(self.j, gates.columns, *of_tokens)
-                to_tokens = -log_
+                to_tokens = -decay(gates.columns, *of_tokens)[1]
                 columns = dot(indicator(lane == steps * row), gates.columns)
-                self.entry_of_token, _ = gates.entry_and_log(self.j, columns, *of_keys)
-                self.columns_of_tokens = columns
+                self.entry_of_token, from_tokens = decay(columns, *of_keys)
             between = jnp.exp(log)
             self.to_tokens = jnp.exp(jnp.where(sees, to_tokens, -jnp.inf))
+            seen &= row < KEYS // steps
+            self.from_tokens = jnp.exp(jnp.where(seen, from_tokens, -jnp.inf))
         self.between, self.earlier = between, jnp.where(row > lane, between, 0.0)
         self.KK, self.KQ = KK, KQ
         self.A = jnp.where(row < lane, KK * between, 0.0)
@@ -274,7 +276,7 @@ class _Head:
         beta = self.gates.beta[self.row]
         M_A = dot(narrow, E, transposed=True) * (-beta * self.earlier)
         M_P_turned = dot(U, dO, transposed=True) * self.to_tokens
-        M_P = dot(dO, E, transposed=True) * (beta * self.from_tokens())
+        M_P = dot(dO, E, transposed=True) * (beta * self.from_tokens)
         yield
         d_q = dot(dO, S, transposed=True)
         entry = dot(narrow, S, transposed=True)
@@ -305,19 +307,6 @@ class _Head:
         dS -= dot(*with_rest(turned[1], dR_entry, sizes.exact))
         refs.dS[self.h] = dS
         refs.dS_narrow[self.h] = dS.astype(sizes.operand)
-
-    def from_tokens(self):
-        """Gamma from the keys, in the lanes, to the tokens."""
-        steps, gates = self.sizes.steps, self.gates
-        token, key = iota((KEYS, KEYS), 0), iota((KEYS, KEYS), 1)
-        sees = token >= key // steps
-        if steps == 1 or not self.sizes.gated:
-            return jnp.where(sees, self.between, 0.0)
-        columns = self.columns_of_tokens
-        _, log = gates.entry_and_log(
-            self.j, columns, gates.hi[self.row], gates.lo[self.row]
-        )
-        return jnp.exp(jnp.where(sees, log, -jnp.inf))
 
     def write_gates(self, E, d_q, entry, exit, of_tokens, of_keys):
         """Rows of the gates' gradients.

@@ -153,10 +153,7 @@ def _kernel(*refs, sizes, save):
 
     if save:
         S_before_ref[...] = S_ref[...].astype(S_before_ref.dtype)
-    groups = [
-        range(h, min(h + GROUP, sizes.heads)) for h in range(0, sizes.heads, GROUP)
-    ]
-    gates = [Gates.read(gates_ref, group, sizes) for group in groups]
+    gates = [Gates.read(gates_ref, group, sizes) for group in sizes.groups]
     heads = [
         _Head(q_ref, k_ref, v_ref, S_ref, h, gates[h // GROUP], sizes)
         for h in range(sizes.heads)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from pallas_kernels.delta_rule.tpu.sizes import KEYS, Sizes
 from pallas_kernels.tiles import dot, indicator, iota, three_parts
 
-NEVER = -200.0  # a log decay whose factor is 0 in float32
+NEVER = -128.0  # a log decay whose factor is 0 in float32
 
 
 def running_sum(g: Float[Array, "*batch KEYS"]) -> tuple[Array, Array]:
@@ -52,7 +52,7 @@ class Gates(NamedTuple):
 
     @classmethod
     def read(cls, gates_ref, group: range, sizes: Sizes, backward: bool = False):
-        """Those of a group of heads from rows beta, hi and lo of [3, heads, KEYS]."""
+        """Those of a group of heads from rows beta and, if gated, hi and lo."""
         rows = slice(group[0], group[-1] + 1)
         beta = gates_ref[0, rows, :]
         if not sizes.gated:

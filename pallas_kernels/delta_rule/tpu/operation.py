@@ -28,9 +28,9 @@ def fused(
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "S B H K V"]]:
     """Run the kernels; arguments and results as in `reference.token_recurrence`.
 
-    The outputs are in v's dtype. A single token takes a kernel of its own. Every
-    `precision` but None and DEFAULT is taken as HIGHEST. What `unsupported` refuses
-    must not come here.
+    The outputs are in v's dtype. A single token takes a kernel of its own, in float32,
+    unless its gradient is taken. Every `precision` but None and DEFAULT is taken as
+    HIGHEST. What `unsupported` refuses must not come here.
     """
     del chunk_size
     run = partition.divided(

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array
 
-from pallas_kernels import layout
+from pallas_kernels import layout, partition
 from pallas_kernels.tiles import LANES
 
 KEYS = LANES  # a chunk, one vector register wide
@@ -36,8 +36,13 @@ def unsupported(arrays: dict[str, Array | None], chunk_size: int | None) -> str 
             f"the TPU kernel takes at most {MOST_STEPS} steps a token, but there are "
             f"{N}; pass implementation='xla'."
         )
-    if crowd := _crowd(H, max(K, v.shape[-1])):
-        return crowd
+    most, of_device = MOST_CHANNELS // max(K, v.shape[-1]), partition.part("H", H)
+    if of_device > most and of_device % GROUP:
+        return (
+            f"the TPU kernel takes at most {most} heads of this size on a device or a "
+            f"multiple of {GROUP}, but there are {of_device}; the nearest is "
+            f"{of_device + -of_device % GROUP}, or pass implementation='xla'."
+        )
     if chunk_size not in (None, chunk_tokens(N)):
         return (
             f"the TPU kernel's chunk has {chunk_tokens(N)} tokens with {N} steps a "
@@ -52,18 +57,6 @@ def unsupported(arrays: dict[str, Array | None], chunk_size: int | None) -> str 
 def chunk_tokens(steps: int) -> int:
     """Tokens a chunk: a power of two, at most KEYS keys of so many steps a token."""
     return layout.round_up_to_power_of_two(KEYS // steps + 1) // 2
-
-
-def _crowd(H: int, size: int) -> str | None:
-    """Why VMEM has no room for the heads together, or None."""
-    most = MOST_CHANNELS // size
-    if H <= most or H % GROUP == 0:
-        return None
-    return (
-        f"the TPU kernel takes at most {most} heads of this size on a device or a "
-        f"multiple of {GROUP}, but H is {H}; the nearest is {H + -H % GROUP}, or pass "
-        "implementation='xla'."
-    )
 
 
 class Sizes(NamedTuple):
@@ -86,18 +79,18 @@ class Sizes(NamedTuple):
 
     @classmethod
     def choose(cls, H: int, steps: int, K: int, V: int, gated: bool, exact: bool):
-        """With as many of H heads as fill the chain and leave room in VMEM.
-
-        Raises:
-            NotImplementedError: there is no room for a device's share of the heads.
-        """
-        if crowd := _crowd(H, max(K, V)):
-            raise NotImplementedError(crowd)
+        """With as many of H heads as fill the chain and leave room in VMEM."""
         heads = H
         if H % GROUP == 0:
             small = max(K, V) <= 128 and not exact
             heads = 2 * GROUP if small and H % (2 * GROUP) == 0 else GROUP
         return cls(heads, steps, K, V, gated, exact)
+
+    @property
+    def groups(self) -> list[range]:
+        """The heads by GROUP."""
+        firsts = range(0, self.heads, GROUP)
+        return [range(h, min(h + GROUP, self.heads)) for h in firsts]
 
     @property
     def vmem(self) -> int:

@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from pallas_kernels.delta_rule.tpu.sizes import MOST_CHANNELS
 from pallas_kernels.tiles import LANES, to_rows
 
 
@@ -72,7 +73,7 @@ def token_step(
 def _heads_together(H: int, size: int) -> int:
     """Heads of a grid step: whole registers of rows, and states that fit in VMEM."""
     for heads in (16, 8):
-        if H % heads == 0 and heads * size <= 2048:
+        if H % heads == 0 and heads * size <= MOST_CHANNELS:
             return heads
     return H
 
