@@ -133,8 +133,8 @@ def state_tracking() -> str:
     for group, beta in dict.fromkeys((g, b) for g, _, b in parts.values()):
         found = [accuracy(f"{group} {n} {beta}") for n in steps]
         rows.append([group, f"[0, {beta.removeprefix('beta=')}]", *found])
-    header = ["group", "beta"] + [
-        f"{n.removeprefix('n=')} steps a token" for n in steps
+    header = ["group", "beta", "1 step a token"] + [
+        f"{n.removeprefix('n=')} steps" for n in steps[1:]
     ]
     trained = next(iter(cells.values()))["config"]["data"]["task"]["length"] - 1
     chance = {"parity": 1 / 2, "S3": 1 / 6, "S4": 1 / 24, "A5": 1 / 60, "S5": 1 / 120}

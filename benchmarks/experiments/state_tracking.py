@@ -106,7 +106,9 @@ def figure(results: dict) -> figures.Figure:
                 for i, curve in enumerate(curves):
                     x = BIN * (np.arange(len(curve)) + 0.5)
                     style = dict(color=colour, linestyle=dashes)
-                    name = f"{n} steps, beta ≤ {beta_max:g}" if i == best else None
+                    plural = "s" if n > 1 else ""
+                    name = f"{n} step{plural}, beta ≤ {beta_max:g}"
+                    name = name if i == best else None
                     ax.plot(
                         x, curve, alpha=1 if i == best else 0.25, label=name, **style
                     )
