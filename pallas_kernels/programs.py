@@ -26,8 +26,13 @@ def delta_rule(
     dtype: str = "bfloat16",
     gated: bool = True,
     backward: bool = False,
+    sequences: int = 0,
 ) -> Program:
-    """The delta rule, N steps a token, or both directions of it."""
+    """The delta rule, N steps a token, or both directions of it.
+
+    With `sequences` a row holds so many of equal lengths.
+    """
+    bounds = jnp.linspace(0, T, sequences + 1).astype(jnp.int32) if sequences else None
 
     def forward(q, k, v, beta, g):
         o, state = delta_product(
@@ -36,6 +41,7 @@ def delta_rule(
             v.reshape(B, T, N, H, V),
             beta,
             g if gated else None,
+            cu_seqlens=bounds,
             implementation="pallas_tpu",
         )
         return o.reshape(B, T, H * V), state
@@ -56,7 +62,7 @@ def delta_rule(
 
     gradients = (
         jax.ShapeDtypeStruct((B, T, H * V), dtype),
-        jax.ShapeDtypeStruct((B, H, K, V), jnp.float32),
+        jax.ShapeDtypeStruct((sequences or B, H, K, V), jnp.float32),
     )
     return both, gradients + shapes
 

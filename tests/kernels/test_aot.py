@@ -80,6 +80,7 @@ def test_the_delta_rule_compiles(chip):
         {"T": 65_536, "H": 16, "K": 128, "V": 128},
         {"T": 65_536, "H": 8, "K": 256, "V": 256},
         {"T": 300, "H": 3, "N": 3, "dtype": "float32"},
+        {"T": 2000, "H": 8, "N": 2, "V": 64, "sequences": 3},
     )
     program = "pallas_kernels.programs:delta_rule"
     jobs = [aot.Job(program, shape | {"backward": True}, chip) for shape in shapes]

@@ -189,6 +189,18 @@ def test_ragged_sequences_have_states_of_their_own():
 
 
 @pytest.mark.slow
+def test_ragged_sequences_of_two_steps_a_token():
+    inputs = narrowed(cases.draw("twelve_keys_gated", shape(T=150, H=2, N=2)))
+    bounds = np.asarray([0, 70, 70, 90, 140])
+    rng = np.random.default_rng(0)
+    for name in ("initial_state", "d_state"):
+        inputs[name] = rng.standard_normal((4, 2, 64, 64)).astype(np.float32)
+    want = run(inputs, "reference", cu_seqlens=bounds)
+    chunked = run(inputs, "xla", jnp.bfloat16, cu_seqlens=bounds)
+    assert_bfloat16(run(inputs, dtype=jnp.bfloat16, cu_seqlens=bounds), chunked, want)
+
+
+@pytest.mark.slow
 def test_no_race_in_two_rows_of_two_groups_of_heads():
     inputs = cases.draw("random", shape(B=2, T=130, H=16))
     want = oracle.delta_product(**inputs)

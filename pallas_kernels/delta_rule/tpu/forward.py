@@ -180,7 +180,7 @@ class _Head:
         self.v_ref = v_ref.at[:, self.of_values]
         self.S_ref = S_ref.at[h]
         self.h, self.gates, self.sizes = h, gates, sizes
-        self.j = slice(h % GROUP, h % GROUP + 1)
+        self.j, self.row = h % GROUP, slice(h % GROUP, h % GROUP + 1)
         self.dot = partial(dot, precision=EXACT if sizes.exact else None)
         self.E = []
         self.find_system()
@@ -190,12 +190,12 @@ class _Head:
         k, gates = self.k(), self.gates
         KK = self.dot(k, k, transposed=True)
         row, column = iota(KK.shape, 0), iota(KK.shape, 1)
-        within = exit = gates.beta[self.j]
+        within = exit = gates.beta[self.row]
         if self.sizes.gated:
-            hi, lo = gates.hi[self.j], gates.lo[self.j]
-            self.entry, log = gates.entry_and_log(self.j.start, gates.columns, hi, lo)
+            hi, lo = gates.hi[self.row], gates.lo[self.row]
+            self.entry, log = gates.entry_and_log(self.j, gates.columns, hi, lo)
             within = jnp.exp(jnp.where(row >= column, log, -jnp.inf)) * within
-            exit = gates.exit[self.j] * exit
+            exit = gates.exit[self.row] * exit
         self.within = within
         self.L = jnp.where(row > column, KK * within, 0.0)
         self.k_exit = (k.astype(jnp.float32).T * exit).astype(self.sizes.operand)
@@ -218,9 +218,11 @@ class _Head:
             if sizes.steps > 1:
                 own_key = indicator(key == sizes.steps * token)
                 columns = dot(own_key, gates.columns)
-                hi, lo = gates.hi[self.j], gates.lo[self.j]
-                entry, log = gates.entry_and_log(self.j.start, columns, hi, lo)
-                within = jnp.exp(jnp.where(visible, log, -jnp.inf)) * gates.beta[self.j]
+                hi, lo = gates.hi[self.row], gates.lo[self.row]
+                entry, log = gates.entry_and_log(self.j, columns, hi, lo)
+                within = (
+                    jnp.exp(jnp.where(visible, log, -jnp.inf)) * gates.beta[self.row]
+                )
             q_entry = fit(entry, sizes.K) * q.astype(jnp.float32)
         self.R = to_rows(self.v_ref[...], KEYS).astype(jnp.float32) - KS
         self.P = (QK * within).astype(sizes.operand)
@@ -248,7 +250,7 @@ class _Head:
         o_ref[:, self.of_values] = o.astype(o_ref.dtype)
         S = self.S_ref[...]
         if self.gates.total is not None:
-            S = self.gates.total[self.j] * S
+            S = self.gates.total[self.row] * S
         self.S_ref[...] = S + self.dot(self.k_exit, E)
 
 
