@@ -1,5 +1,6 @@
 """Settings under which every test runs: strict types, 8 virtual CPU devices."""
 
+import gc
 import os
 import pathlib
 
@@ -18,6 +19,20 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Linux gives a process 65,530 memory mappings, and dies of one more. A compiled
+# function holds eleven, so a worker with a thousand tests behind it comes near.
+MOST_MAPPINGS = 30_000
+MAPPINGS = pathlib.Path("/proc/self/maps")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_mappings():
+    """Forgets the compiled functions after a test file once there are many."""
+    yield
+    if MAPPINGS.exists() and MAPPINGS.read_text().count("\n") > MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
