@@ -100,7 +100,7 @@ def test_a_step_of_the_delta_rule_moves_its_states_once():
     jobs += [aot.Job(program, {"B": 2, "H": 3, "K": d // 2, "N": 8}, "v5e")]
     for job, report in zip(jobs, aot.compile_jobs(jobs, estimate=False), strict=True):
         assert report.error is None, f"{job}: {report.error}"
-        assert [kernel.name for kernel in report.kernels] == ["delta_rule_step"]
+        assert [kernel.name for kernel in report.kernels] == ["token_step"]
         if job.arguments["H"] == 16:
             assert report.moved <= 1.1 * 2 * 8 * 16 * d * d * 4
 

@@ -35,7 +35,6 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.delta_rule.tpu.forward import Saved
-from pallas_kernels.delta_rule.tpu.gates import Gates
 from pallas_kernels.delta_rule.tpu.sizes import (
     BESIDE,
     BLOCK,
@@ -45,7 +44,9 @@ from pallas_kernels.delta_rule.tpu.sizes import (
     pack_row,
 )
 from pallas_kernels.products import EXACT
-from pallas_kernels.tiles import (
+from pallas_kernels.tpu.chunk_grid import ChunkGrid
+from pallas_kernels.tpu.gates import Gates
+from pallas_kernels.tpu.tiles import (
     dot,
     dot_indicator,
     fit,
@@ -102,51 +103,38 @@ def backward(
     NC = k.shape[2]
     sizes = Sizes.choose(H, NC // C, K, V, gates.shape[2] > 1, exact)
 
-    def chunk(m):
-        return M - 1 - m
-
-    tokens = partial(sizes.of_tokens, chunk=chunk)
-    state = sizes.of_states(chunk)
-    table = () if sequence is None else (sequence.astype(jnp.int32),)
-    d_gates = len(GateGradients._fields) if sizes.gated else 1
-    transposed = pltpu.VMEM((sizes.packs * KEYS, KEYS), jnp.float32)
-    d_q, d_k, d_v, d_states, d_gates = pl.pallas_call(
-        partial(_kernel, sizes=sizes, chunks=M),
-        name="delta_rule_backward",
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(table),
-            grid=(B, H // sizes.heads, M),
-            in_specs=[
-                tokens(C, K),
-                tokens(NC, K),
-                tokens(C, V),
-                sizes.of_gates(gates.shape[2], chunk),
-                state,
-                sizes.of_chunk_states(chunk),
-                tokens(NC, V),
-                sizes.of_inverses(chunk),
-            ],
-            out_specs=[
-                tokens(C, K),
-                tokens(NC, K),
-                tokens(NC, V),
-                state,
-                sizes.of_gates(d_gates, chunk),
-            ],
-            scratch_shapes=[transposed, pltpu.VMEM((sizes.heads, K, V), sizes.operand)],
-        ),
-        out_shape=[
-            jax.ShapeDtypeStruct(q.shape, q.dtype),
-            jax.ShapeDtypeStruct(k.shape, k.dtype),
-            jax.ShapeDtypeStruct((B, M, NC, H * V), k.dtype),
-            jax.ShapeDtypeStruct(d_states.shape, jnp.float32),
-            jax.ShapeDtypeStruct((B, M, d_gates, H, KEYS), jnp.float32),
+    grid = ChunkGrid(B, H, M, sizes.heads, sequence, backward=True)
+    packed = sizes.packs * KEYS, KEYS
+    states = jax.ShapeDtypeStruct(d_states.shape, jnp.float32)
+    d_v = jax.ShapeDtypeStruct((B, M, NC, H * V), k.dtype)
+    rows = len(GateGradients._fields) if sizes.gated else 1
+    d_gates = jax.ShapeDtypeStruct((B, M, rows, H, KEYS), jnp.float32)
+    d_q, d_k, d_v, d_states, d_gates = grid.call(
+        partial(_kernel, sizes=sizes),
+        "delta_rule_backward",
+        operands=[
+            (q, grid.tokens(C, K)),
+            (k, grid.tokens(NC, K)),
+            (d_o, grid.tokens(C, V)),
+            (gates, grid.rows(gates.shape[2], KEYS)),
+            (d_states, grid.states(K, V)),
+            (saved.S, grid.chunk_states(K, V)),
+            (saved.E, grid.tokens(NC, V)),
+            (saved.X, grid.stacked(*packed)),
         ],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary"),
-            vmem_limit_bytes=sizes.vmem,
-        ),
-    )(*table, q, k, d_o, gates, d_states, *saved)
+        results=[
+            (jax.ShapeDtypeStruct(q.shape, q.dtype), grid.tokens(C, K)),
+            (jax.ShapeDtypeStruct(k.shape, k.dtype), grid.tokens(NC, K)),
+            (d_v, grid.tokens(NC, V)),
+            (states, grid.states(K, V)),
+            (d_gates, grid.rows(rows, KEYS)),
+        ],
+        scratch=[
+            pltpu.VMEM(packed, jnp.float32),
+            pltpu.VMEM((sizes.heads, K, V), sizes.operand),
+        ],
+        vmem=sizes.vmem,
+    )
     return d_q, d_k, d_v, d_states, GateGradients(*jnp.moveaxis(d_gates, 2, 0))
 
 
@@ -170,21 +158,15 @@ class Refs(NamedTuple):
     dS_narrow: jax.Ref
 
 
-def _kernel(*refs, sizes, chunks):
-    *table, refs = *refs[: -len(Refs._fields)], Refs(*refs[-len(Refs._fields) :])
-    m = chunks - 1 - pl.program_id(2)
-    ends = m == chunks - 1
-    if table:
-        ends |= table[0][m] != table[0][jnp.minimum(m, chunks - 2) + 1]
+def _kernel(ends, *refs, sizes):
+    refs = Refs(*refs)
 
     @pl.when(ends)
     def _():
         refs.dS[...] = refs.d_end[...]
         refs.dS_narrow[...] = refs.d_end[...].astype(refs.dS_narrow.dtype)
 
-    gates = [
-        Gates.read(refs.gates, group, sizes, backward=True) for group in sizes.groups
-    ]
+    gates = [Gates.read(refs.gates, group, backward=True) for group in sizes.groups]
     for pack in range(sizes.packs):
         rows = slice(pack * KEYS, (pack + 1) * KEYS)
         refs.X_transposed[rows, :] = refs.X[rows, :].T

@@ -29,7 +29,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.delta_rule.tpu.gates import Gates
 from pallas_kernels.delta_rule.tpu.sizes import (
     BESIDE,
     BLOCK,
@@ -39,7 +38,9 @@ from pallas_kernels.delta_rule.tpu.sizes import (
     pack_row,
 )
 from pallas_kernels.products import EXACT
-from pallas_kernels.tiles import (
+from pallas_kernels.tpu.chunk_grid import ChunkGrid
+from pallas_kernels.tpu.gates import Gates
+from pallas_kernels.tpu.tiles import (
     dot,
     fit,
     gather,
@@ -82,78 +83,55 @@ def forward(
     (B, M, C, _), (_, H, K, V) = q.shape, states.shape
     NC = k.shape[2]
     sizes = Sizes.choose(H, NC // C, K, V, gates.shape[2] > 1, exact)
-
-    def chunk(m):
-        return m
-
-    tokens = partial(sizes.of_tokens, chunk=chunk)
-    state = sizes.of_states(chunk)
-    table = () if sequence is None else (sequence.astype(jnp.int32),)
+    grid = ChunkGrid(B, H, M, sizes.heads, sequence)
     packed = sizes.packs * KEYS, KEYS
-    scratch = [pltpu.VMEM(packed, jnp.float32)] * (1 if save else 2)
-    out_specs = [tokens(C, V), state]
-    out_shape = [
-        jax.ShapeDtypeStruct((B, M, C, H * V), q.dtype),
-        jax.ShapeDtypeStruct(states.shape, jnp.float32),
+    results = [
+        (jax.ShapeDtypeStruct((B, M, C, H * V), q.dtype), grid.tokens(C, V)),
+        (jax.ShapeDtypeStruct(states.shape, jnp.float32), grid.states(K, V)),
     ]
     if save:
-        out_specs += [
-            sizes.of_chunk_states(chunk),
-            tokens(NC, V),
-            sizes.of_inverses(chunk),
+        S = jax.ShapeDtypeStruct((B, M, H, K, V), sizes.operand)
+        E = jax.ShapeDtypeStruct((B, M, NC, H * V), sizes.operand)
+        packs = H // sizes.heads * packed[0]
+        X = jax.ShapeDtypeStruct((B, M, packs, KEYS), jnp.float32)
+        results += [
+            (S, grid.chunk_states(K, V)),
+            (E, grid.tokens(NC, V)),
+            (X, grid.stacked(*packed)),
         ]
-        out_shape += [
-            jax.ShapeDtypeStruct((B, M, H, K, V), sizes.operand),
-            jax.ShapeDtypeStruct((B, M, NC, H * V), sizes.operand),
-            jax.ShapeDtypeStruct(
-                (B, M, H // sizes.heads * packed[0], KEYS), jnp.float32
-            ),
-        ]
-    o, final, *saved = pl.pallas_call(
+    o, final, *saved = grid.call(
         partial(_kernel, sizes=sizes, save=save),
-        name="delta_rule_forward",
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(table),
-            grid=(B, H // sizes.heads, M),
-            in_specs=[
-                tokens(C, K),
-                tokens(NC, K),
-                tokens(NC, V),
-                sizes.of_gates(gates.shape[2], chunk),
-                state,
-            ],
-            out_specs=out_specs,
-            scratch_shapes=scratch,
-        ),
-        out_shape=out_shape,
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary"),
-            vmem_limit_bytes=sizes.vmem,
-        ),
-    )(*table, q, k, v, gates, states)
+        "delta_rule_forward",
+        operands=[
+            (q, grid.tokens(C, K)),
+            (k, grid.tokens(NC, K)),
+            (v, grid.tokens(NC, V)),
+            (gates, grid.rows(gates.shape[2], KEYS)),
+            (states, grid.states(K, V)),
+        ],
+        results=results,
+        scratch=[pltpu.VMEM(packed, jnp.float32)] * (1 if save else 2),
+        vmem=sizes.vmem,
+    )
     return o, final, Saved(*saved) if save else None
 
 
-def _kernel(*refs, sizes, save):
+def _kernel(begins, *refs, sizes, save):
     saved = []
     if save:
         *refs, S_before_ref, E_ref, X_ref, L_ref = refs
         saved = [E_ref]
     else:
         *refs, L_ref, X_ref = refs
-    *table, q_ref, k_ref, v_ref, gates_ref, start_ref, o_ref, S_ref = refs
-    m = pl.program_id(2)
-    starts = m == 0
-    if table:
-        starts |= table[0][m] != table[0][jnp.maximum(m, 1) - 1]
+    q_ref, k_ref, v_ref, gates_ref, start_ref, o_ref, S_ref = refs
 
-    @pl.when(starts)
+    @pl.when(begins)
     def _():
         S_ref[...] = start_ref[...]
 
     if save:
         S_before_ref[...] = S_ref[...].astype(S_before_ref.dtype)
-    gates = [Gates.read(gates_ref, group, sizes) for group in sizes.groups]
+    gates = [Gates.read(gates_ref, group) for group in sizes.groups]
     heads = [
         _Head(q_ref, k_ref, v_ref, S_ref, h, gates[h // GROUP], sizes)
         for h in range(sizes.heads)

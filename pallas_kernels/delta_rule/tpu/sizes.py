@@ -3,11 +3,10 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 from jaxtyping import Array
 
 from pallas_kernels import layout, partition
-from pallas_kernels.tiles import LANES
+from pallas_kernels.tpu.tiles import LANES
 
 KEYS = LANES  # a chunk, one vector register wide
 BLOCK = 32  # of the triangular system
@@ -107,35 +106,6 @@ class Sizes(NamedTuple):
     def packs(self) -> int:
         """Packs of BESIDE heads, of which GROUP and so two come together."""
         return -(-self.heads // GROUP) * (GROUP // BESIDE)
-
-    def of_tokens(self, rows: int, size: int, chunk) -> pl.BlockSpec:
-        """A block of [B, M, rows, H size]; `chunk` maps the grid's chunk to M's."""
-        block = (None, None, rows, self.heads * size)
-        return pl.BlockSpec(block, lambda b, h, m, *_: (b, chunk(m), 0, h))
-
-    def of_gates(self, count: int, chunk) -> pl.BlockSpec:
-        """A block of [B, M, count, H, KEYS]."""
-        block = (None, None, count, self.heads, KEYS)
-        return pl.BlockSpec(block, lambda b, h, m, *_: (b, chunk(m), 0, h, 0))
-
-    def of_states(self, chunk) -> pl.BlockSpec:
-        """A block of the states [S, H, K, V]: a table's, by chunk, else the row's."""
-        block = (None, self.heads, self.K, self.V)
-
-        def index(b, h, m, *table):
-            return table[0][chunk(m)] if table else b, h, 0, 0
-
-        return pl.BlockSpec(block, index)
-
-    def of_inverses(self, chunk) -> pl.BlockSpec:
-        """A block of [B, M, all packs' KEYS, KEYS]."""
-        block = (None, None, self.packs * KEYS, KEYS)
-        return pl.BlockSpec(block, lambda b, h, m, *_: (b, chunk(m), h, 0))
-
-    def of_chunk_states(self, chunk) -> pl.BlockSpec:
-        """A block of [B, M, H, K, V]."""
-        block = (None, None, self.heads, self.K, self.V)
-        return pl.BlockSpec(block, lambda b, h, m, *_: (b, chunk(m), h, 0, 0))
 
 
 def pack_row(head: int) -> int:

@@ -1,12 +1,12 @@
-"""Step sizes and decays of a chunk, in the TPU kernels' lanes and sublanes."""
+"""Decays and step sizes of a chunk, in the TPU kernels' lanes and sublanes."""
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.delta_rule.tpu.sizes import KEYS, Sizes
-from pallas_kernels.tiles import dot, indicator, iota, three_parts
+from pallas_kernels.tpu.tiles import LANES as KEYS
+from pallas_kernels.tpu.tiles import dot, indicator, iota, three_parts
 
 NEVER = -128.0  # a log decay whose factor is 0 in float32
 
@@ -35,7 +35,7 @@ class Gates(NamedTuple):
     """The gates of a group of heads along the keys, [heads, KEYS].
 
     Attributes:
-        beta: step sizes.
+        beta: step sizes, where there are any.
         hi, lo: the log decay from the chunk's start to after each key is hi + lo.
         exit: the decay from after each key to the chunk's end.
         total: that of the whole chunk, [heads, 1].
@@ -43,7 +43,7 @@ class Gates(NamedTuple):
           parts of hi, lo, ones and, where they are asked for, three of exit and beta.
     """
 
-    beta: Array
+    beta: Array | None = None
     hi: Array | None = None
     lo: Array | None = None
     exit: Array | None = None
@@ -51,21 +51,30 @@ class Gates(NamedTuple):
     columns: Array | None = None
 
     @classmethod
-    def read(cls, gates_ref, group: range, sizes: Sizes, backward: bool = False):
-        """Those of a group of heads from rows beta and, if gated, hi and lo."""
-        rows = slice(group[0], group[-1] + 1)
-        beta = gates_ref[0, rows, :]
-        if not sizes.gated:
+    def read(cls, ref, group: range, with_beta: bool = True, backward: bool = False):
+        """Those of a group of heads, from rows of beta, hi and lo as they are given."""
+        heads = slice(group[0], group[-1] + 1)
+        rows = [ref[i, heads, :] for i in range(ref.shape[0])]
+        beta = rows.pop(0) if with_beta else None
+        if not rows:
             columns = _transposed(three_parts(beta)) if backward else None
             return cls(beta, columns=columns)
-        hi, lo = gates_ref[1, rows, :], gates_ref[2, rows, :]
+        hi, lo = rows[:2]
         last = hi[:, KEYS - 1 :], lo[:, KEYS - 1 :]
         exit = jnp.exp((last[0] - hi) + (last[1] - lo))
         parts = [*three_parts(hi), lo, jnp.ones_like(lo)]
         if backward:
-            parts += [*three_parts(exit), *three_parts(beta)]
+            parts += three_parts(exit)
+            parts += three_parts(beta) if with_beta else []
         total = jnp.exp(last[0] + last[1])
         return cls(beta, hi, lo, exit, total, _transposed(parts))
+
+    @property
+    def count(self) -> int:
+        """Heads."""
+        some = self.beta if self.hi is None else self.hi
+        assert some is not None
+        return some.shape[0]
 
     def entry_and_log(self, j: int, columns, hi, lo):
         """Log decay from the lanes' keys to the rows', and the rows' decay of entry.
@@ -78,7 +87,7 @@ class Gates(NamedTuple):
             columns: `columns`, or rows of it.
             hi, lo: the running sums of what stands in the lanes, [1, KEYS].
         """
-        n = self.beta.shape[0]
+        n = self.count
         columns = columns.astype(jnp.bfloat16)
         G = dot(columns, indicator(self._rows(0, 3, j)))
         row = iota((KEYS, KEYS), 0)
@@ -98,7 +107,7 @@ class Gates(NamedTuple):
 
     def _rows(self, first, end, j):
         """Where parts first to end of head j stand among the rows of a factor."""
-        n = self.beta.shape[0]
+        n = self.count
         row = iota((KEYS, KEYS), 0)
         return (row >= first * n) & (row < end * n) & (row % n == j)
 

@@ -1,0 +1,1 @@
+"""What the TPU kernels over chunks of tokens are made of."""
