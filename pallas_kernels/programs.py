@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.delta_rule import delta_product
+from pallas_kernels.linear_attention import gated_linear_attention
 
 Program = tuple[Callable, tuple[jax.ShapeDtypeStruct, ...]]
 
@@ -53,18 +54,41 @@ def delta_rule(
         jax.ShapeDtypeStruct((B, T, N, H), jnp.float32),
         jax.ShapeDtypeStruct((B, T, H), jnp.float32),
     )
-    if not backward:
-        return forward, shapes
+    return _both(forward) if backward else forward, shapes
 
-    def both(d_o, d_state, *inputs):
-        results, pull_back = jax.vjp(forward, *inputs)
-        return results, pull_back((d_o, d_state))
 
-    gradients = (
+def linear_attention(
+    T: int,
+    H: int = 16,
+    K: int = 128,
+    V: int = 128,
+    B: int = 1,
+    dtype: str = "bfloat16",
+    decay: str | None = "head",
+    backward: bool = False,
+    sequences: int = 0,
+) -> Program:
+    """Gated linear attention, its decay a "head"'s or a "channel"'s."""
+    bounds = jnp.linspace(0, T, sequences + 1).astype(jnp.int32) if sequences else None
+
+    def forward(q, k, v, g):
+        o, state = gated_linear_attention(
+            q.reshape(B, T, H, K),
+            k.reshape(B, T, H, K),
+            v.reshape(B, T, H, V),
+            {"head": g, "channel": g.reshape(B, T, H, -1), None: None}[decay],
+            cu_seqlens=bounds,
+            implementation="pallas_tpu",
+        )
+        return o.reshape(B, T, H * V), state
+
+    shapes = (
+        jax.ShapeDtypeStruct((B, T, H * K), dtype),
+        jax.ShapeDtypeStruct((B, T, H * K), dtype),
         jax.ShapeDtypeStruct((B, T, H * V), dtype),
-        jax.ShapeDtypeStruct((sequences or B, H, K, V), jnp.float32),
+        jax.ShapeDtypeStruct((B, T, H * K if decay == "channel" else H), jnp.float32),
     )
-    return both, gradients + shapes
+    return _both(forward) if backward else forward, shapes
 
 
 def delta_rule_step(
@@ -87,3 +111,43 @@ def delta_rule_step(
         jax.ShapeDtypeStruct((B, 1, H), jnp.float32),
     )
     return step, shapes
+
+
+def linear_attention_step(
+    B: int,
+    H: int = 16,
+    K: int = 128,
+    V: int = 128,
+    dtype: str = "bfloat16",
+    decay: str | None = "head",
+) -> Program:
+    """A decode step of gated linear attention, in place."""
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state, q, k, v, g):
+        return gated_linear_attention(
+            *(q, k, v, None if decay is None else g),
+            initial_state=state,
+            implementation="pallas_tpu",
+        )
+
+    shapes = (
+        jax.ShapeDtypeStruct((B, H, K, V), jnp.float32),
+        jax.ShapeDtypeStruct((B, 1, H, K), dtype),
+        jax.ShapeDtypeStruct((B, 1, H, K), dtype),
+        jax.ShapeDtypeStruct((B, 1, H, V), dtype),
+        jax.ShapeDtypeStruct(
+            (B, 1, H, K) if decay == "channel" else (B, 1, H), jnp.float32
+        ),
+    )
+    return step, shapes
+
+
+def _both(forward: Callable) -> Callable:
+    """A function with its gradient, that of half the sum of its results' squares."""
+
+    def both(*inputs):
+        results, pull_back = jax.vjp(forward, *inputs)
+        return results, pull_back(results)
+
+    return both

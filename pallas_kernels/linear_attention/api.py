@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch, streams
 from pallas_kernels.arguments import check_arrays, check_settings
+from pallas_kernels.linear_attention import tpu
 from pallas_kernels.linear_attention.chunked import chunked
 from pallas_kernels.linear_attention.reference import token_recurrence
 
@@ -97,7 +98,9 @@ def gated_linear_attention(
         NAME,
         implementation,
         {
-            "pallas_tpu": "there is no TPU kernel for it yet.",
+            "pallas_tpu": dispatch.tpu_kernel(
+                implementation, tpu.fused, lambda: tpu.unsupported(arrays, chunk_size)
+            ),
             "pallas_gpu": "there is no GPU kernel for it yet.",
             "xla": chunked,
             "reference": token_recurrence,

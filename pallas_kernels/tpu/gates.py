@@ -51,19 +51,25 @@ class Gates(NamedTuple):
     columns: Array | None = None
 
     @classmethod
-    def read(cls, ref, group: range, with_beta: bool = True, backward: bool = False):
-        """Those of a group of heads, from rows of beta, hi and lo as they are given."""
+    def read(
+        cls, ref, group: range, with_beta: bool = True, more_columns: bool = False
+    ):
+        """Those of a group of heads, from rows of beta, hi and lo as they are given.
+
+        Args:
+            more_columns: ask for those of exit and beta.
+        """
         heads = slice(group[0], group[-1] + 1)
         rows = [ref[i, heads, :] for i in range(ref.shape[0])]
         beta = rows.pop(0) if with_beta else None
         if not rows:
-            columns = _transposed(three_parts(beta)) if backward else None
+            columns = _transposed(three_parts(beta)) if more_columns else None
             return cls(beta, columns=columns)
         hi, lo = rows[:2]
         last = hi[:, KEYS - 1 :], lo[:, KEYS - 1 :]
         exit = jnp.exp((last[0] - hi) + (last[1] - lo))
         parts = [*three_parts(hi), lo, jnp.ones_like(lo)]
-        if backward:
+        if more_columns:
             parts += three_parts(exit)
             parts += three_parts(beta) if with_beta else []
         total = jnp.exp(last[0] + last[1])

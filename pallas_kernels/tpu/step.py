@@ -18,10 +18,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from pallas_kernels.tpu.tiles import LANES, to_rows
-
-MOST_CHANNELS = 2048  # a grid step, where its heads make whole registers of rows
-VMEM = 32 * 2**20
+from pallas_kernels.tpu.limits import MOST_CHANNELS, vmem
+from pallas_kernels.tpu.tiles import LANES, SUBLANES, to_rows
 
 
 def token_step(
@@ -69,7 +67,8 @@ def token_step(
         ],
         input_output_aliases={2: 1},
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=VMEM
+            dimension_semantics=("parallel", "parallel"),
+            vmem_limit_bytes=vmem(heads, K, V, exact=False),
         ),
         cost_estimate=pl.CostEstimate(
             flops=states.size * (4 * N + 3), bytes_accessed=4 * moved, transcendentals=0
@@ -79,7 +78,7 @@ def token_step(
 
 def _heads_together(H: int, size: int) -> int:
     """Heads of a grid step: whole registers of rows, and states that fit in VMEM."""
-    for heads in (16, 8):
+    for heads in (2 * SUBLANES, SUBLANES):
         if H % heads == 0 and heads * size <= MOST_CHANNELS:
             return heads
     return H

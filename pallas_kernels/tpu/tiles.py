@@ -12,7 +12,7 @@ from jax import lax
 
 from pallas_kernels.products import EXACT
 
-LANES = 128
+LANES, SUBLANES = 128, 8
 
 
 def dot(x, y, transposed=False, precision=None):
@@ -113,9 +113,9 @@ def lane_sums(terms, exact):
     return dot(ones, hi.astype(ones.dtype), transposed=True) + rest
 
 
-def gather(x, lanes):
-    """x[:, lanes], row by row."""
-    return jnp.take_along_axis(x, lanes, axis=1, mode="promise_in_bounds")
+def gather(x, index, axis=1):
+    """x[:, index], row by row, or x[index], column by column."""
+    return jnp.take_along_axis(x, index, axis=axis, mode="promise_in_bounds")
 
 
 def fit(x, lanes):
@@ -123,6 +123,13 @@ def fit(x, lanes):
     if lanes <= LANES:
         return x[:, :lanes]
     return jnp.concatenate([x] * (lanes // LANES), 1)
+
+
+def to_lanes(x):
+    """[1, size] as [1, LANES] with the same sum."""
+    if x.shape[1] < LANES:
+        return jnp.concatenate([x, jnp.zeros((1, LANES - x.shape[1]), x.dtype)], 1)
+    return sum(x[:, i : i + LANES] for i in range(0, x.shape[1], LANES))
 
 
 def to_rows(x, rows):

@@ -4,7 +4,7 @@ import delta_rule_oracle as oracle
 import jax
 import numpy as np
 import pytest
-from delta_rule_law import EPS, assert_law, error, run, small
+from recurrence_law import EPS, assert_law, error, run, small
 
 from pallas_kernels.delta_rule import cases
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from delta_rule_law import assert_law, run, small
+from recurrence_law import assert_law, run, small
 
 from pallas_kernels import delta_product, delta_rule
 from pallas_kernels.delta_rule import cases

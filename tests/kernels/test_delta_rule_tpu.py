@@ -7,57 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from delta_rule_law import EPS, error
+from recurrence_law import EPS, assert_bfloat16, assert_law, error, narrowed
+from recurrence_law import run as run_operation
 
 import pallas_kernels
 from pallas_kernels import platform
 from pallas_kernels.delta_rule import cases
 
-# Long programs that run once: most of the time would go into optimising them.
-FAST_COMPILATION = {"xla_backend_optimization_level": 0}
-BFLOAT16_EPS = float(jnp.finfo(jnp.bfloat16).eps)
 INPUTS = ("q", "k", "v", "beta", "g", "initial_state")
-
-
-@partial(jax.jit, static_argnums=(0, 1), compiler_options=FAST_COMPILATION)
-def results(implementation, precision, operands, streams, d_o, d_state):
-    def operation(operands):
-        return pallas_kernels.delta_product(
-            **operands, **streams, implementation=implementation, precision=precision
-        )
-
-    (o, state), pull_back = jax.vjp(operation, operands)
-    (gradients,) = pull_back((d_o.astype(o.dtype), d_state.astype(state.dtype)))
-    return {"o": o, "state": state} | {f"d_{n}": x for n, x in gradients.items()}
-
-
-def run(
-    inputs,
-    implementation="pallas_tpu",
-    dtype=None,
-    precision=None,
-    detect_races=False,
-    **streams,
-):
-    """Results and gradients in float64; bfloat16 operands where `dtype` says so."""
-    operands = {name: inputs[name] for name in INPUTS if inputs[name] is not None}
-    if dtype is not None:
-        operands |= {name: jnp.asarray(operands[name], dtype) for name in "qkv"}
-    given = operands, streams, inputs["d_o"], inputs["d_state"]
-    if implementation == "pallas_tpu":
-        options = {"uninitialized_memory": "nan", "detect_races": detect_races}
-        with platform.interpreted_tpu(**options):
-            found = results(implementation, precision, *given)
-    else:
-        found = results(implementation, precision, *given)
-    return {name: np.asarray(x, np.float64) for name, x in found.items()}
-
-
-def narrowed(inputs):
-    """With what bfloat16 holds, so that the oracle sees what the kernel sees."""
-    names = ("q", "k", "v", "d_o")
-    narrow = {n: np.asarray(jnp.bfloat16(inputs[n]), np.float32) for n in names}
-    return inputs | narrow
+run = partial(run_operation, implementation="pallas_tpu")
+# The chunked form stays within 4 times the recurrence's error by refining its solution;
+# the kernel does not, and its chunks are longer.
+assert_float32 = partial(assert_law, factor=8)
 
 
 def shape(T=200, N=1, H=3, K=64, V=64, B=1):
@@ -65,31 +26,11 @@ def shape(T=200, N=1, H=3, K=64, V=64, B=1):
     return cases.Shape(B, T, N, H, K, V)
 
 
-def assert_float32(got, reference, want):
-    """At most 8 times the error of the recurrence.
-
-    The chunked form stays within 4 by refining its solution; the kernel does not, and
-    its chunks are longer.
-    """
-    assert got.keys() == want.keys()
-    for name in want:
-        bound = max(8 * error(reference[name], want[name]), 8 * EPS)
-        assert error(got[name], want[name]) <= bound, name
-
-
-def assert_bfloat16(got, chunked, want):
-    """At most twice the error of the chunked form, or one rounding."""
-    assert got.keys() == want.keys()
-    for name in want:
-        bound = max(2 * error(chunked[name], want[name]), BFLOAT16_EPS)
-        assert error(got[name], want[name]) <= bound, name
-
-
 @pytest.mark.parametrize("name", cases.HARD)
 def test_float32_on_hard_inputs(name):
     inputs = cases.draw(name, shape())
     want = oracle.delta_product(**inputs)
-    assert_float32(run(inputs), run(inputs, "reference"), want)
+    assert_float32(run(inputs), run(inputs, implementation="reference"), want)
 
 
 @pytest.mark.slow
@@ -99,14 +40,14 @@ def test_float32_on_hard_inputs(name):
 def test_three_steps_a_token(name):
     inputs = cases.draw(name, shape(T=70, N=3))
     want = oracle.delta_product(**inputs)
-    assert_float32(run(inputs), run(inputs, "reference"), want)
+    assert_float32(run(inputs), run(inputs, implementation="reference"), want)
 
 
 @pytest.mark.parametrize("name", cases.HARD)
 def test_bfloat16_errs_like_the_chunked_form(name):
     inputs = narrowed(cases.draw(name, shape()))
     want = oracle.delta_product(**inputs)
-    chunked = run(inputs, "xla", dtype=jnp.bfloat16)
+    chunked = run(inputs, implementation="xla", dtype=jnp.bfloat16)
     assert_bfloat16(run(inputs, dtype=jnp.bfloat16), chunked, want)
 
 
@@ -116,10 +57,10 @@ def test_keys_and_values_of_different_sizes(K, V, H):
     """Groups of heads of which one is full, and bfloat16 with steps of a token."""
     inputs = cases.draw("twelve_keys_gated", shape(T=140, K=K, V=V, H=H))
     want = oracle.delta_product(**inputs)
-    assert_float32(run(inputs), run(inputs, "reference"), want)
+    assert_float32(run(inputs), run(inputs, implementation="reference"), want)
     inputs = narrowed(cases.draw("twelve_keys_gated", shape(T=70, K=K, V=V, N=2)))
     want = oracle.delta_product(**inputs)
-    chunked = run(inputs, "xla", dtype=jnp.bfloat16)
+    chunked = run(inputs, implementation="xla", dtype=jnp.bfloat16)
     assert_bfloat16(run(inputs, dtype=jnp.bfloat16), chunked, want)
 
 
@@ -131,7 +72,7 @@ def test_bfloat16_of_other_sizes(sizes):
     """Two groups of heads in a grid step, and a chunk that its keys do not fill."""
     inputs = narrowed(cases.draw("twelve_keys_gated", shape(**sizes)))
     want = oracle.delta_product(**inputs)
-    chunked = run(inputs, "xla", dtype=jnp.bfloat16)
+    chunked = run(inputs, implementation="xla", dtype=jnp.bfloat16)
     assert_bfloat16(run(inputs, dtype=jnp.bfloat16), chunked, want)
 
 
@@ -156,7 +97,7 @@ def test_a_single_token(name, N):
     """The step's kernel, and the gradient, which is that of the chunk's."""
     inputs = cases.draw(name, shape(T=1, N=N, H=16, B=2))
     want = oracle.delta_product(**inputs)
-    reference = run(inputs, "reference")
+    reference = run(inputs, implementation="reference")
     assert_float32(run(inputs), reference, want)
     operands = {n: inputs[n] for n in INPUTS if inputs[n] is not None}
     with platform.interpreted_tpu(uninitialized_memory="nan", detect_races=True):
@@ -170,7 +111,7 @@ def test_segments_and_padding():
     inputs = cases.draw("twelve_keys_gated", shape())
     ids = np.repeat([0, 0, 3, -1, 3, 7, 8, -1], 25)[None]
     inputs["v"][ids < 0] = np.nan
-    reference = run(inputs, "reference", segment_ids=ids)
+    reference = run(inputs, implementation="reference", segment_ids=ids)
     got = run(inputs, segment_ids=ids)
     for tensor in reference:
         assert error(got[tensor], reference[tensor]) < 1e-5
@@ -182,7 +123,7 @@ def test_ragged_sequences_have_states_of_their_own():
     rng = np.random.default_rng(0)
     for name in ("initial_state", "d_state"):
         inputs[name] = rng.standard_normal((5, 2, 64, 64)).astype(np.float32)
-    reference = run(inputs, "reference", cu_seqlens=bounds)
+    reference = run(inputs, implementation="reference", cu_seqlens=bounds)
     got = run(inputs, cu_seqlens=bounds)
     for tensor in reference:
         assert error(got[tensor], reference[tensor]) < 1e-5
@@ -195,8 +136,8 @@ def test_ragged_sequences_of_two_steps_a_token():
     rng = np.random.default_rng(0)
     for name in ("initial_state", "d_state"):
         inputs[name] = rng.standard_normal((4, 2, 64, 64)).astype(np.float32)
-    want = run(inputs, "reference", cu_seqlens=bounds)
-    chunked = run(inputs, "xla", jnp.bfloat16, cu_seqlens=bounds)
+    want = run(inputs, implementation="reference", cu_seqlens=bounds)
+    chunked = run(inputs, implementation="xla", dtype=jnp.bfloat16, cu_seqlens=bounds)
     assert_bfloat16(run(inputs, dtype=jnp.bfloat16, cu_seqlens=bounds), chunked, want)
 
 
@@ -205,7 +146,7 @@ def test_no_race_in_two_rows_of_two_groups_of_heads():
     inputs = cases.draw("random", shape(B=2, T=130, H=16))
     want = oracle.delta_product(**inputs)
     got = run(inputs, detect_races=True)
-    assert_float32(got, run(inputs, "reference"), want)
+    assert_float32(got, run(inputs, implementation="reference"), want)
 
 
 @pytest.mark.slow

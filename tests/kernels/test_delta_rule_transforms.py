@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from delta_rule_law import error, run, small
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from recurrence_law import error, run, small
 
 from pallas_kernels import delta_product, delta_rule
 from pallas_kernels.delta_rule import cases

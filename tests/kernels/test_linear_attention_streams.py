@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from delta_rule_law import assert_law
-from delta_rule_law import run as run_operation
 from linear_attention_oracle import gated_linear_attention as oracle
+from recurrence_law import assert_law
+from recurrence_law import run as run_operation
 
 from pallas_kernels import gated_linear_attention
 from pallas_kernels.linear_attention import cases

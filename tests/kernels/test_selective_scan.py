@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 import selective_scan_oracle as oracle
-from delta_rule_law import EPS, assert_law, error
+from recurrence_law import EPS, assert_law, error
 from selective_scan_law import run, small
 
 from pallas_kernels.selective_scan import cases

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import selective_scan_oracle as oracle
-from delta_rule_law import assert_law
+from recurrence_law import assert_law
 from selective_scan_law import run, small
 
 from pallas_kernels import selective_scan

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from delta_rule_law import error
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from recurrence_law import error
 from selective_scan_law import run, small
 
 from pallas_kernels import selective_scan

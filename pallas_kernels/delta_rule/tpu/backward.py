@@ -38,7 +38,6 @@ from pallas_kernels.delta_rule.tpu.forward import Saved
 from pallas_kernels.delta_rule.tpu.sizes import (
     BESIDE,
     BLOCK,
-    GROUP,
     KEYS,
     Sizes,
     pack_row,
@@ -46,6 +45,7 @@ from pallas_kernels.delta_rule.tpu.sizes import (
 from pallas_kernels.products import EXACT
 from pallas_kernels.tpu.chunk_grid import ChunkGrid
 from pallas_kernels.tpu.gates import Gates
+from pallas_kernels.tpu.limits import GROUP, groups
 from pallas_kernels.tpu.tiles import (
     dot,
     dot_indicator,
@@ -57,6 +57,7 @@ from pallas_kernels.tpu.tiles import (
     left_in_parts,
     right_in_parts,
     store_rows,
+    to_lanes,
     to_rows,
     with_rest,
 )
@@ -166,17 +167,18 @@ def _kernel(ends, *refs, sizes):
         refs.dS[...] = refs.d_end[...]
         refs.dS_narrow[...] = refs.d_end[...].astype(refs.dS_narrow.dtype)
 
-    gates = [Gates.read(refs.gates, group, backward=True) for group in sizes.groups]
+    together = groups(sizes.heads)
+    gates = [Gates.read(refs.gates, group, more_columns=True) for group in together]
     for pack in range(sizes.packs):
         rows = slice(pack * KEYS, (pack + 1) * KEYS)
         refs.X_transposed[rows, :] = refs.X[rows, :].T
     heads = [_Head(refs, h, gates[h // GROUP], sizes) for h in range(sizes.heads)]
-    for group in sizes.groups:
+    for group in together:
         in_turns([heads[h].find_system() for h in group])
     for i in reversed(range(KEYS // BLOCK)):
         for head in heads:
             head.solve_block(i)
-    for group in sizes.groups:
+    for group in together:
         in_turns([heads[h].write() for h in group])
 
 
@@ -313,7 +315,7 @@ class _Head:
             crossing += dot_indicator(of_tokens, sees, sizes.exact)
         within = jnp.sum(jnp.where(row < lane, crossing, 0.0), 0, keepdims=True)
         total = jnp.sum(refs.dS[h] * refs.S[h].astype(jnp.float32), 0, keepdims=True)
-        total = self.gates.total[self.row] * _to_lanes(total)
+        total = self.gates.total[self.row] * to_lanes(total)
         rows = GateGradients(sums[:1], within, sums[1:2], sums[2:3], sums[3:4], total)
         for i, row in enumerate(rows):
             refs.d_gates[i, h : h + 1, :] = row
@@ -323,10 +325,3 @@ class _Head:
         ref = getattr(self.refs, name)
         of_head = self.of_keys if name in "qk" else self.of_values
         return to_rows(ref[:, of_head], KEYS).astype(self.sizes.operand)
-
-
-def _to_lanes(x):
-    """[1, size], with the same sum in KEYS lanes."""
-    if x.shape[1] < KEYS:
-        return jnp.concatenate([x, jnp.zeros((1, KEYS - x.shape[1]), x.dtype)], 1)
-    return sum(x[:, i : i + KEYS] for i in range(0, x.shape[1], KEYS))

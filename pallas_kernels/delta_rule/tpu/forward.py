@@ -32,7 +32,6 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.delta_rule.tpu.sizes import (
     BESIDE,
     BLOCK,
-    GROUP,
     KEYS,
     Sizes,
     pack_row,
@@ -40,6 +39,7 @@ from pallas_kernels.delta_rule.tpu.sizes import (
 from pallas_kernels.products import EXACT
 from pallas_kernels.tpu.chunk_grid import ChunkGrid
 from pallas_kernels.tpu.gates import Gates
+from pallas_kernels.tpu.limits import GROUP, groups
 from pallas_kernels.tpu.tiles import (
     dot,
     fit,
@@ -131,7 +131,7 @@ def _kernel(begins, *refs, sizes, save):
 
     if save:
         S_before_ref[...] = S_ref[...].astype(S_before_ref.dtype)
-    gates = [Gates.read(gates_ref, group) for group in sizes.groups]
+    gates = [Gates.read(gates_ref, group) for group in groups(sizes.heads)]
     heads = [
         _Head(q_ref, k_ref, v_ref, S_ref, h, gates[h // GROUP], sizes)
         for h in range(sizes.heads)
@@ -243,9 +243,9 @@ def _inverses(heads, L_ref, X_ref):
     """
     rows = GROUP * KEYS // BLOCK // BESIDE
     lane = iota((BLOCK, KEYS), 1)
-    groups = range(-(-len(heads) // GROUP))
+    packs = range(-(-len(heads) // GROUP))
     L, X = [], []
-    for group in groups:
+    for group in packs:
         for first in (group * GROUP, group * GROUP + BESIDE):
             for i in range(0, KEYS, BLOCK):
                 block = jnp.zeros((BLOCK, KEYS), jnp.float32)
@@ -259,7 +259,7 @@ def _inverses(heads, L_ref, X_ref):
         row = iota((BLOCK * rows, KEYS), 0) // rows
         X.append(indicator(row == iota(row.shape, 1) % BLOCK, jnp.float32))
     for s in range(BLOCK):
-        for group in groups:
+        for group in packs:
             X_s, X_below = X[group][:rows], X[group][rows:]
             X_ref[_every(group * GROUP, s, rows), :] = X_s
             below = BLOCK - s - 1

@@ -1,0 +1,95 @@
+"""Gated linear attention as one TPU kernel: the state stays in VMEM between chunks.
+
+Per head and chunk of 128 tokens, with the decayed scores P and queries and keys Q~ and
+K~ of `decays`:
+
+    O  = Q~ S + P V
+    S' = diag(gamma_C) S + K~^T V
+
+The state stands turned, [V, K], so that its decays multiply rows of lanes, which is
+free, and the values are what is turned for the sum.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.linear_attention.tpu.decays import decays_of, product_of
+from pallas_kernels.linear_attention.tpu.sizes import CHUNK, Sizes
+from pallas_kernels.tpu.chunk_grid import ChunkGrid
+from pallas_kernels.tpu.limits import groups
+from pallas_kernels.tpu.tiles import in_turns
+
+
+def forward(
+    q: Float[Array, "B M C HK"],
+    k: Float[Array, "B M C HK"],
+    v: Float[Array, "B M C HV"],
+    g: Float[Array, "B M 2 H C"] | Float[Array, "B M C HK"] | None,
+    states: Float[Array, "S H V K"],
+    sequence: Int[Array, " M"] | None,
+    exact: bool,
+    save: bool,
+) -> tuple[Array, Array, Array | None]:
+    """Outputs, final states and, with `save`, the state before each chunk.
+
+    Args:
+        g: a head's log decays as running sums hi and lo, or a channel's as they are.
+        states: turned.
+        sequence: the state of each chunk; None for one a row.
+        exact: float32 products.
+    """
+    (B, M, C, _), (_, H, V, K) = q.shape, states.shape
+    sizes = Sizes.choose(H, K, V, exact)
+    grid = ChunkGrid(B, H, M, sizes.heads, sequence)
+    of_keys, of_values = grid.tokens(C, K), grid.tokens(C, V)
+    results = [
+        (jax.ShapeDtypeStruct(v.shape, v.dtype), of_values),
+        (jax.ShapeDtypeStruct(states.shape, jnp.float32), grid.states(V, K)),
+    ]
+    if save:
+        before = jax.ShapeDtypeStruct((B, M, H, V, K), sizes.operand)
+        results.append((before, grid.chunk_states(V, K)))
+    operands = [(q, of_keys), (k, of_keys), (v, of_values), (states, grid.states(V, K))]
+    if g is not None:
+        operands.append((g, grid.rows(2, CHUNK) if g.ndim == 5 else of_keys))
+    o, final, *before = grid.call(
+        partial(_kernel, sizes=sizes, gated=g is not None),
+        "linear_attention_forward",
+        operands=operands,
+        results=results,
+        scratch=[],
+        vmem=sizes.vmem,
+    )
+    return o, final, before[0] if save else None
+
+
+def _kernel(begins, *refs, sizes, gated):
+    q_ref, k_ref, v_ref, start_ref, *refs = refs
+    g_ref = refs.pop(0) if gated else None
+    o_ref, S_ref, *before_ref = refs
+
+    @pl.when(begins)
+    def _():
+        S_ref[...] = start_ref[...]
+
+    for ref in before_ref:
+        ref[...] = S_ref[...].astype(ref.dtype)
+
+    def head(h, decay):
+        of_keys, of_values = sizes.of_keys(h), sizes.of_values(h)
+        q, k, v = q_ref[:, of_keys], k_ref[:, of_keys], v_ref[:, of_values]
+        scores = yield from decay.scores(q, k)
+        o = product(scores.pairs, v) + product(scores.q, S_ref[h], transposed=True)
+        o_ref[:, of_values] = o.astype(o_ref.dtype)
+        yield
+        S = S_ref[h] if scores.total is None else scores.total * S_ref[h]
+        S_ref[h] = S + product(v.astype(jnp.float32).T, scores.k)
+
+    product = product_of(sizes.exact)
+    for group in groups(sizes.heads):
+        decays = decays_of(g_ref, group, sizes)
+        in_turns([head(h, decay) for h, decay in zip(group, decays, strict=True)])

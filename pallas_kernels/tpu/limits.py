@@ -1,0 +1,62 @@
+"""What the TPU kernels over chunks of tokens can take, and how they divide it."""
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from pallas_kernels import partition
+from pallas_kernels.tpu.tiles import SUBLANES
+
+HEAD_SIZES = (64, 128, 256)
+GROUP = SUBLANES  # heads together: their gates fill the sublanes
+MOST_CHANNELS = 2048  # of a grid step, where its heads make no groups
+
+
+def unsupported(
+    arrays: dict[str, Array | None], chunk_size: int | None, chunk: int, having: str
+) -> str | None:
+    """Why a kernel cannot take these arguments, or None.
+
+    Args:
+        arrays: k [..., H, K] and v [..., H, V] among them.
+        chunk_size: what the caller wants.
+        chunk: the kernel's tokens.
+        having: what makes it so many, for the message.
+    """
+    k, v = arrays["k"], arrays["v"]
+    assert k is not None and v is not None
+    H, K = k.shape[-2:]
+    for name, size in (("K", K), ("V", v.shape[-1])):
+        if size not in HEAD_SIZES:
+            nearest = min(HEAD_SIZES, key=lambda s: (s < size, abs(s - size)))
+            return (
+                f"the TPU kernel takes head sizes {HEAD_SIZES}, but {name} is {size}; "
+                f"the nearest is {nearest} (pad with zeros), or pass "
+                "implementation='xla'."
+            )
+    most, of_device = MOST_CHANNELS // max(K, v.shape[-1]), partition.part("H", H)
+    if of_device > most and of_device % GROUP:
+        return (
+            f"the TPU kernel takes at most {most} heads of this size on a device or a "
+            f"multiple of {GROUP}, but there are {of_device}; the nearest is "
+            f"{of_device + -of_device % GROUP}, or pass implementation='xla'."
+        )
+    if chunk_size not in (None, chunk):
+        return (
+            f"the TPU kernel's chunk has {chunk} tokens{having}, but chunk_size is "
+            f"{chunk_size}; pass None."
+        )
+    wide = [n for n, x in arrays.items() if x is not None and x.dtype == jnp.float64]
+    if wide:
+        return f"a TPU has no float64, but {', '.join(wide)} has it; cast to float32."
+    return None
+
+
+def groups(heads: int) -> list[range]:
+    """The heads of a grid step by GROUP."""
+    return [range(h, min(h + GROUP, heads)) for h in range(0, heads, GROUP)]
+
+
+def vmem(heads: int, K: int, V: int, exact: bool) -> int:
+    """Bytes that the compiler may take; a chip of any generation has 63 MiB."""
+    channels = heads * max(K, V) * (2 if exact else 1)
+    return (32 if channels <= MOST_CHANNELS else 56) * 2**20

@@ -1,0 +1,115 @@
+"""Run a recurrence with its gradients, and the laws its roundings obey."""
+
+from contextlib import nullcontext
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import pallas_kernels
+from pallas_kernels import platform
+from pallas_kernels.delta_rule import cases
+
+EPS = float(np.finfo(np.float32).eps)
+BFLOAT16_EPS = float(jnp.finfo(jnp.bfloat16).eps)
+
+# Interpreted kernels are long programs that run once: most of the time would go into
+# optimising them.
+AS_WRITTEN = {"xla_backend_optimization_level": 0}
+
+
+def run(
+    inputs,
+    implementation,
+    *,
+    operation=pallas_kernels.delta_product,
+    dtype=None,
+    detect_races=False,
+    segment_ids=None,
+    cu_seqlens=None,
+    **options,
+):
+    """Results and gradients by the names of the oracle, in numpy float64.
+
+    A TPU's kernel is interpreted, with unwritten memory not a number.
+
+    Args:
+        dtype: of q, k and v.
+        options: static arguments of the operation.
+    """
+    operands = {
+        name: x
+        for name, x in inputs.items()
+        if x is not None and not name.startswith("d_")
+    }
+    if dtype is not None:
+        operands |= {name: jnp.asarray(operands[name], dtype) for name in "qkv"}
+    streams = {"segment_ids": segment_ids, "cu_seqlens": cu_seqlens}
+    gradients = {name: x for name, x in inputs.items() if name.startswith("d_")}
+    options = tuple(sorted({"implementation": implementation, **options}.items()))
+    call, interpreted = _run, nullcontext()
+    if implementation == "pallas_tpu":
+        call = _run_as_written
+        interpreted = platform.interpreted_tpu(
+            uninitialized_memory="nan", detect_races=detect_races
+        )
+    with interpreted:
+        results = call(operation, options, operands, gradients, streams)
+    return {name: np.asarray(x, np.float64) for name, x in results.items()}
+
+
+def _with_gradients(operation, options, operands, gradients, streams):
+    def f(operands):
+        return operation(**operands, **streams, **dict(options))
+
+    results, pull_back = jax.vjp(f, operands)
+    names = [name.removeprefix("d_") for name in gradients]
+    named = dict(zip(names, results, strict=True))
+    (found,) = pull_back(
+        tuple(gradients[f"d_{name}"].astype(x.dtype) for name, x in named.items())
+    )
+    return named | {f"d_{name}": x for name, x in found.items()}
+
+
+_run = jax.jit(_with_gradients, static_argnums=(0, 1))
+_run_as_written = jax.jit(
+    _with_gradients, static_argnums=(0, 1), compiler_options=AS_WRITTEN
+)
+
+
+def error(got, want):
+    """Relative error in the Euclidean norm; absolute where all should be zero."""
+    scale = np.linalg.norm(want)
+    return np.linalg.norm(got - want) / (scale if scale > 0 else 1.0)
+
+
+def assert_law(got, reference, want, factor=4):
+    """At most 4 times the error of the token recurrence in the same precision.
+
+    The floor of 8 roundings is for inputs on which the recurrence happens to make
+    almost none, as it does where every state is forgotten at once.
+    """
+    assert got.keys() == want.keys()
+    for name in want:
+        bound = max(factor * error(reference[name], want[name]), 8 * EPS)
+        assert error(got[name], want[name]) <= bound, name
+
+
+def assert_bfloat16(got, chunked, want):
+    """At most twice the error of the chunked form, or one rounding."""
+    assert got.keys() == want.keys()
+    for name in want:
+        bound = max(2 * error(chunked[name], want[name]), BFLOAT16_EPS)
+        assert error(got[name], want[name]) <= bound, name
+
+
+def narrowed(inputs):
+    """With what bfloat16 holds, so that the oracle sees what the kernel sees."""
+    names = ("q", "k", "v", "d_o")
+    narrow = {n: np.asarray(jnp.bfloat16(inputs[n]), np.float32) for n in names}
+    return inputs | narrow
+
+
+def small(B=2, T=150, N=1, H=2, K=16, V=12):
+    """A small shape, off every block size."""
+    return cases.Shape(B, T, N, H, K, V)
