@@ -5,7 +5,6 @@ from jaxlab.data.corpus import (
     CorpusConfig,
     Documents,
     build,
-    ngram_bits_per_byte,
     open_corpus,
 )
 from jaxlab.data.loader import (
@@ -15,6 +14,7 @@ from jaxlab.data.loader import (
     heldout_batches,
     packed_batches,
 )
+from jaxlab.data.ngrams import ngram_bits_per_byte
 from jaxlab.data.synthetic import (
     AssociativeRecall,
     GroupWordProblem,

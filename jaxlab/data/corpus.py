@@ -29,6 +29,7 @@ import numpy as np
 import tensorstore as ts
 from jaxtyping import Int
 
+from jaxlab.data.ngrams import ngram_bits_per_byte
 from jaxlab.data.sources import NotTextError, TextFile, find_files, read
 from jaxlab.data.tokenizer import Tokenizer, load_tokenizer
 
@@ -136,7 +137,11 @@ def build(cfg: CorpusConfig, *, rebuild: bool = False) -> "Corpus":
         (new / "manifest.json").write_text(json.dumps(manifest, indent=1))
         if rebuild and target.exists():
             target.rename(scratch / "old")
-        new.rename(target)
+        try:
+            new.rename(target)
+        except OSError:  # unless another process has built it meanwhile
+            if not (target / "manifest.json").is_file():
+                raise
     except Exception as error:
         # TensorStore reports a full disk as a ValueError.
         full = getattr(error, "errno", None) == errno.ENOSPC
@@ -151,7 +156,9 @@ def build(cfg: CorpusConfig, *, rebuild: bool = False) -> "Corpus":
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return open_corpus(cfg.directory)
+    corpus = open_corpus(cfg.directory)
+    _check_same(corpus, request, inputs, files)
+    return corpus
 
 
 def open_corpus(directory: str) -> "Corpus":
@@ -554,51 +561,3 @@ def _baselines(corpus: Corpus) -> dict[str, float]:
         return {}
     orders = {"unigram": 1, "bigram": 2}
     return {name: ngram_bits_per_byte(corpus, n) for name, n in orders.items()}
-
-
-def ngram_bits_per_byte(corpus: Corpus, order: int) -> float:
-    """Bits per byte of held-out text under n-gram counts of the training split.
-
-    p(b | a) = (count(a, b) + 1) / (count(a) + vocab_size), for order 1 without a. The
-    closing separator of each document is predicted too, so the sum of -log2 p is over
-    more tokens than the bytes it is divided by.
-
-    Args:
-        corpus: one of byte tokens.
-        order: 1 for unigrams, 2 for bigrams.
-
-    Raises:
-        ValueError: another tokenizer or order, or nothing is held out.
-    """
-    if corpus.tokenizer.fingerprint != "bytes":
-        raise ValueError(
-            "n-gram bits per byte are counted over bytes, but the corpus has the "
-            f"tokenizer {corpus.tokenizer.name!r}; build one with tokenizer='bytes'."
-        )
-    if order not in (1, 2):
-        raise ValueError(f"order={order} is not 1 (unigrams) or 2 (bigrams).")
-    if corpus.split("heldout").bytes == 0:
-        raise ValueError(
-            "Nothing is held out of this corpus, because it has one file; build it "
-            "from two or more."
-        )
-    train, heldout = (_pair_counts(corpus, split) for split in SPLITS)
-    if order == 1:
-        train, heldout = (counts.sum(0, keepdims=True) for counts in (train, heldout))
-    smoothed = train + 1
-    bits = -np.log2(smoothed / smoothed.sum(1, keepdims=True))
-    return float((heldout * bits).sum() / corpus.split("heldout").bytes)
-
-
-def _pair_counts(corpus: Corpus, split: str) -> Int[np.ndarray, "vocab vocab"]:
-    """Counts the pairs (token, next token) inside the documents of a split."""
-    documents, vocab = corpus.split(split), corpus.vocab_size
-    counts = np.zeros(vocab * vocab, np.int64)
-    for start in range(0, documents.tokens, SHARD):
-        stop = min(start + SHARD + 1, documents.tokens)
-        tokens = documents.read([(start, stop)])[0]
-        counts += np.bincount(tokens[:-1] * vocab + tokens[1:], minlength=vocab**2)
-    counts = counts.reshape(vocab, vocab)
-    # Text holds no separators: two in a row are where two documents meet.
-    counts[corpus.tokenizer.separator, corpus.tokenizer.separator] = 0
-    return counts

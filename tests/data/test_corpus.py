@@ -1,5 +1,6 @@
 """Corpora: what is read, how it is split, what is checked, what is refused."""
 
+import dataclasses
 import errno
 import gzip
 import json
@@ -8,10 +9,12 @@ import math
 import os
 import pathlib
 import pickle
+import shutil
 import subprocess
 import sys
 import sysconfig
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -372,6 +375,32 @@ c.build(c.CorpusConfig(directory={str(tmp_path / "corpus")!r},
     assert not (tmp_path / "corpus").exists()
     build(config(tmp_path, texts[0]))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus", "texts"]
+
+
+def test_two_processes_may_build_the_same_corpus(tmp_path, texts, monkeypatch):
+    """The one that ends later takes what is there, if it is what it asked for."""
+    cfg = config(tmp_path, texts[0])
+    write = jaxlab.data.corpus._write
+
+    def write_as_another_builds(*arguments, given=cfg):
+        monkeypatch.setattr(jaxlab.data.corpus, "_write", write)
+        with monkeypatch.context() as another:
+            another.setattr(os, "getpid", os.getppid)
+            build(given)
+        return write(*arguments)
+
+    monkeypatch.setattr(jaxlab.data.corpus, "_write", write_as_another_builds)
+    built = build(cfg).fingerprint
+    assert open_corpus(cfg.directory).fingerprint == built
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus", "texts"]
+
+    shutil.rmtree(cfg.directory)
+    other = dataclasses.replace(cfg, heldout_fraction=0.5)
+    monkeypatch.setattr(
+        jaxlab.data.corpus, "_write", partial(write_as_another_builds, given=other)
+    )
+    with pytest.raises(ValueError, match="heldout_fraction"):
+        build(cfg)
 
 
 # Refusals -----------------------------------------------------------------------------
