@@ -50,7 +50,7 @@ def methods() -> str:
         found = results("mixers")["mixers"][name]["train_milliseconds"][-1]
         return f"{found['median']:.0f} ms at T={length}, trained"
 
-    chunked = "chunked XLA; Pallas not yet"
+    chunked = "chunked XLA; TPU"
     delta = "chunked XLA; TPU"
     rows = [
         ("DeltaProduct", "2502.10297", file("delta_product"), delta),

@@ -4,9 +4,9 @@ Paper: Siems et al., DeltaProduct, arXiv 2502.10297, section 5.1 (figures of acc
 against length for S3, S4, A5, S5; parity is in its appendix).
 Expected: one layer with beta in [0, 2] tracks parity with 1 step, S3, S4 and A5 with 2
 and S5 with 4, and carries over to longer words; with beta in [0, 1] none is tracked. At
-this size A5 and S5 take more samples than there are, and S4 more steps a token.
+this size A5 and S5 take more samples than there are, and S4 four steps a token.
 Command: python scripts/experiment.py state_tracking
-Minutes on two cores: about 60.
+Minutes on two cores: about 115.
 
 Differs from the paper in: words of 32 (tested to 128) instead of 128 (to 512), width 64
 instead of 128, and a curriculum of words of 4, 8 and 32 elements, with which fewer
