@@ -3,48 +3,97 @@
     python -m benchmarks.kernel_cycles
 
 Nothing runs: the compiler simulates the kernel's bundles and its copies, and says the
-same on every machine. Writes benchmarks/results/kernel_cycles.json; about five minutes.
+same on every machine. Writes benchmarks/results/kernel_cycles.json; about 20 minutes.
 """
 
 from benchmarks.record import record
 from pallas_kernels import aot
 
 LENGTH, SHORT, HEADS = 8192, 1024, 16
+DELTA, LINEAR = "delta_rule", "linear_attention"
+CHANNEL = {"decay": "channel"}
 VARIANTS = {
-    "delta rule": {},
-    "delta rule, no decay": {"gated": False},
-    "delta rule, 2 steps a token": {"N": 2},
-    "delta rule, 4 steps a token": {"N": 4},
-    "delta rule, forward and backward": {"backward": True},
+    "delta rule": (DELTA, {}),
+    "delta rule, no decay": (DELTA, {"gated": False}),
+    "delta rule, 2 steps a token": (DELTA, {"N": 2}),
+    "delta rule, 4 steps a token": (DELTA, {"N": 4}),
+    "delta rule, forward and backward": (DELTA, {"backward": True}),
+    "linear attention, a head's decay": (LINEAR, {}),
+    "linear attention, a channel's decay": (LINEAR, CHANNEL),
+    "linear attention, a head's decay, forward and backward": (
+        LINEAR,
+        {"backward": True},
+    ),
+    "linear attention, a channel's decay, forward and backward": (
+        LINEAR,
+        CHANNEL | {"backward": True},
+    ),
 }
 """Of K = V = 128 in bfloat16, one sequence."""
+STEPS = {
+    "delta rule": (DELTA, {}),
+    "linear attention, a head's decay": (LINEAR, {}),
+    "linear attention, a channel's decay": (LINEAR, CHANNEL),
+}
+"""Decode steps of so many sequences of HEADS heads."""
+SEQUENCES = 8
 
 
 def lengths(variant: str) -> tuple[int, ...]:
     """Tokens; the long one only of one step forward, for the compiler's time."""
-    return (SHORT, LENGTH) if VARIANTS[variant].keys() <= {"gated"} else (SHORT,)
+    _, arguments = VARIANTS[variant]
+    long = not arguments.keys() & {"N", "backward"}
+    return (SHORT, LENGTH) if long else (SHORT,)
 
 
 def heads(variant: str, chip: str) -> int:
-    """The estimate of the larger kernel takes more VMEM than two of the chips have."""
-    crowded = chip in ("v5p", "tpu7x") and "backward" in VARIANTS[variant]
-    return HEADS // 2 if crowded else HEADS
+    """Of one core, and so many that the estimate, which takes VMEM, has enough."""
+    operation, arguments = VARIANTS[variant]
+    backward = "backward" in arguments
+    if chip == "tpu7x" and backward and "decay" in arguments:
+        return HEADS // 4
+    halved = operation == LINEAR or backward
+    return HEADS // 2 if halved and chip in ("v5p", "tpu7x") else HEADS
 
 
 def program(variant: str, T: int, chip: str) -> aot.Job:
-    arguments = VARIANTS[variant] | {"T": T, "H": heads(variant, chip)}
-    return aot.Job("pallas_kernels.programs:delta_rule", arguments, chip)
+    operation, arguments = VARIANTS[variant]
+    arguments = arguments | {"T": T, "H": heads(variant, chip)}
+    return aot.Job(f"pallas_kernels.programs:{operation}", arguments, chip)
+
+
+def step_program(variant: str, chip: str) -> aot.Job:
+    operation, arguments = STEPS[variant]
+    arguments = arguments | {"B": SEQUENCES, "H": HEADS}
+    return aot.Job(f"pallas_kernels.programs:{operation}_step", arguments, chip)
+
+
+def step_bytes(report: aot.Report) -> float:
+    """Bytes moved by a decode step, over the states read and written once."""
+    return report.moved / (2 * SEQUENCES * HEADS * 128 * 128 * 4)
 
 
 def roofline(variant: str, chip: str) -> float:
     """Cycles a token and head at least: products of the chunked form, bytes once."""
-    steps, d = VARIANTS[variant].get("N", 1), 128
-    keys = 128  # a chunk, as in the kernel
+    operation, arguments = VARIANTS[variant]
+    backward, keys, d = "backward" in arguments, 128, 128  # keys a chunk, as there
+    if operation == LINEAR:
+        # Q K^T, P V, and Q and K with the states; a channel's decay asks for no more.
+        products = 4 * keys * d + 4 * d * d
+        gates = 4 * d if "decay" in arguments else 4
+        moved = 4 * 2 * d + gates
+        if backward:
+            # P^T, dP, dP^T and dQ, dK, dV of them; dQ, dK, dV and dS of the states.
+            products += 12 * keys * d + 8 * d * d
+            moved += 7 * 2 * d + 2 * gates + 2 * 2 * d * d // keys
+        return aot.roofline(chip, products, moved)
+    steps = arguments.get("N", 1)
+    # A key's K K^T and the solution, K S and the sum for S; a token's Q K^T, P E, Q S.
     products = steps * (4 * keys * d + 4 * d * d) + 4 * keys * d + 2 * d * d
     moved = 2 * d * 2 * (1 + steps) + 4 * (1 + steps)
-    if "backward" in VARIANTS[variant]:
-        # K K^T, K Q^T, P^T dO, the solution, M_P, M_A, and dQ and dK of them; K dS',
-        # and dO, dR and U with the states, and dS of q and k.
+    if backward:
+        # K K^T, K Q^T, P^T dO, the solution, M_P twice, M_A, dQ and dK of them; K dS',
+        # dO, dR and U with the states, and the sums for dS of q and k.
         products += 18 * keys * d + 12 * d * d
         saved = 2 * d * d // keys + 2 * d + 4 * 32  # written, and read again
         moved += 6 * 2 * d + 9 * 4 + 2 * saved
@@ -66,8 +115,16 @@ def main() -> None:
                 "roofline": round(roofline(variant, chip), 3),
             }
             print(f"{variant}, {T} tokens, {chip}: {cycles:.2f}", flush=True)
+    steps = {}
+    for variant in STEPS:
+        jobs = [step_program(variant, chip) for chip in aot.CHIPS]
+        reports = aot.compile_jobs(jobs, estimate=False)
+        ratios = [round(step_bytes(report), 4) for report in reports]
+        steps[variant] = dict(zip(aot.CHIPS, ratios, strict=True))
+        print(f"{variant}, a decode step: {ratios} times the state's bytes", flush=True)
     versions = {"libtpu": aot.libtpu_version()}
-    print(f"Wrote {record('kernel_cycles', estimated=found, versions=versions)}.")
+    path = record("kernel_cycles", estimated=found, steps=steps, versions=versions)
+    print(f"Wrote {path}.")
 
 
 if __name__ == "__main__":

@@ -51,9 +51,9 @@ def unsupported(
     return None
 
 
-def groups(heads: int) -> list[range]:
-    """The heads of a grid step by GROUP."""
-    return [range(h, min(h + GROUP, heads)) for h in range(0, heads, GROUP)]
+def groups(heads: int, size: int = GROUP) -> list[range]:
+    """The heads of a grid step by so many."""
+    return [range(h, min(h + size, heads)) for h in range(0, heads, size)]
 
 
 def vmem(heads: int, K: int, V: int, exact: bool) -> int:

@@ -26,7 +26,6 @@ from pallas_kernels.linear_attention.tpu.decays import (
 )
 from pallas_kernels.linear_attention.tpu.sizes import CHUNK, Sizes
 from pallas_kernels.tpu.chunk_grid import ChunkGrid
-from pallas_kernels.tpu.limits import groups
 from pallas_kernels.tpu.tiles import in_turns
 
 GATE_ROWS = 4  # of a head's decay, see `HeadDecay.gradients`
@@ -51,7 +50,7 @@ def backward(
         d_states: of the final states.
     """
     (B, M, C, _), (_, H, V, K) = q.shape, d_states.shape
-    sizes = Sizes.choose(H, K, V, exact)
+    sizes = Sizes.choose(H, K, V, g, exact)
     grid = ChunkGrid(B, H, M, sizes.heads, sequence, backward=True)
     of_keys, of_values = grid.tokens(C, K), grid.tokens(C, V)
     of_states = grid.states(V, K)
@@ -66,7 +65,7 @@ def backward(
         (jax.ShapeDtypeStruct(v.shape, v.dtype), of_values),
         (jax.ShapeDtypeStruct(d_states.shape, jnp.float32), of_states),
     ]
-    if g is not None and g.ndim == 5:
+    if g is not None and sizes.decay == "head":
         operands.append((g, grid.rows(2, CHUNK)))
         d_g = jax.ShapeDtypeStruct((B, M, GATE_ROWS, H, CHUNK), jnp.float32)
         results.append((d_g, grid.rows(GATE_ROWS, CHUNK)))
@@ -74,7 +73,7 @@ def backward(
         operands.append((g, of_keys))
         results.append((jax.ShapeDtypeStruct(g.shape, jnp.float32), of_keys))
     d_q, d_k, d_v, d_states, *d_g = grid.call(
-        partial(_kernel, sizes=sizes, gated=g is not None),
+        partial(_kernel, sizes=sizes),
         "linear_attention_backward",
         operands=operands,
         results=results,
@@ -84,9 +83,9 @@ def backward(
     return d_q, d_k, d_v, d_states, d_g[0] if d_g else None
 
 
-def _kernel(ends, *refs, sizes, gated):
+def _kernel(ends, *refs, sizes):
     q_ref, k_ref, v_ref, do_ref, S_ref, d_end_ref, *refs = refs
-    g_ref = refs.pop(0) if gated else None
+    g_ref = refs.pop(0) if sizes.decay else None
     dq_ref, dk_ref, dv_ref, dS_ref, *dg_ref, narrow_ref = refs
 
     @pl.when(ends)
@@ -115,10 +114,10 @@ def _kernel(ends, *refs, sizes, gated):
         d_q, d_k, d_g = yield from decay.gradients(q, k, d)
         dq_ref[:, of_keys] = d_q.astype(dq_ref.dtype)
         dk_ref[:, of_keys] = d_k.astype(dk_ref.dtype)
-        if isinstance(d_g, tuple):
+        if sizes.decay == "head":
             for i, row in enumerate(d_g):
                 dg_ref[0][i, h : h + 1, :] = row
-        elif gated:
+        elif sizes.decay == "channel":
             dg_ref[0][:, of_keys] = d_g
         yield
         dS = dS_ref[h] if scores.total is None else scores.total * dS_ref[h]
@@ -127,6 +126,6 @@ def _kernel(ends, *refs, sizes, gated):
         narrow_ref[h] = dS.astype(narrow_ref.dtype)
 
     product = product_of(sizes.exact)
-    for group in groups(sizes.heads):
-        decays = decays_of(g_ref, group, sizes)
-        in_turns([head(h, decay) for h, decay in zip(group, decays, strict=True)])
+    decays = decays_of(g_ref, sizes)
+    for heads in sizes.together:
+        in_turns([head(h, decays[h]) for h in heads])

@@ -13,6 +13,7 @@ from pallas_kernels.linear_attention.tpu.levels import levels
 from pallas_kernels.linear_attention.tpu.sizes import Sizes
 from pallas_kernels.products import EXACT
 from pallas_kernels.tpu.gates import Gates
+from pallas_kernels.tpu.limits import groups
 from pallas_kernels.tpu.tiles import (
     SUBLANES,
     dot,
@@ -183,14 +184,18 @@ class ChannelDecay(NoDecay):
         return d_q + own * k, d_k + own * q, d_q * q + total
 
 
-def decays_of(ref, group: range, sizes: Sizes) -> list[NoDecay]:
-    """Those of a group's heads, from the gates' block as `forward` takes it."""
-    if ref is None:
-        return [NoDecay(sizes.exact) for _ in group]
-    if len(ref.shape) == 3:
+def decays_of(ref, sizes: Sizes) -> list[NoDecay]:
+    """Those of a grid step's heads, from the gates' block as `forward` takes it."""
+    heads, exact = range(sizes.heads), sizes.exact
+    if sizes.decay is None:
+        return [NoDecay(exact) for _ in heads]
+    if sizes.decay == "channel":
+        return [ChannelDecay(exact, ref[:, sizes.of_keys(h)]) for h in heads]
+    decays = []
+    for group in groups(sizes.heads):
         gates = Gates.read(ref, group, with_beta=False, more_columns=True)
-        return [HeadDecay(sizes.exact, gates, j) for j in range(len(group))]
-    return [ChannelDecay(sizes.exact, ref[:, sizes.of_keys(h)]) for h in group]
+        decays += [HeadDecay(exact, gates, j) for j in range(len(group))]
+    return decays
 
 
 def product_of(exact: bool):

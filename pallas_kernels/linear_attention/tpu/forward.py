@@ -20,7 +20,6 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.linear_attention.tpu.decays import decays_of, product_of
 from pallas_kernels.linear_attention.tpu.sizes import CHUNK, Sizes
 from pallas_kernels.tpu.chunk_grid import ChunkGrid
-from pallas_kernels.tpu.limits import groups
 from pallas_kernels.tpu.tiles import in_turns
 
 
@@ -43,7 +42,7 @@ def forward(
         exact: float32 products.
     """
     (B, M, C, _), (_, H, V, K) = q.shape, states.shape
-    sizes = Sizes.choose(H, K, V, exact)
+    sizes = Sizes.choose(H, K, V, g, exact)
     grid = ChunkGrid(B, H, M, sizes.heads, sequence)
     of_keys, of_values = grid.tokens(C, K), grid.tokens(C, V)
     results = [
@@ -57,7 +56,7 @@ def forward(
     if g is not None:
         operands.append((g, grid.rows(2, CHUNK) if g.ndim == 5 else of_keys))
     o, final, *before = grid.call(
-        partial(_kernel, sizes=sizes, gated=g is not None),
+        partial(_kernel, sizes=sizes),
         "linear_attention_forward",
         operands=operands,
         results=results,
@@ -67,9 +66,9 @@ def forward(
     return o, final, before[0] if save else None
 
 
-def _kernel(begins, *refs, sizes, gated):
+def _kernel(begins, *refs, sizes):
     q_ref, k_ref, v_ref, start_ref, *refs = refs
-    g_ref = refs.pop(0) if gated else None
+    g_ref = refs.pop(0) if sizes.decay else None
     o_ref, S_ref, *before_ref = refs
 
     @pl.when(begins)
@@ -90,6 +89,6 @@ def _kernel(begins, *refs, sizes, gated):
         S_ref[h] = S + product(v.astype(jnp.float32).T, scores.k)
 
     product = product_of(sizes.exact)
-    for group in groups(sizes.heads):
-        decays = decays_of(g_ref, group, sizes)
-        in_turns([head(h, decay) for h, decay in zip(group, decays, strict=True)])
+    decays = decays_of(g_ref, sizes)
+    for heads in sizes.together:
+        in_turns([head(h, decays[h]) for h in heads])

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from pallas_kernels.tpu import limits
-from pallas_kernels.tpu.limits import GROUP
+from pallas_kernels.tpu.limits import GROUP, groups
 from pallas_kernels.tpu.tiles import LANES
 
 CHUNK = LANES  # tokens: their pairs are one vector register wide
@@ -23,18 +23,27 @@ class Sizes(NamedTuple):
     Attributes:
         heads: of a grid step.
         K, V: of a head.
+        decay: "head", "channel", or None.
         exact: float32 products, else bfloat16 operands.
     """
 
     heads: int
     K: int
     V: int
+    decay: str | None
     exact: bool
 
     @classmethod
-    def choose(cls, H: int, K: int, V: int, exact: bool):
+    def choose(cls, H: int, K: int, V: int, g: Array | None, exact: bool):
         """GROUP of the H heads, or all where they make no groups."""
-        return cls(GROUP if H % GROUP == 0 else H, K, V, exact)
+        decay = None if g is None else "head" if g.ndim == 5 else "channel"
+        return cls(GROUP if H % GROUP == 0 else H, K, V, decay, exact)
+
+    @property
+    def together(self) -> list[range]:
+        """Heads whose stages are emitted in turns, as many as VMEM has room for."""
+        large = self.decay == "channel" and (self.exact or max(self.K, self.V) > 128)
+        return groups(self.heads, GROUP // 2 if large else GROUP)
 
     @property
     def vmem(self) -> int:
