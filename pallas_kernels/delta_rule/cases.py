@@ -112,6 +112,7 @@ HARD = {
         _few_keys(12, 3), _beta(0, 2), _decay(-1e4, -1e2, -3.0, *(-1e-3,) * 20)
     ),
     "alternating_decay": Hard(_random_keys, _beta(1, 2), _decay(-1e4, *(-1e-3,) * 30)),
+    "frequent_resets": Hard(_few_keys(12, 3), _beta(0, 2), _decay(-1e4, -1e-2)),
 }
 
 

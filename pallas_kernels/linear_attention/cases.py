@@ -76,6 +76,7 @@ HARD = {
     "mixed_decay": Hard(_random_keys, _decay(-1e4, -1e2, -3.0, *(-1e-3,) * 20)),
     "alternating_decay": Hard(_random_keys, _decay(-1e4, *(-1e-3,) * 30)),
     "resets": Hard(_random_keys, _decay(-np.inf, *(-1e-2,) * 30)),
+    "frequent_resets": Hard(_random_keys, _decay(-np.inf, -1e-2)),
     "only_resets": Hard(_random_keys, _decay(-np.inf)),
 }
 

@@ -58,6 +58,13 @@ def run(
     return {name: np.asarray(x, np.float64) for name, x in results.items()}
 
 
+def in_float64(inputs, **options):
+    """The recurrence in float64, which other tests hold to the oracle."""
+    with jax.enable_x64():
+        inputs = {n: x.astype(np.float64) for n, x in inputs.items() if x is not None}
+        return run(inputs, "reference", **options)
+
+
 def _with_gradients(operation, options, operands, gradients, streams):
     def f(operands):
         return operation(**operands, **streams, **dict(options))

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from linear_attention_oracle import gated_linear_attention as oracle
-from recurrence_law import EPS, assert_bfloat16, assert_law, error, narrowed
+from recurrence_law import (
+    EPS,
+    assert_bfloat16,
+    assert_law,
+    error,
+    in_float64,
+    narrowed,
+)
 from recurrence_law import run as run_operation
 
 from pallas_kernels import gated_linear_attention, platform
@@ -77,7 +84,7 @@ def test_segments_and_padding(decay):
     inputs = cases.draw("mixed_decay", shape(), decay)
     ids = np.repeat([0, 0, 3, -1, 3, 7, 8, -1], 25)[None]
     inputs["v"][ids < 0] = np.nan
-    want = in_float64(inputs, segment_ids=ids)
+    want = in_float64(inputs, operation=gated_linear_attention, segment_ids=ids)
     reference = run(inputs, implementation="reference", segment_ids=ids)
     assert_law(run(inputs, segment_ids=ids), reference, want)
 
@@ -90,16 +97,9 @@ def test_ragged_sequences_have_states_of_their_own(decay):
     rng = np.random.default_rng(0)
     for name in ("initial_state", "d_state"):
         inputs[name] = rng.standard_normal((5, 3, 64, 64)).astype(np.float32)
-    want = in_float64(inputs, cu_seqlens=bounds)
+    want = in_float64(inputs, operation=gated_linear_attention, cu_seqlens=bounds)
     reference = run(inputs, implementation="reference", cu_seqlens=bounds)
     assert_law(run(inputs, cu_seqlens=bounds), reference, want)
-
-
-def in_float64(inputs, **streams):
-    """The recurrence itself, which other tests hold to the oracle."""
-    with jax.enable_x64():
-        inputs = {n: x.astype(np.float64) for n, x in inputs.items() if x is not None}
-        return run(inputs, implementation="reference", **streams)
 
 
 @pytest.mark.parametrize(

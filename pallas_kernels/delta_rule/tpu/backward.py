@@ -21,8 +21,8 @@ end by those with epsilon, and across it by gamma_C S * dS'. The shorter form, o
 differences q dq - k dk, cancels where a decay is strong. The kernel sums intervals
 within the chunk; `operation` does it for the rest.
 
-Matrices of pairs are kept with the earlier key in the rows, where their products with
-dO and Q need no transposition.
+A and P are kept turned, with the earlier key in the rows, where their products with dR
+and dO need no transposition; M_P and M_A are needed both ways.
 """
 
 from functools import partial
@@ -183,7 +183,12 @@ def _kernel(ends, *refs, sizes):
 
 
 class _Head:
-    """A head's chunk, from its operands to its gradients, in stages."""
+    """A head's chunk, from its operands to its gradients, in stages.
+
+    Gamma comes from the lane's `earlier` key to the row's, else 0; and with tokens, 0
+    where a token does not see a key, from the row's key `to_tokens` and from the lane's
+    key to the row's token (`from_tokens`).
+    """
 
     def __init__(self, refs, h, gates, sizes):
         self.refs, self.h, self.gates, self.sizes = refs, h, gates, sizes
@@ -223,7 +228,7 @@ class _Head:
             self.to_tokens = jnp.exp(jnp.where(sees, to_tokens, -jnp.inf))
             seen &= row < KEYS // steps
             self.from_tokens = jnp.exp(jnp.where(seen, from_tokens, -jnp.inf))
-        self.between, self.earlier = between, jnp.where(row > lane, between, 0.0)
+        self.earlier = jnp.where(row > lane, between, 0.0)
         self.KK, self.KQ = KK, KQ
         self.A = jnp.where(row < lane, KK * between, 0.0)
         P = (KQ * self.to_tokens).astype(sizes.operand)
