@@ -144,6 +144,7 @@ class ChannelDecay(NoDecay):
             else:
                 rows, put = halves.right, halves.with_right
                 met = self.product(right, halves.with_left(k, left), transposed=True)
+            # Also where they are farther apart, which a later level puts right.
             met = jnp.where(rows(apart) >= halves.size, met, rows(pairs))
             pairs = put(pairs, met)
             yield
@@ -210,7 +211,7 @@ def product_of(exact: bool):
 
 
 def _apart(pairs):
-    """For pairs of tokens: they are in halves of as much as its highest bit."""
+    """Of pairs of tokens; its highest bit is the size of the halves they are in."""
     return iota(pairs.shape, 0) ^ iota(pairs.shape, 1)
 
 
