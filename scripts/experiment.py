@@ -17,7 +17,11 @@ from benchmarks.experiments import EXPERIMENTS, runner  # noqa: E402
 
 
 def main(
-    name: Annotated[str, tyro.conf.Positional],
+    name: Annotated[
+        str,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="NAME", help=f"One of {', '.join(EXPERIMENTS)}."),
+    ],
     seeds: int = 3,
     jobs: int = 2,
     only: str = "*",
@@ -27,12 +31,12 @@ def main(
     """Run an experiment of benchmarks/experiments.
 
     Args:
-        name: of the experiment.
-        seeds: runs a cell.
-        jobs: runs side by side; on a CPU each has a core of its own.
-        only: glob of the cells' labels, such as "S3 *".
-        scale: sizes for two CPU cores, or the paper's own for a GPU.
-        list: show the cells and end.
+        name: of a module of benchmarks/experiments.
+        seeds: How often each cell of the experiment runs.
+        jobs: Runs side by side; on a CPU each has a core of its own.
+        only: A glob of the cells' labels, such as "S3 *".
+        scale: Sizes for two CPU cores, or the paper's own for a GPU.
+        list: Show the labels of the cells and end.
     """
     if name not in EXPERIMENTS:
         sys.exit(

@@ -1,4 +1,4 @@
-"""Decode states: checks with a sentence for the user."""
+"""What a mixer is called with: checks with a sentence for the user."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,28 +6,58 @@ from typing import Any
 import jax
 
 
-def check_state(
+def check_forward(
+    x: jax.Array,
     state: Any,
     init_state: Callable,
     cfg: Any,
-    batch: int,
     max_length: int | None = None,
 ) -> None:
-    """Compare a state's arrays with those that its config and batch need.
+    """Check the arguments of a mixer's `forward`: x [B, T, width], and any state.
 
     Args:
+        x: the input.
         state: what the caller gave; None for none.
         init_state: the mixer's.
         cfg: the mixer's Config.
-        batch: rows.
         max_length: that the state was made for, where it matters.
 
     Raises:
-        ValueError: an array is missing, superfluous or of another shape; names it.
+        ValueError: x is of another shape, or an array of the state is missing,
+            superfluous or of another shape; names it.
     """
-    if state is None:
-        return
+    _check_input(x, ("batch", "time"), init_state, cfg, "forward")
+    if state is not None:
+        _check_state(state, init_state, cfg, x.shape[0], max_length)
 
+
+def check_step(
+    x: jax.Array,
+    state: Any,
+    init_state: Callable,
+    cfg: Any,
+    max_length: int | None = None,
+) -> None:
+    """Check those of `step`: x [B, width] and a state; as `check_forward`."""
+    _check_input(x, ("batch",), init_state, cfg, "step")
+    if state is None:
+        raise ValueError(
+            f"{_name(init_state)}.step needs a state, but it is None; begin with "
+            f"{_name(init_state)}.init_state(cfg, {x.shape[0]}, max_length)."
+        )
+    _check_state(state, init_state, cfg, x.shape[0], max_length)
+
+
+def _check_input(x, axes, init_state, cfg, function):
+    if x.ndim != len(axes) + 1 or x.shape[-1] != cfg.width:
+        raise ValueError(
+            f"{_name(init_state)}.{function} takes x of shape [{', '.join(axes)}, "
+            f"width={cfg.width}], but it has {x.shape}; `forward` takes whole "
+            "sequences and `step` a token a row."
+        )
+
+
+def _check_state(state, init_state, cfg, batch, max_length):
     def shapes(tree):
         return {
             jax.tree_util.keystr(path).lstrip("."): leaf.shape
@@ -36,11 +66,16 @@ def check_state(
 
     has = shapes(state)
     needs = shapes(jax.eval_shape(lambda: init_state(cfg, batch, max_length)))
-    mixer = init_state.__module__.rpartition(".")[2]
     for name in needs | has:
         if has.get(name) != needs.get(name):
             raise ValueError(
                 f"The state has {name} of shape {has.get(name)}, but the Config and "
                 f"the batch need {needs.get(name)}. It belongs to another Config or "
-                f"batch; make one with {mixer}.init_state(cfg, {batch}, max_length)."
+                f"batch; make one with {_name(init_state)}.init_state(cfg, {batch}, "
+                "max_length)."
             )
+
+
+def _name(init_state):
+    """The mixer's."""
+    return init_state.__module__.rpartition(".")[2]

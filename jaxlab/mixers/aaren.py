@@ -30,7 +30,7 @@ from jax.nn import initializers
 from jaxtyping import Array, Float, Int
 
 from jaxlab.layers import segments
-from jaxlab.layers.states import check_state
+from jaxlab.layers.states import check_forward, check_step
 from jaxlab.mixers.sizes import check_heads, check_sizes
 from jaxlab.params import ParamSpec, constrain, linear, value
 
@@ -143,7 +143,7 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], AarenState | None]:
     """All prefixes by one associative scan; see `jaxlab.mixers` for the contract."""
-    check_state(state, init_state, cfg, x.shape[0])
+    check_forward(x, state, init_state, cfg)
     B, T, _ = x.shape
     tokens = _tokens(params, x, cfg)
     opens_BT = jnp.zeros((B, T), bool)
@@ -181,6 +181,6 @@ def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: AarenState
 ) -> tuple[Float[Array, "B width"], AarenState]:
     """One token more; the cost does not depend on the position."""
-    check_state(state, init_state, cfg, x.shape[0])
+    check_step(x, state, init_state, cfg)
     state = combine(state, _tokens(params, x, cfg))
     return _output(params, state, x), state

@@ -27,7 +27,7 @@ from jaxlab.layers import (
     softmax_attention,
     softmax_attention_step,
 )
-from jaxlab.layers.states import check_state
+from jaxlab.layers.states import check_forward, check_step
 from jaxlab.mixers.sizes import check_heads, check_sizes
 from jaxlab.params import ParamSpec, constrain, linear, value
 
@@ -119,7 +119,7 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], AttentionState | None]:
     """Attention over whole sequences; see `jaxlab.mixers` for the contract."""
-    _check_state(state, cfg, x.shape[0])
+    check_forward(x, state, init_state, cfg, _slots(state))
     B, T, _ = x.shape
     ids = jnp.zeros((B, T), jnp.int32) if segment_ids is None else segment_ids
     ids = segments.documents(ids)
@@ -136,7 +136,7 @@ def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: AttentionState
 ) -> tuple[Float[Array, "B width"], AttentionState]:
     """One token: write its key and value, then read the cache."""
-    _check_state(state, cfg, x.shape[0])
+    check_step(x, state, init_state, cfg, _slots(state))
     q, k, v = _project(params, x[:, None], state.length[:, None], cfg)
     o, state = softmax_attention_step(
         q[:, 0], k[:, 0], v[:, 0], cache=state, window=cfg.window
@@ -144,7 +144,6 @@ def step(
     return linear(o.reshape(x.shape[0], -1), params["w_o"]), state
 
 
-def _check_state(state: AttentionState | None, cfg: Config, batch: int) -> None:
-    if state is not None:
-        slots = state.position.shape[1]  # the caller's choice, as max_length
-        check_state(state, init_state, cfg, batch, slots)
+def _slots(state: AttentionState | None) -> int:
+    """Those of the cache: the caller's choice, as max_length."""
+    return state.position.shape[1] if isinstance(state, AttentionState) else 0

@@ -43,7 +43,7 @@ from jaxlab.layers import (
     l2_normalize,
     short_convolution,
 )
-from jaxlab.layers.states import check_state
+from jaxlab.layers.states import check_forward, check_step
 from jaxlab.mixers.sizes import check_heads, check_sizes
 from jaxlab.params import ParamSpec, constrain, linear, value
 
@@ -207,7 +207,7 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], DeltaProductState | None]:
     """The chunked parallel form; see `jaxlab.mixers` for the contract."""
-    check_state(state, init_state, cfg, x.shape[0])
+    check_forward(x, state, init_state, cfg)
     q, k, v = (linear(x, params[name]) for name in ("w_q", "w_k", "w_v"))
     tails = dict.fromkeys(CONVOLUTIONS)
     if cfg.convolution:
@@ -238,7 +238,7 @@ def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: DeltaProductState
 ) -> tuple[Float[Array, "B width"], DeltaProductState]:
     """The recurrence itself, one token; the cost does not depend on the position."""
-    check_state(state, init_state, cfg, x.shape[0])
+    check_step(x, state, init_state, cfg)
     q, k, v = (linear(x, params[name]) for name in ("w_q", "w_k", "w_v"))
     tails = dict.fromkeys(CONVOLUTIONS)
     if cfg.convolution:

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Int
 
 import pallas_kernels
 from jaxlab.layers import gated_output
-from jaxlab.layers.states import check_state
+from jaxlab.layers.states import check_forward, check_step
 from jaxlab.mixers.sizes import check_heads, check_sizes
 from jaxlab.params import ParamSpec, constrain, linear, value
 
@@ -133,7 +133,7 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], GLAState | None]:
     """The chunked parallel form; see `jaxlab.mixers` for the contract."""
-    check_state(state, init_state, cfg, x.shape[0])
+    check_forward(x, state, init_state, cfg)
     q, k, v, g = (
         constrain(a, "batch", "time", "heads", None) for a in _project(params, x, cfg)
     )
@@ -151,7 +151,7 @@ def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: GLAState
 ) -> tuple[Float[Array, "B width"], GLAState]:
     """The recurrence itself, one token; the cost does not depend on the position."""
-    check_state(state, init_state, cfg, x.shape[0])
+    check_step(x, state, init_state, cfg)
     q_BHK, k_BHK, v_BHV, g_BHK = _project(params, x, cfg)
     q, k, v = (a.astype(jnp.float32) for a in (q_BHK, k_BHK, v_BHV))
     S = jnp.exp(g_BHK)[..., None] * state.memory + k[..., :, None] * v[..., None, :]

@@ -48,7 +48,7 @@ from jaxlab.layers import (
     softmax_attention_step,
 )
 from jaxlab.layers.fast_weights import FastWeights, Rule
-from jaxlab.layers.states import check_state
+from jaxlab.layers.states import check_forward, check_step
 from jaxlab.layers.ttt_scan import FastState, init_fast_state, ttt_scan, ttt_step
 from jaxlab.mixers.sizes import check_sizes
 from jaxlab.params import ParamSpec, abstract, constrain, linear, value
@@ -287,9 +287,8 @@ def forward(
     It holds for the order "apply_update". The others see tokens of the future: by
     chunk ("update_apply") or all of them ("update_all"), in the fast branch.
     """
+    check_forward(x, state, init_state, cfg, _slots(state))
     B, T, _ = x.shape
-    if state is not None:
-        _check_state(state, cfg, B)
     ids = jnp.zeros((B, T), jnp.int32) if segment_ids is None else segment_ids
     ids = segments.documents(ids)
     start = jnp.zeros((B,), jnp.int32) if state is None else state.cache.length
@@ -327,7 +326,7 @@ def step(
             f"order={cfg.order!r} reads a chunk after it was written, so its tokens "
             "cannot be decoded one by one; only 'apply_update' can."
         )
-    _check_state(state, cfg, x.shape[0])
+    check_step(x, state, init_state, cfg, _slots(state))
     attention_qkv, fast_qkv = _project(
         params, x[:, None], state.cache.length[:, None], cfg
     )
@@ -346,6 +345,6 @@ def step(
     return _output(params, x, o_window, o_fast, cfg), LactState(cache, fast)
 
 
-def _check_state(state: LactState, cfg: Config, batch: int) -> None:
-    slots = state.cache.position.shape[1]  # the caller's choice, as max_length
-    check_state(state, init_state, cfg, batch, slots)
+def _slots(state: LactState | None) -> int:
+    """Those of the cache: the caller's choice, as max_length."""
+    return state.cache.position.shape[1] if isinstance(state, LactState) else 0

@@ -35,7 +35,7 @@ from jaxtyping import Array, Float, Int
 import pallas_kernels
 from jaxlab.layers import convolution_step, short_convolution
 from jaxlab.layers.initial import inverse_softplus_of_time_step, uniform
-from jaxlab.layers.states import check_state
+from jaxlab.layers.states import check_forward, check_step
 from jaxlab.mixers.sizes import check_sizes
 from jaxlab.params import ParamSpec, constrain, linear, value
 
@@ -146,7 +146,7 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], MambaState | None]:
     """The scan over whole sequences; see `jaxlab.mixers` for the contract."""
-    check_state(state, init_state, cfg, x.shape[0])
+    check_forward(x, state, init_state, cfg)
     z = linear(x, params["w_z"])
     tail = None if state is None else state.conv
     convolved, tail = short_convolution(
@@ -170,7 +170,7 @@ def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: MambaState
 ) -> tuple[Float[Array, "B width"], MambaState]:
     """The recurrence itself, one token; the cost does not depend on the position."""
-    check_state(state, init_state, cfg, x.shape[0])
+    check_step(x, state, init_state, cfg)
     z = linear(x, params["w_z"])
     convolved, tail = convolution_step(
         linear(x, params["w_x"]), value(params["conv"]), state.conv

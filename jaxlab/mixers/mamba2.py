@@ -39,7 +39,7 @@ from jaxlab.layers.initial import (
     log_of_uniform,
     uniform,
 )
-from jaxlab.layers.states import check_state
+from jaxlab.layers.states import check_forward, check_step
 from jaxlab.mixers.sizes import check_sizes
 from jaxlab.params import ParamSpec, constrain, linear, value
 
@@ -195,7 +195,7 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], Mamba2State | None]:
     """The chunked parallel form; see `jaxlab.mixers` for the contract."""
-    check_state(state, init_state, cfg, x.shape[0])
+    check_forward(x, state, init_state, cfg)
     convolved, tails = [], {}
     for name in CONVOLVED:
         a, tails[f"conv_{name}"] = short_convolution(
@@ -223,7 +223,7 @@ def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: Mamba2State
 ) -> tuple[Float[Array, "B width"], Mamba2State]:
     """The recurrence itself, one token; the cost does not depend on the position."""
-    check_state(state, init_state, cfg, x.shape[0])
+    check_step(x, state, init_state, cfg)
     convolved, tails = [], {}
     for name in CONVOLVED:
         a, tails[f"conv_{name}"] = convolution_step(

@@ -49,7 +49,7 @@ from jaxlab.layers import (
     routing,
     segments,
 )
-from jaxlab.layers.states import check_state
+from jaxlab.layers.states import check_forward, check_step
 from jaxlab.mixers.sizes import check_heads, check_sizes
 from jaxlab.params import ParamSpec, grouped_linear, linear, over_batch_shards, value
 
@@ -273,7 +273,7 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], MoMState | None]:
     """The parallel form; see `jaxlab.mixers` for the contract."""
-    check_state(state, init_state, cfg, x.shape[0])
+    check_forward(x, state, init_state, cfg)
     run = functools.partial(_forward, cfg=cfg)
     return over_batch_shards(run, params, (x, state, segment_ids))
 
@@ -321,7 +321,7 @@ def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: MoMState
 ) -> tuple[Float[Array, "B width"], MoMState]:
     """The recurrence itself, one token; reads and writes its k memories alone."""
-    check_state(state, init_state, cfg, x.shape[0])
+    check_step(x, state, init_state, cfg)
     return over_batch_shards(functools.partial(_step, cfg=cfg), params, (x, state))
 
 

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Int
 
 import pallas_kernels
 from jaxlab.layers import gated_output, rotary, segments
-from jaxlab.layers.states import check_state
+from jaxlab.layers.states import check_forward, check_step
 from jaxlab.mixers.sizes import check_heads, check_sizes
 from jaxlab.params import ParamSpec, constrain, linear
 
@@ -122,7 +122,7 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], RetNetState | None]:
     """The chunked parallel form; see `jaxlab.mixers` for the contract."""
-    check_state(state, init_state, cfg, x.shape[0])
+    check_forward(x, state, init_state, cfg)
     B, T, _ = x.shape
     ids = jnp.zeros((B, T), jnp.int32) if segment_ids is None else segment_ids
     ids = segments.documents(ids)
@@ -149,7 +149,7 @@ def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: RetNetState
 ) -> tuple[Float[Array, "B width"], RetNetState]:
     """The recurrence itself, one token; the cost does not depend on the position."""
-    check_state(state, init_state, cfg, x.shape[0])
+    check_step(x, state, init_state, cfg)
     heads = _project(params, x[:, None], state.length[:, None], cfg)
     q, k, v = (a[:, 0].astype(jnp.float32) for a in heads)
     gamma_H = jnp.exp(log_decay(cfg))[None, :, None, None]

@@ -144,7 +144,7 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
             _say(f"{why}: saved step {step} of {cfg.steps}; --resume continues.")
             return {"step": step, **scores}
         if why:
-            _say(f"Stopped at step {step} of {cfg.steps}: {why}.")
+            _say(f"Stopped at step {step} of {cfg.steps}: {why}; --resume continues.")
         _show_results(cfg, run, source, state, scores)
     return {"step": step, **scores}
 

@@ -51,7 +51,7 @@ def gated_linear_attention(
         v: values [B, T, H, V].
         g: natural logarithm of the decay, <= 0: [B, T, H] for a head's whole state
           (RetNet, Mamba-2), or [B, T, H, K] for each of its channels (GLA); None for
-          no decay. -inf forgets exactly.
+          no decay. -inf forgets exactly; what g > 0 gives is not defined.
         scale: factor of the output; None for K**-0.5.
         initial_state: [B, H, K, V], or [S, H, K, V] with `cu_seqlens`; None for zero.
         segment_ids: [B, T]; the state is zeroed where the id changes. The initial state
@@ -66,7 +66,8 @@ def gated_linear_attention(
           HIGHEST for float32; bfloat16 operands are multiplied as they are and
           accumulated in float32. Decays and states never go below float32.
         implementation: "pallas_tpu", "pallas_gpu", "xla", "reference", or None for the
-          first of these that can run.
+          best that can run. A TPU kernel is taken only where it is named, until one
+          is measured.
 
     Returns:
         o [B, T, H, V] in v's dtype, and the state after the last token, shaped like

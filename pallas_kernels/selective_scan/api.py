@@ -66,7 +66,7 @@ def selective_scan(
         chunk_size: tokens from one kept state to the next: the backward pass computes
           those between anew. None for a good one. "reference" keeps every state.
         implementation: "pallas_tpu", "pallas_gpu", "xla", "reference", or None for the
-          first of these that can run.
+          best that can run.
 
     Returns:
         y [B, T, E] in x's dtype, and the state after the last token, shaped like
