@@ -346,7 +346,8 @@ def kernel_cycles() -> str:
             text,
             table(["operation", *chips, "VMEM"], rows),
             "Bytes that a decode step of 16 heads moves on any of these chips, over "
-            f"the state read and written once: {'; '.join(steps)}. libtpu {data['versions']['libtpu']}.",
+            f"the state read and written once: {'; '.join(steps)}. libtpu "
+            f"{data['versions']['libtpu']}.",
         )
     )
 
