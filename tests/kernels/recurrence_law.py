@@ -45,7 +45,8 @@ def run(
     if dtype is not None:
         operands |= {name: jnp.asarray(operands[name], dtype) for name in "qkv"}
     streams = {"segment_ids": segment_ids, "cu_seqlens": cu_seqlens}
-    gradients = {name: x for name, x in inputs.items() if name.startswith("d_")}
+    names = tuple(name for name in inputs if name.startswith("d_"))
+    gradients = tuple(inputs[name] for name in names)
     options = tuple(sorted({"implementation": implementation, **options}.items()))
     call, interpreted = _run, nullcontext()
     if implementation == "pallas_tpu":
@@ -54,7 +55,7 @@ def run(
             uninitialized_memory="nan", detect_races=detect_races
         )
     with interpreted:
-        results = call(operation, options, operands, gradients, streams)
+        results = call(operation, options, names, operands, gradients, streams)
     return {name: np.asarray(x, np.float64) for name, x in results.items()}
 
 
@@ -65,22 +66,20 @@ def in_float64(inputs, **options):
         return run(inputs, "reference", **options)
 
 
-def _with_gradients(operation, options, operands, gradients, streams):
+def _with_gradients(operation, options, names, operands, gradients, streams):
     def f(operands):
         return operation(**operands, **streams, **dict(options))
 
     results, pull_back = jax.vjp(f, operands)
-    names = [name.removeprefix("d_") for name in gradients]
-    named = dict(zip(names, results, strict=True))
-    (found,) = pull_back(
-        tuple(gradients[f"d_{name}"].astype(x.dtype) for name, x in named.items())
-    )
+    given = zip(gradients, results, strict=True)
+    (found,) = pull_back(tuple(d.astype(x.dtype) for d, x in given))
+    named = {name.removeprefix("d_"): x for name, x in zip(names, results, strict=True)}
     return named | {f"d_{name}": x for name, x in found.items()}
 
 
-_run = jax.jit(_with_gradients, static_argnums=(0, 1))
+_run = jax.jit(_with_gradients, static_argnums=(0, 1, 2))
 _run_as_written = jax.jit(
-    _with_gradients, static_argnums=(0, 1), compiler_options=AS_WRITTEN
+    _with_gradients, static_argnums=(0, 1, 2), compiler_options=AS_WRITTEN
 )
 
 
