@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 import jaxlab.data.corpus
+import jaxlab.data.ngrams
 from jaxlab.data import (
     ByteTokenizer,
     CorpusConfig,
@@ -511,7 +512,8 @@ def test_bad_configs():
 
 
 @pytest.mark.parametrize("order", [1, 2])
-def test_ngram_figure_by_counting_in_python(tmp_path, texts, order):
+def test_ngram_figure_by_counting_in_python(tmp_path, texts, order, monkeypatch):
+    monkeypatch.setattr(jaxlab.data.ngrams, "TOKENS_AT_ONCE", 100)
     corpus = build(config(tmp_path, texts[0], heldout_fraction=0.2))
 
     def grams(split):

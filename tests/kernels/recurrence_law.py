@@ -66,6 +66,30 @@ def in_float64(inputs, **options):
         return run(inputs, "reference", **options)
 
 
+def results_alone(inputs, operation):
+    """Of the TPU kernels without a gradient: a single token's has one of its own."""
+    operands = {n: x for n, x in inputs.items() if not n.startswith("d_")}
+    with platform.interpreted_tpu(uninitialized_memory="nan", detect_races=True):
+        return operation(**operands, implementation="pallas_tpu")
+
+
+def assert_same_on_a_mesh(inputs, operation):
+    """Rows and heads divided among devices: equal to the last bit."""
+
+    def found():
+        return (
+            run(inputs, "pallas_tpu", operation=operation),
+            results_alone(inputs, operation),
+        )
+
+    want = found()
+    auto = (jax.sharding.AxisType.Auto,) * 3
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=auto)
+    with jax.set_mesh(mesh):
+        got = found()
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
 def _with_gradients(operation, options, names, operands, gradients, streams):
     def f(operands):
         return operation(**operands, **streams, **dict(options))

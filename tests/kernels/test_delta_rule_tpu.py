@@ -11,9 +11,11 @@ from recurrence_law import (
     EPS,
     assert_bfloat16,
     assert_law,
+    assert_same_on_a_mesh,
     error,
     in_float64,
     narrowed,
+    results_alone,
 )
 from recurrence_law import run as run_operation
 
@@ -106,9 +108,7 @@ def test_a_single_token(name, N):
     want = oracle.delta_product(**inputs)
     reference = run(inputs, implementation="reference")
     assert_float32(run(inputs), reference, want)
-    operands = {n: inputs[n] for n in INPUTS if inputs[n] is not None}
-    with platform.interpreted_tpu(uninitialized_memory="nan", detect_races=True):
-        o, state = pallas_kernels.delta_product(**operands, implementation="pallas_tpu")
+    o, state = results_alone(inputs, pallas_kernels.delta_product)
     for tensor, got in (("o", o), ("state", state)):
         bound = 4 * max(error(reference[tensor], want[tensor]), EPS)
         assert error(np.asarray(got, np.float64), want[tensor]) <= bound, tensor
@@ -157,15 +157,9 @@ def test_no_race_in_two_rows_of_two_groups_of_heads():
 @pytest.mark.slow
 @pytest.mark.parametrize("T", (1, 130))
 def test_divided_among_devices(T):
-    """Rows and heads over a mesh, also where an axis divides none of them."""
+    """Also where an axis of the mesh divides neither rows nor heads."""
     inputs = cases.draw("twelve_keys_gated", shape(B=2, T=T, H=2))
-    want = run(inputs)
-    auto = (jax.sharding.AxisType.Auto,) * 3
-    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=auto)
-    with jax.set_mesh(mesh):
-        got = run(inputs)
-    for tensor in want:
-        np.testing.assert_array_equal(got[tensor], want[tensor])
+    assert_same_on_a_mesh(inputs, pallas_kernels.delta_product)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,13 +10,15 @@ from recurrence_law import (
     EPS,
     assert_bfloat16,
     assert_law,
+    assert_same_on_a_mesh,
     error,
     in_float64,
     narrowed,
+    results_alone,
 )
 from recurrence_law import run as run_operation
 
-from pallas_kernels import gated_linear_attention, platform
+from pallas_kernels import gated_linear_attention
 from pallas_kernels.linear_attention import cases
 
 run = partial(
@@ -112,28 +113,18 @@ def test_a_single_token(name, decay):
     want = oracle(**inputs)
     reference = run(inputs, implementation="reference")
     assert_law(run(inputs), reference, want)
-    names = ("q", "k", "v", "g", "initial_state")
-    with platform.interpreted_tpu(uninitialized_memory="nan", detect_races=True):
-        results = gated_linear_attention(
-            **{n: inputs[n] for n in names}, implementation="pallas_tpu"
-        )
+    results = results_alone(inputs, gated_linear_attention)
     for tensor, got in zip(("o", "state"), results, strict=True):
         bound = 4 * max(error(reference[tensor], want[tensor]), EPS)
         assert error(np.asarray(got, np.float64), want[tensor]) <= bound, tensor
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("T", (1, 130))
 @pytest.mark.parametrize("decay", cases.DECAYS)
-def test_divided_among_devices(decay):
-    """Rows and heads over a mesh."""
-    inputs = cases.draw("gate", shape(B=2, T=130, H=2), decay)
-    want = run(inputs)
-    auto = (jax.sharding.AxisType.Auto,) * 3
-    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=auto)
-    with jax.set_mesh(mesh):
-        got = run(inputs)
-    for tensor in want:
-        np.testing.assert_array_equal(got[tensor], want[tensor])
+def test_divided_among_devices(decay, T):
+    inputs = cases.draw("gate", shape(B=2, T=T, H=2), decay)
+    assert_same_on_a_mesh(inputs, gated_linear_attention)
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,29 @@ def test_a_state_of_another_batch_is_refused(law):
             )
 
 
+def test_what_it_is_called_with_is_checked(law):
+    """The input's shape, and that a step has a state, of this mixer."""
+    forward, step = (
+        functools.partial(f, cfg=law.cfg) for f in (law.mixer.forward, law.mixer.step)
+    )
+    state, other = law.state(), {"of": jnp.zeros((B, 1))}
+    for call, message in (
+        (
+            lambda: forward(law.params, law.x[..., :-1]),
+            "takes x of shape .*time, width",
+        ),
+        (lambda: forward(law.params, law.x[:, 0]), "takes x of shape .*time, width"),
+        (
+            lambda: step(law.params, law.x, state=state),
+            "takes x of shape .batch, width",
+        ),
+        (lambda: step(law.params, law.x[:, 0], state=None), "needs a state"),
+        (lambda: step(law.params, law.x[:, 0], state=other), "belongs to another"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(call)
+
+
 def test_spec_shapes_equal_init_shapes(law):
     for name, spec in law.specs.items():
         assert law.params[name].shape == spec.shape
