@@ -57,12 +57,13 @@ def main(turns: int = 9, only: str = "*") -> None:
             "decode_milliseconds": decoding,
             "decode_ratio": quartiles(decoding[-1]["all"] / decoding[0]["all"]),
             "train_milliseconds": training,
-            "train_exponent": exponent([t["median"] for t in training]),
+            "train_exponent": quartiles(exponent(np.stack([t["all"] for t in training]))),
             "train_temporary_MB": memory,
-            "memory_exponent": exponent(memory),
+            "memory_exponent": round(float(exponent(np.array(memory))), 2),
         }
-        for times in (*decoding, *training, mixers[name]["decode_ratio"]):
-            del times["all"]
+        ratios = mixers[name]["decode_ratio"], mixers[name]["train_exponent"]
+        for measured in (*decoding, *training, *ratios):
+            del measured["all"]
         report(name, mixers[name])
     path = record(
         "mixers",
@@ -142,14 +143,16 @@ def quartiles(x: np.ndarray) -> dict:
     }
 
 
-def exponent(values: list[float]) -> float:
+def exponent(values: np.ndarray) -> np.ndarray:
     """p of the least-squares fit of values ~ length^p, from T = 1024 on.
 
     Below that the parts that do not depend on the length count.
+
+    Args:
+        values: ``[length, ...]``; each column, such as a turn, has its own fit.
     """
     fitted = [i for i, length in enumerate(LENGTHS) if length >= 1024]
-    x, y = np.log(np.array(LENGTHS)[fitted]), np.log(np.array(values)[fitted])
-    return round(float(np.polyfit(x, y, 1)[0]), 2)
+    return np.polyfit(np.log(np.array(LENGTHS)[fitted]), np.log(values[fitted]), 1)[0]
 
 
 def report(name: str, found: dict) -> None:
@@ -158,7 +161,8 @@ def report(name: str, found: dict) -> None:
         f"{name:25s} step {early:.3f} -> {late:.3f} ms, "
         f"x{found['decode_ratio']['median']:.2f}; "
         f"train {found['train_milliseconds'][-1]['median']:.0f} ms at T={LENGTHS[-1]}, "
-        f"T^{found['train_exponent']}; {found['train_temporary_MB'][-1]:.0f} MB, "
+        f"T^{found['train_exponent']['median']:.2f}; "
+        f"{found['train_temporary_MB'][-1]:.0f} MB, "
         f"T^{found['memory_exponent']}",
         flush=True,
     )

@@ -251,18 +251,21 @@ def mixers() -> str:
     early, late = data["positions"]
     longest = data["lengths"][-1]
     rows = []
+
+    def spread(measured):
+        low, high = measured["quartiles"]
+        return f"{measured['median']:.2f} ({low:.2f} to {high:.2f})"
+
     for name, found in data["mixers"].items():
         steps = [t["median"] for t in found["decode_milliseconds"]]
-        ratio = found["decode_ratio"]
-        low, high = ratio["quartiles"]
         rows.append(
             [
                 name,
                 f"{steps[0]:.3f}",
                 f"{steps[1]:.3f}",
-                f"{ratio['median']:.2f} ({low:.2f} to {high:.2f})",
+                spread(found["decode_ratio"]),
                 f"{found['train_milliseconds'][-1]['median']:.0f}",
-                f"{found['train_exponent']:.2f}",
+                spread(found["train_exponent"]),
                 f"{found['train_temporary_MB'][-1]:.0f}",
                 f"{found['memory_exponent']:.2f}",
             ]
@@ -275,7 +278,7 @@ def mixers() -> str:
     text = (
         f"One layer of width {data['width']}, one sequence, float32: decoding a token "
         "after so many, and forward and backward over a row. Medians (and quartiles of "
-        "ratios taken turn by turn)."
+        "ratios and exponents taken turn by turn)."
     )
     return f"{text}\n\n{table(header, rows)}\n\n{measured(data)}"
 
