@@ -266,13 +266,14 @@ def mixers() -> str:
                 spread(found["decode_ratio"]),
                 f"{found['train_milliseconds'][-1]['median']:.0f}",
                 spread(found["train_exponent"]),
+                spread(found["above_feed_forward"]),
                 f"{found['train_temporary_MB'][-1]:.0f}",
                 f"{found['memory_exponent']:.2f}",
             ]
         )
     header = [
         *("mixer", f"ms a token at {early}", f"at {late}", "ratio"),
-        *(f"training ms at {longest}", "~ T^p, p ="),
+        *(f"training ms at {longest}", "~ T^p, p =", "less a feed-forward layer's p"),
         *(f"training MB at {longest}", "~ T^p, p ="),
     ]
     text = (
