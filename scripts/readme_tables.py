@@ -273,7 +273,7 @@ def mixers() -> str:
         )
     header = [
         *("mixer", f"ms a token at {early}", f"at {late}", "ratio"),
-        *(f"training ms at {longest}", "~ T^p, p =", "less a feed-forward layer's p"),
+        *(f"training ms at {longest}", "~ T^p, p =", "p less a feed-forward layer's"),
         *(f"training MB at {longest}", "~ T^p, p ="),
     ]
     text = (
