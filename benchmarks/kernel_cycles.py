@@ -10,7 +10,7 @@ from benchmarks.record import record
 from pallas_kernels import aot
 
 LENGTH, SHORT, HEADS = 8192, 1024, 16
-DELTA, LINEAR = "delta_rule", "linear_attention"
+DELTA, LINEAR, SCAN = "delta_rule", "linear_attention", "selective_scan"
 CHANNEL = {"decay": "channel"}
 VARIANTS = {
     "delta rule": (DELTA, {}),
@@ -28,8 +28,11 @@ VARIANTS = {
         LINEAR,
         CHANNEL | {"backward": True},
     ),
+    "selective scan": (SCAN, {}),
+    "selective scan, forward and backward": (SCAN, {"backward": True}),
 }
-"""Of K = V = 128 in bfloat16, one sequence."""
+"""Of K = V = 128 in bfloat16, one sequence; a "head" of the selective scan is 128
+channels of 16 states."""
 STEPS = {
     "delta rule": (DELTA, {}),
     "linear attention, a head's decay": (LINEAR, {}),
@@ -49,6 +52,8 @@ def lengths(variant: str) -> tuple[int, ...]:
 def heads(variant: str, chip: str) -> int:
     """Of one core, and so many that the estimate, which takes VMEM, has enough."""
     operation, arguments = VARIANTS[variant]
+    if operation == SCAN:
+        return HEADS
     backward = "backward" in arguments
     if chip == "tpu7x" and backward and "decay" in arguments:
         return HEADS // 4
@@ -58,7 +63,9 @@ def heads(variant: str, chip: str) -> int:
 
 def program(variant: str, T: int, chip: str) -> aot.Job:
     operation, arguments = VARIANTS[variant]
-    arguments = arguments | {"T": T, "H": heads(variant, chip)}
+    count = heads(variant, chip)
+    width = {"E": 128 * count} if operation == SCAN else {"H": count}
+    arguments = arguments | {"T": T} | width
     return aot.Job(f"pallas_kernels.programs:{operation}", arguments, chip)
 
 
@@ -77,6 +84,8 @@ def roofline(variant: str, chip: str) -> float:
     """Cycles a token and head at least: products of the chunked form, bytes once."""
     operation, arguments = VARIANTS[variant]
     backward, keys, d = "backward" in arguments, 128, 128  # keys a chunk, as there
+    if operation == SCAN:  # no products; x, dt and y, and the other way their gradients
+        return aot.roofline(chip, 0, d * (2 + 4 + 2 + (8 + 6 if backward else 0)))
     if operation == LINEAR:
         # Q K^T, P V, and Q and K with the states; a channel's decay asks for no more.
         products = 4 * keys * d + 4 * d * d

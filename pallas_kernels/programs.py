@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.delta_rule import delta_product
 from pallas_kernels.linear_attention import gated_linear_attention
+from pallas_kernels.selective_scan import selective_scan as _selective_scan
 
 Program = tuple[Callable, tuple[jax.ShapeDtypeStruct, ...]]
 
@@ -141,6 +142,42 @@ def linear_attention_step(
         ),
     )
     return step, shapes
+
+
+def selective_scan(
+    T: int,
+    E: int = 2048,
+    N: int = 16,
+    B: int = 1,
+    dtype: str = "bfloat16",
+    backward: bool = False,
+    sequences: int = 0,
+    segments: int = 0,
+) -> Program:
+    """The selective scan.
+
+    With `sequences` a row holds so many of equal lengths, with `segments` so many
+    documents.
+    """
+    bounds = jnp.linspace(0, T, sequences + 1).astype(jnp.int32) if sequences else None
+
+    def forward(x, dt, A, in_B, in_C, D):
+        ids = jnp.broadcast_to(jnp.arange(T) * segments // T, (B, T))
+        return _selective_scan(
+            *(x, dt, A, in_B, in_C, D),
+            cu_seqlens=bounds,
+            segment_ids=ids if segments else None,
+            implementation="pallas_tpu",
+        )
+
+    shapes = (
+        jax.ShapeDtypeStruct((B, T, E), dtype),
+        jax.ShapeDtypeStruct((B, T, E), jnp.float32),
+        jax.ShapeDtypeStruct((E, N), jnp.float32),
+        *2 * (jax.ShapeDtypeStruct((B, T, N), dtype),),
+        jax.ShapeDtypeStruct((E,), jnp.float32),
+    )
+    return _both(forward) if backward else forward, shapes
 
 
 def _both(forward: Callable) -> Callable:

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch, streams
 from pallas_kernels.arguments import check_arrays, check_settings
+from pallas_kernels.selective_scan import tpu
 from pallas_kernels.selective_scan.chunked import chunked
 from pallas_kernels.selective_scan.reference import token_recurrence
 
@@ -66,7 +67,8 @@ def selective_scan(
         chunk_size: tokens from one kept state to the next: the backward pass computes
           those between anew. None for a good one. "reference" keeps every state.
         implementation: "pallas_tpu", "pallas_gpu", "xla", "reference", or None for the
-          best that can run.
+          best that can run. A TPU kernel is taken only where it is named, until one
+          is measured.
 
     Returns:
         y [B, T, E] in x's dtype, and the state after the last token, shaped like
@@ -93,7 +95,9 @@ def selective_scan(
         NAME,
         implementation,
         {
-            "pallas_tpu": "there is no TPU kernel for it yet.",
+            "pallas_tpu": dispatch.tpu_kernel(
+                implementation, tpu.fused, lambda: tpu.unsupported(arrays, chunk_size)
+            ),
             "pallas_gpu": "there is no GPU kernel for it yet.",
             "xla": chunked,
             "reference": token_recurrence,

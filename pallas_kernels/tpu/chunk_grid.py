@@ -47,6 +47,15 @@ class ChunkGrid(NamedTuple):
         """A block of [B, M, H, *size]."""
         return self._of_chunk((self.heads, *size), axis=2)
 
+    def shared(self, rows: int, lanes: int) -> pl.BlockSpec:
+        """A block of [B, M, rows, lanes], for all heads."""
+        return self._of_chunk((rows, lanes), axis=None)
+
+    def constant(self, *size: int) -> pl.BlockSpec:
+        """A block of [H, *size], for all rows and chunks."""
+        rest = (0,) * len(size)
+        return pl.BlockSpec((self.heads, *size), lambda b, h, *_: (h, *rest))
+
     def states(self, *size: int) -> pl.BlockSpec:
         """A block of the states [S, H, *size], of the chunk's sequence or the row."""
 
@@ -106,11 +115,12 @@ class ChunkGrid(NamedTuple):
         return self.M - 1 - step if self.backward else step
 
     def _of_chunk(self, block, axis):
-        """A block of chunk m's, with the group of heads along an axis of the array."""
+        """A block of chunk m's, with the group of heads along an axis, or of all."""
 
         def index(b, h, step, *_):
             at = [b, self._chunk(step)] + [0] * len(block)
-            at[axis] = h
+            if axis is not None:
+                at[axis] = h
             return tuple(at)
 
         return pl.BlockSpec((None, None, *block), index)

@@ -113,6 +113,42 @@ def lane_sums(terms, exact):
     return dot(ones, hi.astype(ones.dtype), transposed=True) + rest
 
 
+class RowSums:
+    """Sums over the rows of SUBLANES registers, that of register i in row i.
+
+    Registers come in the order of their rows or against it; two are merged as soon as
+    they can, so that few wait.
+    """
+
+    def __init__(self):
+        self._waiting = []
+
+    def add(self, row: int, x):
+        """x [a multiple of SUBLANES, LANES], to be summed in a row."""
+        x = sum(x[i : i + SUBLANES] for i in range(0, x.shape[0], SUBLANES))
+        size = 1
+        while self._waiting and self._waiting[-1][0] == size:
+            _, other_row, other = self._waiting.pop()
+            x = _merged(*((x, other) if row < other_row else (other, x)), size)
+            row, size = min(row, other_row), 2 * size
+        self._waiting.append((size, row, x))
+
+    @property
+    def sums(self):
+        """[SUBLANES, LANES], after all of them."""
+        ((size, _, x),) = self._waiting
+        assert size == SUBLANES
+        return x
+
+
+def _merged(low, high, distance):
+    """Rows `distance` apart, added: of `low` in the lower ones, of `high` above."""
+    row = iota(low.shape, 0)
+    upper = (row & distance) > 0
+    crossing = jnp.where(upper, low, high)
+    return jnp.where(upper, high, low) + gather(crossing, row ^ distance, 0)
+
+
 def gather(x, index, axis=1):
     """x[:, index], row by row, or x[index], column by column."""
     return jnp.take_along_axis(x, index, axis=axis, mode="promise_in_bounds")

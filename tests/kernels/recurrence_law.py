@@ -24,6 +24,7 @@ def run(
     *,
     operation=pallas_kernels.delta_product,
     dtype=None,
+    narrow=("q", "k", "v"),
     detect_races=False,
     segment_ids=None,
     cu_seqlens=None,
@@ -34,7 +35,7 @@ def run(
     A TPU's kernel is interpreted, with unwritten memory not a number.
 
     Args:
-        dtype: of q, k and v.
+        dtype: of the arguments that `narrow` names.
         options: static arguments of the operation.
     """
     operands = {
@@ -43,7 +44,7 @@ def run(
         if x is not None and not name.startswith("d_")
     }
     if dtype is not None:
-        operands |= {name: jnp.asarray(operands[name], dtype) for name in "qkv"}
+        operands |= {name: jnp.asarray(operands[name], dtype) for name in narrow}
     streams = {"segment_ids": segment_ids, "cu_seqlens": cu_seqlens}
     names = tuple(name for name in inputs if name.startswith("d_"))
     gradients = tuple(inputs[name] for name in names)
@@ -73,8 +74,12 @@ def results_alone(inputs, operation):
         return operation(**operands, implementation="pallas_tpu")
 
 
-def assert_same_on_a_mesh(inputs, operation):
-    """Rows and heads divided among devices: equal to the last bit."""
+def assert_same_on_a_mesh(inputs, operation, summed=()):
+    """Rows and heads divided among devices: equal to the last bit.
+
+    Args:
+        summed: gradients of what all devices have, which come as sums over them.
+    """
 
     def found():
         return (
@@ -87,6 +92,8 @@ def assert_same_on_a_mesh(inputs, operation):
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=auto)
     with jax.set_mesh(mesh):
         got = found()
+    for name in summed:
+        assert error(got[0].pop(name), want[0].pop(name)) <= 4 * EPS, name
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
@@ -133,9 +140,8 @@ def assert_bfloat16(got, chunked, want):
         assert error(got[name], want[name]) <= bound, name
 
 
-def narrowed(inputs):
+def narrowed(inputs, names=("q", "k", "v", "d_o")):
     """With what bfloat16 holds, so that the oracle sees what the kernel sees."""
-    names = ("q", "k", "v", "d_o")
     narrow = {n: np.asarray(jnp.bfloat16(inputs[n]), np.float32) for n in names}
     return inputs | narrow
 

@@ -90,6 +90,11 @@ SHAPES = {
         {"T": 300, "H": 8, "K": 256, "dtype": "float32", "decay": "channel"},
         {"T": 2000, "H": 8, "V": 64, "decay": None, "sequences": 3},
     ),
+    "selective_scan": (
+        {"T": 65_536},
+        {"T": 300, "E": 384, "N": 32, "dtype": "float32", "segments": 3},
+        {"T": 2000, "E": 128, "N": 8, "sequences": 3},
+    ),
 }
 
 
@@ -137,6 +142,7 @@ def test_a_decode_step_of_few_heads_compiles():
         "delta rule, forward and backward",
         "linear attention, a head's decay, forward and backward",
         "linear attention, a channel's decay, forward and backward",
+        "selective scan, forward and backward",
     ),
 )
 def test_cycles_are_not_above_the_committed_ones(variant):

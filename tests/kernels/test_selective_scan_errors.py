@@ -75,8 +75,11 @@ def test_sequences_that_fall_or_leave_the_row(bounds):
         selective_scan(**row, cu_seqlens=jnp.array(bounds))
 
 
-@pytest.mark.parametrize("kernel", ("pallas_tpu", "pallas_gpu"))
-def test_a_named_kernel_that_cannot_run_is_not_replaced(kernel):
-    message = f"selective_scan cannot run with implementation='{kernel}': there is no"
+@pytest.mark.parametrize(
+    ("kernel", "reason"),
+    (("pallas_tpu", "its TPU kernel runs on a TPU"), ("pallas_gpu", "there is no GPU")),
+)
+def test_a_named_kernel_that_cannot_run_is_not_replaced(kernel, reason):
+    message = f"selective_scan cannot run with implementation='{kernel}': {reason}"
     with pytest.raises(NotImplementedError, match=message):
         selective_scan(**arguments(implementation=kernel))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxlab import params
-from jaxlab.mixers import delta_product, gla, mamba2, mixer_of, mom, retnet
+from jaxlab.mixers import delta_product, gla, mamba, mamba2, mixer_of, mom, retnet
 from pallas_kernels import platform
 
 WIDTH, B, T = 16, 2, 13
@@ -22,6 +22,7 @@ CASES = {
     "mom_linear": mom.Config(WIDTH, rule="gated_linear_attention", **HEADS),
     "gla": gla.Config(WIDTH, **HEADS),
     "retnet": retnet.Config(WIDTH, **HEADS),
+    "mamba": mamba.Config(WIDTH, expand=8, n_states=8),
     "mamba2": mamba2.Config(WIDTH, expand=8, head_size=64, n_states=64),
 }
 

@@ -1,0 +1,151 @@
+"""The selective scan as one TPU kernel: the state stays in VMEM from chunk to chunk.
+
+    h <- exp(dt_t A) h + u_t B_t^T,   y_t = h C_t,   u = dt x
+
+A state [N, E] has the channels in the lanes, 128 of them a group: what is a number a
+channel is a row, and what is a number a state is a column, in the lanes of the chunk's
+B^T and C^T. There are no matrix products: every state has a decay of its own at every
+token.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.selective_scan.tpu.sizes import CHUNK, VMEM, groups_together
+from pallas_kernels.tpu.chunk_grid import ChunkGrid
+from pallas_kernels.tpu.tiles import LANES, SUBLANES, RowSums
+
+LN_2 = math.log(2)
+
+
+def forward(
+    x: Float[Array, "B M C E"],
+    dt: Float[Array, "B M C E"],
+    columns: Float[Array, "B M rows C"],
+    A: Float[Array, "G N LANES"],
+    states: Float[Array, "S G N LANES"],
+    sequence: Int[Array, " M"] | None,
+    resets: bool,
+    save: bool,
+) -> tuple[Array, Array, Array | None]:
+    """Outputs in float32, final states and, with `save`, the state before each chunk.
+
+    Args:
+        columns: see `Columns`.
+        sequence: the state of each chunk; None for one a row.
+        resets: whether there are tokens before which the state is zeroed.
+    """
+    (rows, M, _, E), (G, N, _) = x.shape, A.shape
+    groups = groups_together(G)
+    grid = ChunkGrid(rows, G, M, groups, sequence)
+    of_channels, of_states = grid.tokens(CHUNK, LANES), grid.states(N, LANES)
+    results = [
+        (jax.ShapeDtypeStruct((rows, M, CHUNK, E), jnp.float32), of_channels),
+        (jax.ShapeDtypeStruct(states.shape, jnp.float32), of_states),
+    ]
+    if save:
+        before = jax.ShapeDtypeStruct((rows, M, G, N, LANES), jnp.float32)
+        results.append((before, grid.chunk_states(N, LANES)))
+    y, final, *before = grid.call(
+        partial(_kernel, resets=resets),
+        "selective_scan_forward",
+        operands=[
+            *((x, of_channels), (dt, of_channels)),
+            (columns, grid.shared(columns.shape[2], CHUNK)),
+            *((A, grid.constant(N, LANES)), (states, of_states)),
+        ],
+        results=results,
+        scratch=[of_block(2, groups)],
+        vmem=VMEM,
+    )
+    return y, final, before[0] if save else None
+
+
+class Columns(NamedTuple):
+    """What is a number a state, or one for all, of the tokens of one register.
+
+    Their array has B^T and C^T and, where there are resets, SUBLANES rows that are 0
+    for tokens before which the state is zeroed and else 1.
+    """
+
+    columns: Float[Array, "rows C"]
+    N: int
+    resets: bool
+
+    @classmethod
+    def read(cls, ref, block, N: int, resets: bool):
+        """Those of a block of SUBLANES tokens, which come to the first lanes."""
+        shift = lax.rem(CHUNK - block * SUBLANES, CHUNK)
+        return cls(pltpu.roll(ref[...], shift, 1), N, resets)
+
+    def B(self, t: int):
+        return self.columns[: self.N, t : t + 1]
+
+    def C(self, t: int):
+        return self.columns[self.N : 2 * self.N, t : t + 1]
+
+    def decay(self, t: int, dt, A):
+        """2^(dt A), and zero where the state starts anew."""
+        factor = jnp.exp2(dt * A)
+        if not self.resets:
+            return factor
+        return self.columns[2 * self.N : 2 * self.N + 1, t : t + 1] * factor
+
+
+DT, U, DY = range(3)
+"""What a block's rows are, where `of_block` keeps them."""
+
+
+def of_block(kinds, groups):
+    """Scratch for a block's rows: from memory a row comes to all sublanes at once."""
+    return pltpu.VMEM((kinds, SUBLANES, groups * LANES), jnp.float32)
+
+
+def rows_of(block):
+    """The rows of a block of SUBLANES tokens."""
+    return pl.ds(pl.multiple_of(block * SUBLANES, SUBLANES), SUBLANES)
+
+
+def lanes_of(group):
+    """The lanes of a group's channels."""
+    return slice(group * LANES, (group + 1) * LANES)
+
+
+def _kernel(begins, x_ref, dt_ref, columns_ref, A_ref, start_ref, *refs, resets):
+    y_ref, h_ref, *before_ref, rows_ref = refs
+    groups, N, _ = A_ref.shape
+
+    @pl.when(begins)
+    def _():
+        h_ref[...] = start_ref[...]
+
+    for ref in before_ref:
+        ref[...] = h_ref[...]
+
+    def tokens(block, states):
+        columns = Columns.read(columns_ref, block, N, resets)
+        x, dt = x_ref[rows_of(block), :].astype(jnp.float32), dt_ref[rows_of(block), :]
+        rows_ref[DT], rows_ref[U] = dt, dt * x
+        states, y = list(states), [RowSums() for _ in states]
+        for t in range(SUBLANES):
+            for i, h in enumerate(states):
+                at = slice(t, t + 1), lanes_of(i)
+                h = columns.decay(t, rows_ref[DT, *at], A_ref[i]) * h
+                states[i] = h + rows_ref[U, *at] * columns.B(t)
+                y[i].add(t, states[i] * columns.C(t))
+        for i, of_group in enumerate(y):
+            y_ref[rows_of(block), lanes_of(i)] = of_group.sums
+        return states
+
+    states = [h_ref[group] for group in range(groups)]
+    states = lax.fori_loop(0, CHUNK // SUBLANES, tokens, states, unroll=2)
+    for group, h in enumerate(states):
+        h_ref[group] = h

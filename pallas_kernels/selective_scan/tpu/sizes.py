@@ -1,0 +1,49 @@
+"""What the TPU kernels of the selective scan can take, and how they divide it."""
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from pallas_kernels.tpu.tiles import LANES, SUBLANES
+
+CHUNK = LANES  # tokens
+MOST_STATES = 32
+MOST_GROUPS = 8  # of LANES channels, in a grid step
+VMEM = 40 * 2**20
+
+
+def unsupported(arrays: dict[str, Array | None], chunk_size: int | None) -> str | None:
+    """Why the kernel cannot take these arguments of `selective_scan`, or None."""
+    A = arrays["A"]
+    assert A is not None
+    E, N = A.shape
+    if E % LANES:
+        return (
+            f"the TPU kernel takes a multiple of {LANES} channels, but E is {E}; the "
+            f"nearest is {E + -E % LANES} (pad with zeros), or pass "
+            "implementation='xla'."
+        )
+    if N > MOST_STATES:
+        return (
+            f"the TPU kernel takes at most {MOST_STATES} states a channel, but N is "
+            f"{N}; pass implementation='xla'."
+        )
+    if N % SUBLANES:
+        return (
+            f"the TPU kernel takes a multiple of {SUBLANES} states a channel, but N is "
+            f"{N}; the nearest is {N + -N % SUBLANES} (pad with zeros), or pass "
+            "implementation='xla'."
+        )
+    if chunk_size not in (None, CHUNK):
+        return (
+            f"the TPU kernel's chunk has {CHUNK} tokens, but chunk_size is "
+            f"{chunk_size}; pass None."
+        )
+    wide = [n for n, x in arrays.items() if x is not None and x.dtype == jnp.float64]
+    if wide:
+        return f"a TPU has no float64, but {', '.join(wide)} has it; cast to float32."
+    return None
+
+
+def groups_together(groups: int) -> int:
+    """Groups of channels in a grid step."""
+    return max(n for n in range(1, MOST_GROUPS + 1) if groups % n == 0)
