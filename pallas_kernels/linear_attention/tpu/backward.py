@@ -97,21 +97,21 @@ def _kernel(ends, *refs, sizes):
         of_keys, of_values = sizes.of_keys(h), sizes.of_values(h)
         q, k = q_ref[:, of_keys], k_ref[:, of_keys]
         v, dO = v_ref[:, of_values], do_ref[:, of_values]
-        scores = yield from decay.scores(q, k, turned=True)
+
+        def of_scores():
+            before = S_ref[h].astype(jnp.float32)
+            return ScoreGradients(
+                pairs=product(dO, v, transposed=True),
+                turned=product(v, dO, transposed=True),
+                q=product(dO, S_ref[h]),
+                k=product(v, narrow_ref[h]),
+                total=jnp.sum(dS_ref[h] * before, 0, keepdims=True),
+            )
+
+        scores, (d_q, d_k, d_g) = yield from decay.gradients(q, k, of_scores)
         d_v = product(scores.pairs, dO)
         d_v += product(scores.k, narrow_ref[h], transposed=True)
         dv_ref[:, of_values] = d_v.astype(dv_ref.dtype)
-        yield
-        before = S_ref[h].astype(jnp.float32)
-        d = ScoreGradients(
-            pairs=product(dO, v, transposed=True),
-            turned=product(v, dO, transposed=True),
-            q=product(dO, S_ref[h]),
-            k=product(v, narrow_ref[h]),
-            total=jnp.sum(dS_ref[h] * before, 0, keepdims=True),
-        )
-        yield
-        d_q, d_k, d_g = yield from decay.gradients(q, k, d)
         dq_ref[:, of_keys] = d_q.astype(dq_ref.dtype)
         dk_ref[:, of_keys] = d_k.astype(dk_ref.dtype)
         if sizes.decay == "head":

@@ -4,9 +4,11 @@ A kind of decay is a class, one head's chunk an object of it. The methods are ge
 that yield between stages, so that heads run in turns (`tiles.in_turns`).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from pallas_kernels.linear_attention.tpu.levels import levels
@@ -19,7 +21,6 @@ from pallas_kernels.tpu.tiles import (
     dot,
     dot_indicator,
     fit,
-    indicator,
     iota,
     lane_sums,
     to_lanes,
@@ -64,12 +65,20 @@ class NoDecay:
         yield
         return Scores(kept(pairs, _seen(pairs, turned)), q, k, None)
 
-    def gradients(self, q, k, d: ScoreGradients):
-        """Those of q, k and of the log decays, after `scores`."""
+    def gradients(self, q, k, of_scores: Callable[[], ScoreGradients]):
+        """The scores with `pairs` turned; gradients of q, k and of the log decays.
+
+        Args:
+            of_scores: computes the gradients for the scores; called where their
+              products fill gaps.
+        """
+        scores = yield from self.scores(q, k, turned=True)
+        d = of_scores()
+        yield
         d_q = d.q + self.product(kept(d.pairs, _seen(d.pairs)), k)
         yield
         turned = kept(d.turned, _seen(d.turned, turned=True))
-        return d_q, d.k + self.product(turned, q), None
+        return scores, (d_q, d.k + self.product(turned, q), None)
 
     def meet(self, q, k, turned):
         """q k^T, or turned."""
@@ -100,13 +109,16 @@ class HeadDecay(NoDecay):
         k_exit = self.exit * k.astype(jnp.float32)
         return Scores(pairs, q_entry, k_exit, self.total)
 
-    def gradients(self, q, k, d: ScoreGradients):
+    def gradients(self, q, k, of_scores: Callable[[], ScoreGradients]):
         """The log decays' gradient comes as rows for `operation`.
 
         For intervals within the chunk that hold a token, for those from the chunk's
         start to it and from it to the chunk's end, and, to be summed over the lanes,
         for the whole chunk.
         """
+        scores = yield from self.scores(q, k, turned=True)
+        d = of_scores()
+        yield
         entry, exit = self.entry * d.q, self.exit * d.k
         turned = kept(d.turned * self.within, _seen(d.turned, turned=True))
         pairs = kept(d.pairs * self.within, _seen(d.pairs))
@@ -121,7 +133,7 @@ class HeadDecay(NoDecay):
         sums = lane_sums([entry * q, exit * k], self.exact)
         total = self.total * to_lanes(d.total)
         yield
-        return d_q, d_k, (within, sums[:1], sums[1:2], total)
+        return scores, (d_q, d_k, (within, sums[:1], sums[1:2], total))
 
 
 class ChannelDecay(NoDecay):
@@ -132,26 +144,21 @@ class ChannelDecay(NoDecay):
         self.g = g
 
     def scores(self, q, k, turned=False):
-        self.levels, self.entry, self.exit = levels(self.g)
+        assert not turned, "for the gradient they are made along with it"
+        steps, entry, exit = levels(self.g)
         pairs = self.meet(q, k, turned)
-        q, k = q.astype(jnp.float32), k.astype(jnp.float32)
-        apart = _apart(pairs)
-        for halves, start, end in self.levels:
-            right, left = halves.right(q) * start, halves.left(k) * end
-            if turned:
-                rows, put = halves.left, halves.with_left
-                met = self.product(left, halves.with_right(q, right), transposed=True)
-            else:
-                rows, put = halves.right, halves.with_right
-                met = self.product(right, halves.with_left(k, left), transposed=True)
+        q, k, apart = q.astype(jnp.float32), k.astype(jnp.float32), _apart(pairs)
+        for halves, start, end in steps:
+            left, right = halves.left, halves.right
+            k_met = halves.with_left(k, left(k) * end)
+            met = self.product(right(q) * start, k_met, transposed=True)
             # Also where they are farther apart, which a later level puts right.
-            met = jnp.where(rows(apart) >= halves.size, met, rows(pairs))
-            pairs = put(pairs, met)
+            met = jnp.where(right(apart) >= halves.size, met, right(pairs))
+            pairs = halves.with_right(pairs, met)
             yield
-        pairs = kept(pairs, _seen(pairs, turned))
-        return Scores(pairs, q * self.entry, k * self.exit, self.entry[-1:])
+        return Scores(kept(pairs, _seen(pairs)), q * entry, k * exit, entry[-1:])
 
-    def gradients(self, q, k, d: ScoreGradients):
+    def gradients(self, q, k, of_scores: Callable[[], ScoreGradients]):
         """The log decays' gradient comes a token and channel.
 
         The gradient for the logarithm of a factor is a query times the query's
@@ -159,30 +166,38 @@ class ChannelDecay(NoDecay):
         those for the factors from the start of a token's block and to its end, `total`
         is that for the factors across the block.
         """
-        q, k = q.astype(jnp.float32), k.astype(jnp.float32)
-        d_q, d_k = d.q * self.entry, d.k * self.exit
-        total = jnp.broadcast_to(self.entry[-1:] * d.total, (SUBLANES, q.shape[1]))
-        pairs = jnp.where(_seen(d.pairs), d.pairs, 0.0)
-        turned = jnp.where(_seen(d.turned, turned=True), d.turned, 0.0)
-        apart = _apart(pairs)
-        for halves, start, end in reversed(self.levels):
+        steps, entry, exit = levels(self.g)
+        yield
+        d = of_scores()
+        pairs = self.meet(q, k, turned=True)
+        q, k, apart = q.astype(jnp.float32), k.astype(jnp.float32), _apart(pairs)
+        d_q, d_k = d.q * entry, d.k * exit
+        total = jnp.broadcast_to(entry[-1:] * d.total, (SUBLANES, q.shape[1]))
+        yield
+        for halves, start, end in reversed(steps):
             left, right = halves.left, halves.right
             crossing = halves.sums(left(d_k) * left(k), right(d_q) * right(q))
             total = halves.spread(total, 2) + halves.of_sums.swapped(crossing)
-            of_right = kept(right(pairs), right(apart) >= halves.size)
-            of_left = kept(left(turned), left(apart) >= halves.size)
-            pairs = halves.with_right(pairs, right(pairs) - of_right)
-            turned = halves.with_left(turned, left(turned) - of_left)
+            k_left, q_right = left(k) * end, right(q) * start
+            k_met, q_met = halves.with_left(k, k_left), halves.with_right(q, q_right)
             yield
-            k_met = halves.with_left(k, left(k) * end)
-            q_met = halves.with_right(q, right(q) * start)
+            here, there = (
+                _parting(x, halves.size) for x in (left(apart), right(apart))
+            )
+            if not halves.whole:  # rows of both sides
+                here, there = here & _seen(apart, turned=True), there & _seen(apart)
+            met = self.product(k_left, q_met, transposed=True)
+            pairs = halves.with_left(pairs, jnp.where(here, met, left(pairs)))
+            of_left, of_right = kept(left(d.turned), here), kept(right(d.pairs), there)
             more_q = start * self.product(of_right, k_met)
             more_k = end * self.product(of_left, q_met)
             d_q = halves.with_right(d_q, right(d_q) + more_q)
             d_k = halves.with_left(d_k, left(d_k) + more_k)
         yield
-        own = self.product(pairs, jnp.ones_like(k))
-        return d_q + own * k, d_k + own * q, d_q * q + total
+        own = self.product(kept(d.pairs, apart == 0), jnp.ones_like(k))
+        pairs = kept(pairs, _seen(pairs, turned=True))
+        scores = Scores(pairs, q * entry, k * exit, entry[-1:])
+        return scores, (d_q + own * k, d_k + own * q, d_q * q + total)
 
 
 def decays_of(ref, sizes: Sizes) -> list[NoDecay]:
@@ -215,10 +230,17 @@ def _apart(pairs):
     return iota(pairs.shape, 0) ^ iota(pairs.shape, 1)
 
 
+def _parting(apart, size):
+    """Which pairs of tokens are in the two halves, of so many, of one block."""
+    return apart & -size == size
+
+
 def kept(x, condition):
-    """x where the condition holds, else 0; x is finite."""
-    # Not by a selection: the estimator of v5e fails on products of masks.
-    return x * indicator(condition, jnp.float32)
+    """x, float32, where the condition holds, else 0."""
+    # By its bits, not by a selection: the estimator of v5e fails on products of those.
+    mask = jnp.where(condition, jnp.int32(-1), jnp.int32(0))
+    bits = lax.bitcast_convert_type(x, jnp.int32) & mask
+    return lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def _seen(pairs, turned=False):

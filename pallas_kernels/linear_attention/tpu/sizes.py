@@ -41,9 +41,8 @@ class Sizes(NamedTuple):
 
     @property
     def together(self) -> list[range]:
-        """Heads whose stages are emitted in turns, as many as VMEM has room for."""
-        large = self.decay == "channel" and (self.exact or max(self.K, self.V) > 128)
-        return groups(self.heads, GROUP // 2 if large else GROUP)
+        """Heads whose stages are emitted in turns: few of many factors spill less."""
+        return groups(self.heads, GROUP // 2 if self.decay == "channel" else GROUP)
 
     @property
     def vmem(self) -> int:
