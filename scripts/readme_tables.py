@@ -61,7 +61,7 @@ def methods() -> str:
         ("Gated Linear Attention", "2312.06635", file("gla"), chunked),
         ("RetNet", "2307.08621", file("retnet"), chunked),
         ("Mamba-2", "2405.21060", file("mamba2"), chunked),
-        ("Mamba", "2312.00752", file("mamba"), "chunked scan; Pallas not yet"),
+        ("Mamba", "2312.00752", file("mamba"), "chunked scan; TPU"),
         ("Aaren", "2405.13956", file("aaren"), "XLA"),
         ("attention, sliding window", "1706.03762", file("attention"), "XLA"),
     ]
