@@ -1,9 +1,11 @@
 """Time the kernels on this machine and write benchmarks/results/<kernel>.json.
 
     python scripts/bench_kernels.py --peer-python ../peer/bin/python
+    python scripts/bench_kernels.py --cycles
 
 The peer is a Python with torch and transformers, to compare with; without one its
-columns are left out.
+columns are left out. With `--cycles` nothing is timed: the TPU compiler estimates the
+TPU kernels' cycles, on any machine.
 """
 
 import argparse
@@ -12,7 +14,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from benchmarks import delta_rule  # noqa: E402
+from benchmarks import delta_rule, kernel_cycles  # noqa: E402
 from pallas_kernels.delta_rule import cases  # noqa: E402
 
 
@@ -26,7 +28,13 @@ def main():
         default=["long", "wide", "training", "training_two_steps"],
         choices=cases.SHAPES,
     )
+    parser.add_argument(
+        "--cycles", action="store_true", help="estimated on TPUs, instead of times"
+    )
     arguments = parser.parse_args()
+    if arguments.cycles:
+        kernel_cycles.main()
+        return
     path = delta_rule.main(arguments.peer_python, arguments.turns, arguments.shapes)
     print(f"Wrote {path}.")
 
