@@ -92,7 +92,7 @@ SHAPES = {
     ),
     "selective_scan": (
         {"T": 65_536},
-        {"T": 300, "E": 384, "N": 32, "dtype": "float32", "segments": 3},
+        {"T": 300, "E": 1024, "N": 32, "dtype": "float32", "segments": 3},
         {"T": 2000, "E": 128, "N": 8, "sequences": 3},
     ),
 }

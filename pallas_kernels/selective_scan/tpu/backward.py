@@ -47,8 +47,8 @@ def backward(
     """Gradients of x, dt, of B and C, of A and of the initial states.
 
     Those of B and C come as [B, M, steps, SUBLANES, C N], in the first and the second
-    row, to be summed over the steps of the grid; that of A as [B, M, G, N, LANES], to
-    be summed over rows and chunks.
+    row, to be summed over the steps of the grid; that of A, not over ln 2, as
+    [B, M, G, N, LANES], to be summed over rows and chunks.
     """
     (rows, M, _, _), (G, N, _) = x.shape, A.shape
     groups = groups_together(G)

@@ -40,6 +40,7 @@ def forward(
 
     Args:
         columns: see `Columns`.
+        A: over ln 2, so that the decay is 2^(dt A).
         sequence: the state of each chunk; None for one a row.
         resets: whether there are tokens before which the state is zeroed.
     """
@@ -93,7 +94,7 @@ class Columns(NamedTuple):
         return self.columns[self.N : 2 * self.N, t : t + 1]
 
     def decay(self, t: int, dt, A):
-        """2^(dt A), and zero where the state starts anew."""
+        """The token's decays, and zero where the state starts anew."""
         factor = jnp.exp2(dt * A)
         if not self.resets:
             return factor

@@ -119,7 +119,7 @@ def _columns(B, C, reset, where) -> Float[Array, "B M rows C"]:
 
 
 def _rates(A):
-    """[G, LANES, N] to [G, N, LANES], in halvings."""
+    """[G, LANES, N] to [G, N, LANES], over ln 2."""
     return _turned(A) / LN_2
 
 
