@@ -7,16 +7,18 @@ BIN := $(ENV)/bin
 READY := $(ENV)/.ready
 # The TPU compiler, beside the environment: in it, JAX would look for a TPU each time.
 LIBTPU := .cache/libtpu/.ready
+# The GPU compiler, likewise; it needs no driver.
+CUDA := .cache/cuda/.ready
 
 .PHONY: train test test-all lint format clean
 
 train: $(READY)  ## train a DeltaProduct language model on Python source
 	$(BIN)/python scripts/train.py configs/tiny.py --resume
 
-test: $(READY) $(LIBTPU)  ## the tests on 8 virtual CPU devices, but for the slow ones
+test: $(READY) $(LIBTPU) $(CUDA)  ## the tests on 8 virtual CPU devices, but for the slow ones
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
-test-all: $(READY) $(LIBTPU)  ## every test
+test-all: $(READY) $(LIBTPU) $(CUDA)  ## every test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(READY)  ## style and types
@@ -43,6 +45,13 @@ $(LIBTPU): constraints.txt $(READY)
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(@D) \
 	  --constraint constraints.txt libtpu \
 	  && touch $@ || echo "No libtpu for this machine: tests of TPU kernels are skipped."
+
+$(CUDA): constraints.txt $(READY)
+	@mkdir -p $(@D)
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(@D) \
+	  --constraint constraints.txt \
+	  jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-nvvm \
+	  && touch $@ || echo "No JAX for CUDA for this machine: GPU kernels are not compiled."
 
 clean:  ## remove the environment and caches, never runs/
 	rm -rf $(ENV) .cache

@@ -1,0 +1,140 @@
+"""The GPU compiler of JAX's CUDA plugin, which needs no driver.
+
+It says whether a Mosaic GPU kernel is legal for a chip, how many registers a thread
+takes, how many bytes it spills from them, and how much shared memory a block takes.
+It estimates no time.
+
+JAX finds the plugin as `jax_plugins.xla_cuda13` on Python's path, and loads it for a
+described topology also where `JAX_PLATFORMS` is cpu. The assembler, `ptxas`, is in the
+package nvidia-cuda-nvcc, and the library of mathematical functions in nvidia-nvvm.
+"""
+
+import importlib.util
+import os
+import pathlib
+import re
+import shutil
+from typing import NamedTuple
+
+from jax.experimental import topologies
+
+from pallas_kernels.aot.lowering import compile_on
+
+CHIPS = ("h100",)
+
+CUDA = pathlib.Path(__file__).parents[2] / ".cache" / "cuda"
+"""Where the packages are looked for besides the environment, which they need not be
+part of: there they make JAX look for a GPU in every process."""
+
+HOW_TO_INSTALL = (
+    "Compiling for a GPU needs packages of JAX's own version: pip install --no-deps "
+    f"--target {CUDA} jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-nvvm"
+)
+
+_PROGRAMS = CUDA / "nvidia" / "cu13"
+_SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
+_REGISTERS = re.compile(r"Used (\d+) registers")
+_SHARED = re.compile(r"dynamic_shared_memory_size %c(\d+)_i32")
+
+# What the compiler asks of a device, from NVIDIA's data sheet and occupancy tables, as
+# text of XLA's GpuTargetConfigProto. "Accelerated features" are sm_90a, with WGMMA.
+_H100 = """
+platform_name: "CUDA"
+device_description_str: "NVIDIA H100 80GB HBM3"
+runtime_version { major: 13 }
+dnn_version_info { major: 9 minor: 12 }
+gpu_device_info {
+  cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }
+  core_count: 132
+  fpus_per_core: 128
+  clock_rate_ghz: 1.98
+  device_memory_size: 85899345920
+  memory_bandwidth: 3352320000000
+  l2_cache_size: 52428800
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  registers_per_block_limit: 65536
+  registers_per_core_limit: 65536
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472
+}
+"""
+
+
+class Kernel(NamedTuple):
+    """A Mosaic GPU kernel of a compiled program.
+
+    Attributes:
+        name: of the kernel's body.
+        registers: a thread.
+        stored, loaded: bytes of registers that are spilled, a thread.
+        shared: bytes of shared memory, a block.
+    """
+
+    name: str
+    registers: int
+    stored: int
+    loaded: int
+    shared: int
+
+
+def available() -> bool:
+    """Whether there are a plugin and an assembler to compile with."""
+    beside = (CUDA / "jax_plugins" / "xla_cuda13").is_dir()
+    plugin = beside or importlib.util.find_spec("jax_cuda13_plugin") is not None
+    assembler = (_PROGRAMS / "bin" / "ptxas").exists() or shutil.which("ptxas")
+    return plugin and bool(assembler)
+
+
+def environment(dump: str, estimate: bool) -> dict[str, str]:
+    """What the process that compiles needs.
+
+    Args:
+        dump: a directory that the compiler writes to.
+        estimate: unused, there is none.
+    """
+    del estimate
+    package = str(pathlib.Path(__file__).parents[2])
+    paths = [package, str(CUDA), os.environ.get("PYTHONPATH", "")]
+    flags = [os.environ.get("XLA_FLAGS", ""), f"--xla_gpu_cuda_data_dir={_PROGRAMS}"]
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "PATH": os.pathsep.join([str(_PROGRAMS / "bin"), os.environ.get("PATH", "")]),
+        "XLA_FLAGS": " ".join(flags),
+        "MOSAIC_GPU_DUMP_TO": dump,
+    }
+
+
+def compile_for(chip: str, function, *shapes):
+    """Lower and compile a function for one chip; this process must find the plugin."""
+    del chip  # there is one
+    topology = topologies.get_topology_desc(
+        "h100", "cuda", target_config=_H100, topology="1x1x1"
+    )
+    return compile_on(topology.devices[0], "cuda", function, *shapes)
+
+
+def kernels(compiled, dump: str) -> list[Kernel]:
+    """The Mosaic GPU kernels of the program that was compiled last."""
+    del compiled
+    found = []
+    for path in sorted(pathlib.Path(dump).glob("*.ptxas")):
+        said = path.read_text()
+        name = path.stem.rpartition("_")[0]
+        lowered = path.with_suffix(".after_layout_inference.txt").read_text()
+        spills, registers = _SPILLS.search(said), _REGISTERS.search(said)
+        shared = _SHARED.search(lowered)
+        if spills is None or registers is None:
+            raise RuntimeError(f"ptxas says nothing known of {name}: {said}")
+        stored, loaded = map(int, spills.groups())
+        taken = int(shared.group(1)) if shared else 0
+        found.append(Kernel(name, int(registers.group(1)), stored, loaded, taken))
+    for path in pathlib.Path(dump).iterdir():
+        path.unlink()
+    return found

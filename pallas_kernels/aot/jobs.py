@@ -1,0 +1,146 @@
+"""Programs to compile for chips, each compiled in another process."""
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from pallas_kernels.aot import gpu, tpu
+
+
+class Job(NamedTuple):
+    """A program to compile: "module:function", its keyword arguments, and a chip."""
+
+    program: str
+    arguments: dict[str, Any]
+    chip: str
+
+
+class Report(NamedTuple):
+    """What compiling a job gave: its kernels, or the reason why there are none.
+
+    Attributes:
+        kernels: each a `tpu.Kernel` or a `gpu.Kernel`.
+        moved: bytes that the operations of the whole program read and write, kernels
+          by their cost estimates; also where they stay in VMEM. Zero for a GPU.
+    """
+
+    kernels: tuple[Any, ...]
+    moved: float
+    seconds: float
+    error: str | None
+
+    @property
+    def cycles(self) -> int:
+        """Of all kernels.
+
+        Raises:
+            RuntimeError: the job was not compiled, or a kernel has no estimate.
+        """
+        if self.error is not None:
+            raise RuntimeError(self.error)
+        known = [getattr(kernel, "cycles", None) for kernel in self.kernels]
+        if not known or None in known:
+            raise RuntimeError(f"There is no estimate of all kernels of {self}.")
+        return sum(c for c in known if c is not None)
+
+
+def available(chip: str = "v5e") -> bool:
+    """Whether there is a compiler for a chip."""
+    return _compiler(chip).available()
+
+
+def compile_jobs(jobs: Iterable[Job], estimate: bool = True) -> list[Report]:
+    """Compile every job, one after the other; a crash of the compiler is a report.
+
+    Args:
+        jobs: the programs.
+        estimate: whether to estimate a TPU's cycles too. The estimate cannot model all
+          copies (strided ones, and tables in SMEM on some chips) and then ends the
+          process, and it takes VMEM itself.
+
+    Raises:
+        ModuleNotFoundError: a compiler is not there.
+        ValueError: a chip is not known.
+    """
+    reports, waiting = [], list(jobs)
+    for job in waiting:
+        compiler = _compiler(job.chip)
+        if not compiler.available():
+            raise ModuleNotFoundError(compiler.HOW_TO_INSTALL)
+    while waiting:
+        compiler = _compiler(waiting[0].chip)
+        others = (i for i, j in enumerate(waiting) if _compiler(j.chip) != compiler)
+        done = _compile_until_crash(waiting[: next(others, len(waiting))], estimate)
+        reports += done
+        waiting = waiting[len(done) :]
+    return reports
+
+
+def _compiler(chip: str):
+    for compiler in (tpu, gpu):
+        if chip in compiler.CHIPS:
+            return compiler
+    known = ", ".join((*tpu.CHIPS, *gpu.CHIPS))
+    raise ValueError(f"There is no compiler for the chip {chip!r}; choose of {known}.")
+
+
+def _compile_until_crash(jobs: Sequence[Job], estimate: bool) -> list[Report]:
+    """The reports up to the first crash and of that, at least one."""
+    compiler = _compiler(jobs[0].chip)
+    with tempfile.TemporaryDirectory() as dump:
+        started = time.monotonic()
+        process = subprocess.run(
+            [sys.executable, "-m", "pallas_kernels.aot"],
+            input=json.dumps([jobs, dump]),
+            env=os.environ | compiler.environment(dump, estimate),
+            capture_output=True,
+            text=True,
+        )
+    lines = [line for line in process.stdout.splitlines() if line.startswith("{")]
+    reports = [_from_json(json.loads(line), compiler) for line in lines]
+    if len(reports) < len(jobs):
+        seconds = time.monotonic() - started
+        error = _crash(process.stderr, jobs[len(reports)])
+        reports.append(Report((), 0.0, seconds, error))
+    return reports
+
+
+def _crash(stderr: str, job: Job) -> str:
+    """What the compiler said before it ended the process, without the trace."""
+    lines = stderr.splitlines()
+    fatal = [i for i, line in enumerate(lines) if re.match(r"F\d{4} ", line)]
+    said = lines[fatal[0] :][:3] if fatal else lines[-3:]
+    return f"The compiler ended on {job}: {' '.join(said)}"
+
+
+def _from_json(fields: dict[str, Any], compiler) -> Report:
+    kernels = tuple(compiler.Kernel(*kernel) for kernel in fields["kernels"])
+    return Report(kernels, fields["moved"], fields["seconds"], fields["error"])
+
+
+def work() -> None:
+    """Compile the jobs of the standard input; a line of JSON a report."""
+    jobs, dump = json.loads(sys.stdin.read())
+    for program, arguments, chip in jobs:
+        started = time.monotonic()
+        kernels, moved, error = [], 0.0, None
+        compiler = _compiler(chip)
+        try:
+            module, _, name = program.partition(":")
+            function, shapes = getattr(importlib.import_module(module), name)(
+                **arguments
+            )
+            compiled = compiler.compile_for(chip, function, *shapes)
+            kernels = compiler.kernels(compiled, dump)
+            moved = (compiled.cost_analysis() or {}).get("bytes accessed", 0.0)
+        except Exception as exception:  # whatever it is, it is this job's result
+            error = f"{type(exception).__name__}: {exception}"
+        report = Report(tuple(kernels), moved, time.monotonic() - started, error)
+        print(json.dumps(report._asdict()), flush=True)

@@ -1,0 +1,137 @@
+"""The TPU compiler of the package `libtpu`.
+
+It says whether a kernel is legal for a chip, how much VMEM it takes, and how many
+cycles its bundles take, simulated with a model of the copies between HBM and VMEM: the
+same number on every run, good for comparing two forms of a kernel, and not a
+measurement.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import re
+import sys
+from typing import NamedTuple
+
+from jax.experimental import topologies
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.aot.lowering import compile_on
+
+CHIPS = {"v5e": "v5e:1x1", "v5p": "v5p:1x1x1", "v6e": "v6e:1x1", "tpu7x": "tpu7x:1x1x1"}
+"""The topology of one chip of each generation."""
+
+FLOPS_A_CYCLE = {"v5e": 2**17, "v5p": 2**18, "v6e": 2**19, "tpu7x": 2**19}
+"""Of bfloat16 in all matrix units of a device; with the peak it gives the clock."""
+
+LIBTPU = pathlib.Path(__file__).parents[2] / ".cache" / "libtpu"
+"""Where libtpu is looked for besides the environment, which it need not be part of:
+there it makes JAX look for a TPU in every process."""
+
+HOW_TO_INSTALL = (
+    "Compiling for a TPU needs the package libtpu: pip install --no-deps "
+    f"--target {LIBTPU} libtpu"
+)
+
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+_CYCLES = re.compile(r'"bundle_analysis_data":\{"estimated_cycles":"(\d+)"')
+_VMEM = re.compile(r'"used_scoped_memory_configs":\[\{[^}]*"size":"(\d+)"')
+_NAME = re.compile(r"^\s*(?:ROOT )?%([\w-]+)")
+
+
+class Kernel(NamedTuple):
+    """A Pallas kernel of a compiled program.
+
+    Attributes:
+        name: as given to `pallas_call`.
+        cycles: estimated, over the whole grid; None where the compiler says nothing.
+        vmem: bytes of VMEM.
+    """
+
+    name: str
+    cycles: int | None
+    vmem: int
+
+
+def roofline(chip: str, flops: float, moved: float) -> float:
+    """Cycles that a device needs at least.
+
+    Args:
+        chip: of `CHIPS`.
+        flops: of bfloat16 products.
+        moved: bytes between HBM and the core.
+    """
+    version = {"tpu7x": "TPU_7X"}.get(chip, f"TPU_{chip.upper()}")
+    cores = 2 if chip == "v5p" else 1  # of what is one device
+    info = pltpu.get_tpu_info_for_chip(pltpu.ChipVersion[version], cores)
+    clock = info.bf16_ops_per_second / FLOPS_A_CYCLE[chip]
+    return max(
+        flops / FLOPS_A_CYCLE[chip], moved / (info.mem_bw_bytes_per_second / clock)
+    )
+
+
+def available() -> bool:
+    """Whether there is a libtpu to compile with."""
+    there = (LIBTPU / "libtpu").is_dir()
+    return there or importlib.util.find_spec("libtpu") is not None
+
+
+def libtpu_version() -> str:
+    """Of the libtpu that is found; figures are of one version.
+
+    Raises:
+        StopIteration: there is none.
+    """
+    path = [str(LIBTPU), *sys.path]
+    found = importlib.metadata.distributions(name="libtpu", path=path)
+    return next(iter(found)).version
+
+
+def environment(dump: str, estimate: bool) -> dict[str, str]:
+    """What the process that compiles needs.
+
+    Args:
+        dump: a directory that the estimate writes to.
+        estimate: whether to estimate cycles.
+    """
+    added = {}
+    if estimate:
+        added["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_static_llo_profile_to={dump}"
+    paths = [str(LIBTPU.parents[1]), str(LIBTPU), os.environ.get("PYTHONPATH", "")]
+    added["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    return ENVIRONMENT | added
+
+
+def compile_for(chip: str, function, *shapes):
+    """Lower and compile a function for one chip; this process must find libtpu.
+
+    Args:
+        function: jitted already where arguments are donated.
+    """
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip])
+    return compile_on(topology.devices[0], "tpu", function, *shapes)
+
+
+def kernels(compiled, dump: str) -> list[Kernel]:
+    """The Pallas kernels of a compiled program."""
+    del dump
+    found = []
+    for line in (compiled.as_text() or "").splitlines():
+        if "tpu_custom_call" not in line:
+            continue
+        cycles, vmem, name = (p.search(line) for p in (_CYCLES, _VMEM, _NAME))
+        found.append(
+            Kernel(
+                name.group(1) if name else "",
+                int(cycles.group(1)) if cycles else None,
+                int(vmem.group(1)) if vmem else 0,
+            )
+        )
+    return found
