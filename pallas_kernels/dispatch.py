@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from pallas_kernels.platform import runs_tpu_kernels
+from pallas_kernels.platform import runs_gpu_kernels, runs_tpu_kernels
 
 # Best first. "xla" is plain JAX for every platform, "reference" the definition itself.
 PREFERENCE = ("pallas_tpu", "pallas_gpu", "xla", "reference")
@@ -60,6 +60,28 @@ def tpu_kernel(
         return (
             "its TPU kernel runs on a TPU (or interpreted, under "
             "pallas_kernels.platform.interpreted_tpu()), and this is traced for "
+            "another platform; pass implementation='xla' or None."
+        )
+    return misfit() or kernel
+
+
+def gpu_kernel(
+    implementation: str | None, kernel: Callable, misfit: Callable[[], str | None]
+) -> Callable | str:
+    """The candidate "pallas_gpu": the kernel, or why it is not taken.
+
+    No kernel's speed has been measured on a GPU, so None does not choose it.
+
+    Args:
+        implementation: what the caller named.
+        misfit: says why the kernel cannot take the arguments, or None.
+    """
+    if implementation != "pallas_gpu":
+        return "it is taken only where it is named: its speed is not measured yet."
+    if not runs_gpu_kernels():
+        return (
+            "its GPU kernel runs on a Hopper GPU (or interpreted, under "
+            "pallas_kernels.platform.interpreted_gpu()), and this is traced for "
             "another platform; pass implementation='xla' or None."
         )
     return misfit() or kernel

@@ -99,9 +99,8 @@ def _ragged(cu_seqlens: Int[Array, "S+1"], T: int, C: int, M: int, group: int):
     S = cu_seqlens.shape[0] - 1
     M += -M % group
     starts, ends = cu_seqlens[:-1], cu_seqlens[1:]
-    chunks = (ends - starts + C - 1) // C
-    chunk_ends = jnp.cumsum(chunks)
-    chunk_starts = chunk_ends - chunks
+    bounds = chunk_bounds(cu_seqlens, C)
+    chunk_starts, chunk_ends = bounds[:-1], bounds[1:]
 
     m = jnp.arange(M, dtype=cu_seqlens.dtype)
     sequence = jnp.searchsorted(chunk_ends, m, side="right")
@@ -114,6 +113,12 @@ def _ragged(cu_seqlens: Int[Array, "S+1"], T: int, C: int, M: int, group: int):
     own = owner(cu_seqlens, T)
     target = chunk_starts[own] * C + t - starts[own]
     return Layout(C, group, source.reshape(-1), target, sequence)
+
+
+def chunk_bounds(cu_seqlens: Int[Array, "S+1"], C: int) -> Int[Array, "S+1"]:
+    """Where the chunks of each sequence start and the last one's end."""
+    chunks = (jnp.diff(cu_seqlens) + C - 1) // C
+    return jnp.pad(jnp.cumsum(chunks, dtype=cu_seqlens.dtype), (1, 0))
 
 
 def by_token(x: Float[Array, "B T H *d"], layout: Layout) -> Array:

@@ -4,9 +4,12 @@ import contextlib
 import contextvars
 
 import jax
+from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.experimental.pallas import tpu as pltpu
 
-_interpreted = contextvars.ContextVar("interpreted", default=False)
+_interpreted = contextvars.ContextVar("interpreted", default="")
+HOPPER = ("H100", "H200", "H800", "H20", "GH200")
+"""Parts of the names of the GPUs that the GPU kernels are for."""
 
 
 def platform() -> str:
@@ -19,9 +22,22 @@ def platform() -> str:
     return {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
 
 
+def device_kind() -> str:
+    """The name of that platform's devices, as their maker gives it."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return (jax.devices()[0] if device is None else device).device_kind
+
+
 def runs_tpu_kernels() -> bool:
     """Whether TPU kernels can run here, or are interpreted."""
-    return _interpreted.get() or platform() == "tpu"
+    return _interpreted.get() == "tpu" or platform() == "tpu"
+
+
+def runs_gpu_kernels() -> bool:
+    """Whether GPU kernels can run here, which are for Hopper, or are interpreted."""
+    if _interpreted.get() == "gpu":
+        return True
+    return platform() == "gpu" and any(name in device_kind() for name in HOPPER)
 
 
 @contextlib.contextmanager
@@ -31,9 +47,31 @@ def interpreted_tpu(**options):
     Args:
         options: of `pltpu.InterpretParams`, as ``detect_races=True``.
     """
-    token = _interpreted.set(True)
+    with (
+        _interpreting("tpu"),
+        pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(**options)),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def interpreted_gpu(**options):
+    """Run GPU kernels on the CPU, step by step: right values at no speed.
+
+    Args:
+        options: of `plgpu.InterpretGPUParams`, as ``detect_races=True``.
+    """
+    with (
+        _interpreting("gpu"),
+        plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(**options)),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _interpreting(name: str):
+    token = _interpreted.set(name)
     try:
-        with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(**options)):
-            yield
+        yield
     finally:
         _interpreted.reset(token)

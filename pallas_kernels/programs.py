@@ -29,6 +29,7 @@ def delta_rule(
     gated: bool = True,
     backward: bool = False,
     sequences: int = 0,
+    implementation: str = "pallas_tpu",
 ) -> Program:
     """The delta rule, N steps a token, or both directions of it.
 
@@ -44,7 +45,7 @@ def delta_rule(
             beta,
             g if gated else None,
             cu_seqlens=bounds,
-            implementation="pallas_tpu",
+            implementation=implementation,
         )
         return o.reshape(B, T, H * V), state
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch, streams
 from pallas_kernels.arguments import check_arrays, check_settings
-from pallas_kernels.delta_rule import tpu
+from pallas_kernels.delta_rule import gpu, tpu
 from pallas_kernels.delta_rule.chunked import chunked
 from pallas_kernels.delta_rule.reference import token_recurrence
 
@@ -68,8 +68,8 @@ def delta_rule(
           multiplied as they are and accumulated in float32. Triangular systems, decays
           and states never go below float32.
         implementation: "pallas_tpu", "pallas_gpu", "xla", "reference", or None for the
-          best that can run. A TPU kernel is taken only where it is named, until one
-          is measured.
+          best that can run. A kernel is taken only where it is named, until one is
+          measured; that for a GPU takes bfloat16 on Hopper.
 
     Returns:
         o [B, T, H, V] in v's dtype, and the state after the last token, shaped like
@@ -150,15 +150,15 @@ def delta_product(
 def select(operation: str, implementation: str | None, arrays, chunk_size: int | None):
     """The function of an implementation's name; see `dispatch.select`."""
 
-    def misfit():
-        return tpu.unsupported(arrays, chunk_size)
+    def misfit(kernel):
+        return lambda: kernel.unsupported(arrays, chunk_size)
 
     return dispatch.select(
         operation,
         implementation,
         {
-            "pallas_tpu": dispatch.tpu_kernel(implementation, tpu.fused, misfit),
-            "pallas_gpu": "there is no GPU kernel for it yet.",
+            "pallas_tpu": dispatch.tpu_kernel(implementation, tpu.fused, misfit(tpu)),
+            "pallas_gpu": dispatch.gpu_kernel(implementation, gpu.fused, misfit(gpu)),
             "xla": chunked,
             "reference": token_recurrence,
         },

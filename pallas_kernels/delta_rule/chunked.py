@@ -98,7 +98,19 @@ def delta_chunks(
     return _forward(products, chunks, states, sequence)[0]
 
 
-def _forward(products, chunks, states, sequence):
+class Prepared(NamedTuple):
+    """What the chunks' systems give before any state is known."""
+
+    factors: Decay
+    A: Float[Array, "M B H NC NC"]
+    P: Float[Array, "M B H C NC"]
+    inverses: Float[Array, "M B H blocks block block"]
+    U0: Float[Array, "M B H NC V"]
+    W: Float[Array, "M B H NC K"]
+
+
+def prepare(products: Products, chunks: Chunks) -> Prepared:
+    """Solve the systems of all chunks."""
     q, k, v, beta, g = chunks
     steps = k.shape[-2] // q.shape[-2]
     factors = NO_DECAY if g is None else decay(g)
@@ -107,15 +119,26 @@ def _forward(products, chunks, states, sequence):
     inverses = triangular.invert_diagonal_blocks(
         L, block_sizes.solve_block(L.shape[-1])
     )
-    k = k.astype(states.dtype)
-    Y_v = beta[..., None] * v.astype(states.dtype)
-    Y_k = beta[..., None] * _scaled(k, _per_key(factors.entry, steps))
+    k = k.astype(beta.dtype)
+    Y_v = beta[..., None] * v.astype(beta.dtype)
+    Y_k = beta[..., None] * scaled(k, _per_key(factors.entry, steps))
     U0 = triangular.solve(L, inverses, Y_v)
     W = triangular.solve(L, inverses, Y_k)
     if A_rest is not None:
         error = accurate.residual(L, beta[..., None] * A_rest, Y_k, W)
         W += triangular.solve(L, inverses, error)
-    k_exit = _scaled(k, _per_key(factors.exit, steps))
+    return Prepared(factors, A, P, inverses, U0, W)
+
+
+def exit_keys(chunks: Chunks, factors: Decay) -> Float[Array, "M B H NC K"]:
+    """diag(epsilon) K."""
+    steps = chunks.k.shape[-2] // chunks.q.shape[-2]
+    return scaled(chunks.k.astype(chunks.beta.dtype), _per_key(factors.exit, steps))
+
+
+def _forward(products, chunks, states, sequence):
+    prepared = prepare(products, chunks)
+    factors, P = prepared.factors, prepared.P
 
     def chunk(S, operands):
         U0, W, k_exit, total = operands
@@ -123,11 +146,12 @@ def _forward(products, chunks, states, sequence):
         S_next = _shrunk(S, total) + products.inputs("bhnk,bhnv->bhkv", k_exit, U)
         return S_next, (U, S)
 
-    operands = (U0, W, k_exit, factors.total)
+    k_exit = exit_keys(chunks, factors)
+    operands = (prepared.U0, prepared.W, k_exit, factors.total)
     states, (U, S) = streams.scan(chunk, states, operands, sequence)
-    o = _scaled(products.inputs("mbhck,mbhkv->mbhcv", q, S), factors.entry)
+    o = scaled(products.inputs("mbhck,mbhkv->mbhcv", chunks.q, S), factors.entry)
     o += products.inputs("mbhcn,mbhnv->mbhcv", P, U)
-    return (o, states), (chunks, sequence, factors, A, P, inverses, W, U, S)
+    return (o, states), (chunks, sequence, prepared._replace(U0=None), U, S)
 
 
 def _backward(products, residuals, gradients):
@@ -136,25 +160,14 @@ def _backward(products, residuals, gradients):
     With dO and dS' given,
         dU = P^T dO + diag(epsilon) K dS',      (I + L)^T dR = dU
         dS = gamma_C dS' + (diag(gamma) Q)^T dO - W^T dU
-    after which every other gradient is a batched product over all chunks:
-        dP = dO U^T,   dL = -dR U^T
-        dQ = diag(gamma) dO S^T + (dP * Gamma) K
-        dK = (dP * Gamma)^T Q + (M + M^T) K - diag(beta gamma) dR S^T
-             + diag(epsilon) U dS'^T,   M = diag(beta) dL * Gamma
-        dV = diag(beta) dR
-        dbeta_i = sum_j dL_ij A_ij + dR_i . (v_i - gamma_i S^T k_i)
+    after which every other gradient is a batched product over all chunks.
     """
-    chunks, sequence, factors, A, P, inverses, W, U, S = residuals
+    chunks, sequence, prepared, U, S = residuals
     dO, d_states = gradients
-    q, k, v, beta, g = chunks
-    steps = k.shape[-2] // q.shape[-2]
-    entry, exit = _per_key(factors.entry, steps), _per_key(factors.exit, steps)
-    L = beta[..., None] * A
-    k_state, v_state = k.astype(S.dtype), v.astype(S.dtype)
-
-    dO_entry = _scaled(dO, factors.entry)
-    dU_output = products.inputs("mbhcn,mbhcv->mbhnv", P, dO)
-    dS_output = products.inputs("mbhck,mbhcv->mbhkv", q, dO_entry)
+    dU_output = products.inputs("mbhcn,mbhcv->mbhnv", prepared.P, dO)
+    dS_output = products.inputs(
+        "mbhck,mbhcv->mbhkv", chunks.q, scaled(dO, prepared.factors.entry)
+    )
 
     def chunk(dS_next, operands):
         dU_output, dS_output, W, k_exit, total = operands
@@ -163,19 +176,49 @@ def _backward(products, residuals, gradients):
         dS -= products.solution("bhnk,bhnv->bhkv", W, dU)
         return dS, (dU, dS_next)
 
-    k_exit = _scaled(k_state, exit)
-    operands = (dU_output, dS_output, W, k_exit, factors.total)
+    k_exit, total = exit_keys(chunks, prepared.factors), prepared.factors.total
+    operands = (dU_output, dS_output, prepared.W, k_exit, total)
     d_states, (dU, dS_next) = streams.scan(
         chunk, d_states, operands, sequence, reverse=True
     )
+    d_chunks = chunk_gradients(products, chunks, prepared, U, S, dO, dU, dS_next)
+    return d_chunks, d_states, None
+
+
+def chunk_gradients(
+    products: Products,
+    chunks: Chunks,
+    prepared: Prepared,
+    U: Float[Array, "M B H NC V"],
+    S: Float[Array, "M B H K V"],
+    dO: Float[Array, "M B H C V"],
+    dU: Float[Array, "M B H NC V"],
+    dS_next: Float[Array, "M B H K V"],
+) -> Chunks:
+    """Gradients of every chunk alone, once those of U and of the states are known.
+
+    (I + L)^T dR = dU,   dP = dO U^T,   dL = -dR U^T
+    dQ = diag(gamma) dO S^T + (dP * Gamma) K
+    dK = (dP * Gamma)^T Q + (M + M^T) K - diag(beta gamma) dR S^T
+         + diag(epsilon) U dS'^T,   M = diag(beta) dL * Gamma
+    dV = diag(beta) dR
+    dbeta_i = sum_j dL_ij A_ij + dR_i . (v_i - gamma_i S^T k_i)
+    """
+    q, k, v, beta, g = chunks
+    factors, A, P, inverses = prepared[:4]
+    steps = k.shape[-2] // q.shape[-2]
+    entry, exit = _per_key(factors.entry, steps), _per_key(factors.exit, steps)
+    L = beta[..., None] * A
+    k_state, v_state = k.astype(S.dtype), v.astype(S.dtype)
+    dO_entry = scaled(dO, factors.entry)
 
     dR = triangular.solve_transposed(L, inverses, dU)
     dP = _causal(products.inputs("mbhcv,mbhnv->mbhcn", dO, U), steps)
     dL = -_strictly_causal(products.solution("mbhiv,mbhjv->mbhij", dR, U))
 
     q_state = products.inputs("mbhcv,mbhkv->mbhck", dO_entry, S)
-    k_entry = _scaled(products.solution("mbhnv,mbhkv->mbhnk", dR, S), entry)
-    k_last = _scaled(products.inputs("mbhnv,mbhkv->mbhnk", U, dS_next), exit)
+    k_entry = scaled(products.solution("mbhnv,mbhkv->mbhnk", dR, S), entry)
+    k_last = scaled(products.inputs("mbhnv,mbhkv->mbhnk", U, dS_next), exit)
     M_P = _decayed(dP, factors.within, 1, steps)
     M_L = _decayed(beta[..., None] * dL, factors.within, steps, steps)
     M_L += jnp.swapaxes(M_L, -1, -2)
@@ -201,8 +244,7 @@ def _backward(products, residuals, gradients):
         )
         d_g = gradient(g, d_log)
     d_chunks = Chunks(d_q, d_k, d_v, d_beta, d_g)
-    d_chunks = jax.tree.map(lambda d, x: d.astype(x.dtype), d_chunks, chunks)
-    return d_chunks, d_states, None
+    return jax.tree.map(lambda d, x: d.astype(x.dtype), d_chunks, chunks)
 
 
 delta_chunks.defvjp(_forward, _backward)
@@ -251,7 +293,7 @@ def _decayed(x, within, row_steps, column_steps):
     return x * jnp.repeat(within, column_steps, axis=-1)
 
 
-def _scaled(x, factor):
+def scaled(x, factor):
     """diag(factor) x; no factor, no work."""
     return x if factor is None else factor[..., None] * x
 

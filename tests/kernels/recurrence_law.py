@@ -16,6 +16,10 @@ BFLOAT16_EPS = float(jnp.finfo(jnp.bfloat16).eps)
 # Interpreted kernels are long programs that run once: most of the time would go into
 # optimising them.
 AS_WRITTEN = {"xla_backend_optimization_level": 0}
+INTERPRETED = {
+    "pallas_tpu": platform.interpreted_tpu,
+    "pallas_gpu": platform.interpreted_gpu,
+}
 
 
 def run(
@@ -32,7 +36,7 @@ def run(
 ):
     """Results and gradients by the names of the oracle, in numpy float64.
 
-    A TPU's kernel is interpreted, with unwritten memory not a number.
+    A kernel is interpreted, with unwritten memory not a number.
 
     Args:
         dtype: of the arguments that `narrow` names.
@@ -50,9 +54,9 @@ def run(
     gradients = tuple(inputs[name] for name in names)
     options = tuple(sorted({"implementation": implementation, **options}.items()))
     call, interpreted = _run, nullcontext()
-    if implementation == "pallas_tpu":
+    if implementation in INTERPRETED:
         call = _run_as_written
-        interpreted = platform.interpreted_tpu(
+        interpreted = INTERPRETED[implementation](
             uninitialized_memory="nan", detect_races=detect_races
         )
     with interpreted:

@@ -96,7 +96,10 @@ def test_delta_product_names_its_own_axes():
 
 @pytest.mark.parametrize(
     ("kernel", "reason"),
-    (("pallas_tpu", "its TPU kernel runs on a TPU"), ("pallas_gpu", "there is no")),
+    (
+        ("pallas_tpu", "its TPU kernel runs on a TPU"),
+        ("pallas_gpu", "its GPU kernel runs on a Hopper GPU"),
+    ),
 )
 def test_a_named_kernel_that_cannot_run_is_not_replaced(kernel, reason):
     message = f"delta_rule cannot run with implementation='{kernel}': {reason}"

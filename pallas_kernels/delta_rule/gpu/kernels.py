@@ -1,0 +1,265 @@
+"""The delta rule's states from chunk to chunk as Mosaic GPU kernels, for Hopper.
+
+All that needs no state is computed before, for all chunks at once (`chunked.prepare`).
+What is left runs one chunk after the other: a block of four warps holds the transposed
+state S [64, K] of a row, a head and 64 channels of the values in its registers, and
+for every chunk of KEYS keys and C tokens
+
+    U  = U0 - S W^T                          [64, KEYS]
+    O  = S Q^T + U P^T                       [64, C]
+    S' = total S + U E                       [64, K]
+
+and for the gradient, from the last chunk to the first,
+
+    dU = dU0 + dS' E^T                       [64, KEYS]
+    dS = total dS' + dO Q - dU W             [64, K]
+
+where Q = diag(gamma) Q and E = diag(epsilon) K of `chunked`. The matrix units take
+bfloat16 operands from shared memory and accumulate in float32; the state itself is
+never rounded. All is transposed so that the 64 rows that a product must have are
+channels, not tokens, of which a chunk has fewer where each has several keys.
+
+What is rounded before it is added to a state returns at every later use of a key, so
+dU, which the chunked form multiplies in float32, is multiplied in two bfloat16 parts.
+For the same reason all that the gradient takes from the kernels is float32.
+
+Copies bring the operands of the next chunk while this one is computed.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.delta_rule.gpu.sizes import CHANNELS, KEYS
+
+SLOTS = 2  # chunks whose operands lie in shared memory
+
+
+class Chunks(NamedTuple):
+    """Operands of all chunks [Z, ...], in the order of chunks, rows and heads.
+
+    Attributes:
+        rows: of the batch.
+        heads: H.
+        bounds: where the chunks of each sequence of a single row start and the last
+          ones end; None where every row is a sequence.
+    """
+
+    W: Float[Array, "Z KEYS K"]
+    E: Float[Array, "Z KEYS K"]
+    Q: Float[Array, "Z C K"]
+    total: Float[Array, "Z"] | None
+    rows: int
+    heads: int
+    bounds: Int[Array, "S+1"] | None
+
+
+def forward(
+    chunks: Chunks,
+    P: Float[Array, "Z C KEYS"],
+    U0: Float[Array, "Z V KEYS"],
+    states: Float[Array, "S V K"],
+    save: bool,
+) -> list[Array]:
+    """Run the chunks; those that belong to no sequence are not written.
+
+    Args:
+        states: of each sequence and head, heads innermost.
+        save: also return what the gradient takes.
+
+    Returns:
+        Final states like `states`, O [Z, V, C] in bfloat16, and with `save` in float32
+        the states before each chunk [Z, V, K] and U [Z, V, KEYS].
+    """
+
+    def chunk(operands, results, tiles, S, total, wait):
+        W, E, Q, P, U0 = operands
+        S_tile, U_tile = tiles
+        O_out, *saved = results
+        _store((S_tile, S))
+        wait()
+        U = U0[...] - _product((S_tile, W.T))
+        _store((U_tile, U), *zip(saved, (S, U), strict=False))
+        _store((O_out, _product((S_tile, Q.T), (U_tile, P.T))))
+        return _shrunk(S, total) + _product((U_tile, E))
+
+    C, K = chunks.Q.shape[1:]
+    saved = [(K, jnp.float32), (KEYS, jnp.float32)] if save else []
+    return _run(
+        "delta_rule_forward",
+        chunk,
+        chunks,
+        operands=[(x, False) for x in (chunks.W, chunks.E, chunks.Q, P)] + [(U0, True)],
+        results=[(C, jnp.bfloat16), *saved],
+        tiles=[K, KEYS],
+        states=states,
+        reverse=False,
+    )
+
+
+def backward(
+    chunks: Chunks,
+    d_O: Float[Array, "Z V C"],
+    d_U0: Float[Array, "Z V KEYS"],
+    d_states: Float[Array, "S V K"],
+) -> list[Array]:
+    """Run the chunks backwards, with -W in the place of W.
+
+    Returns:
+        Gradients, in float32: for the initial states like `d_states`, for the states
+        after each chunk [Z, V, K], and for U [Z, V, KEYS].
+    """
+
+    def chunk(operands, results, tiles, dS, total, wait):
+        W, E, Q, dO, dU0 = operands
+        dS_tile, coarse, fine = tiles
+        _store((dS_tile, dS))
+        wait()
+        dU = dU0[...] + _product((dS_tile, E.T))
+        rest = dU - dU.astype(coarse.dtype).astype(dU.dtype)
+        found = zip(results, (dS, dU), strict=True)
+        _store((coarse, dU), (fine, rest), *found)
+        return _shrunk(dS, total) + _product((dO, Q), (coarse, W), (fine, W))
+
+    K = chunks.W.shape[2]
+    return _run(
+        "delta_rule_backward",
+        chunk,
+        chunks,
+        operands=[(x, False) for x in (chunks.W, chunks.E, chunks.Q)]
+        + [(x, True) for x in (d_O, d_U0)],
+        results=[(K, jnp.float32), (KEYS, jnp.float32)],
+        tiles=[K, KEYS, KEYS],
+        states=d_states,
+        reverse=True,
+    )
+
+
+def _run(
+    name: str,
+    chunk: Callable,
+    chunks: Chunks,
+    *,
+    operands: Sequence[tuple[Array, bool]],
+    results: Sequence[tuple[int, jax.typing.DTypeLike]],
+    tiles: Sequence[int],
+    states: Float[Array, "S V K"],
+    reverse: bool,
+) -> list[Array]:
+    """Carry the states over all chunks of each sequence, in a block of its own.
+
+    Args:
+        chunk: from the operands, the results, the tiles, the state, its factor and a
+          function that waits for the operands, to the next state.
+        operands: [Z, rows, columns] each, and whether the rows are channels.
+        results: columns and type of what a chunk writes; the rows are channels.
+        tiles: columns of what it multiplies, in bfloat16.
+
+    Returns:
+        The final states and the results.
+    """
+    V = states.shape[1]
+    Z = operands[0][0].shape[0]
+    M = Z // (chunks.rows * chunks.heads)
+    scalars = [x for x in (chunks.total, chunks.bounds) if x is not None]
+
+    def body(states_ref, *refs):
+        n = len(operands)
+        in_refs, refs = refs[:n], list(refs[n:])
+        total_ref = None if chunks.total is None else refs.pop(0)
+        bounds_ref = None if chunks.bounds is None else refs.pop(0)
+        final_ref, *out_refs, in_slots, out_tiles, own_tiles, arrived = refs
+
+        sequence, head = jax.lax.axis_index("sequences"), jax.lax.axis_index("heads")
+        channels = pl.ds(jax.lax.axis_index("channels") * CHANNELS, CHANNELS)
+        first, last, row = 0, M, sequence
+        if bounds_ref is not None:
+            first, last, row = bounds_ref[sequence], bounds_ref[sequence + 1], 0
+
+        def place(i):
+            m = last - 1 - i if reverse else first + i
+            return (m * chunks.rows + row) * chunks.heads + head
+
+        def load(i):
+            slot = jax.lax.rem(i, SLOTS)
+            for (_, by_channel), ref, tile in zip(
+                operands, in_refs, in_slots, strict=True
+            ):
+                source = ref.at[place(i), channels] if by_channel else ref.at[place(i)]
+                plgpu.copy_gmem_to_smem(source, tile.at[slot], arrived.at[slot])
+
+        def step(i, S):
+            slot = jax.lax.rem(i, SLOTS)
+            total = None if total_ref is None else total_ref[place(i)]
+            # The results of the chunk before must have been read from their tiles.
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            S = chunk(
+                [tile.at[slot] for tile in in_slots],
+                out_tiles,
+                own_tiles,
+                S,
+                total,
+                lambda: plgpu.barrier_wait(arrived.at[slot]),
+            )
+            for tile, ref in zip(out_tiles, out_refs, strict=True):
+                plgpu.copy_smem_to_gmem(tile, ref.at[place(i), channels])
+            # A copy starts once all four warps are here, so none still reads the slot.
+            pl.when(i + SLOTS < last - first)(lambda: load(i + SLOTS))
+            return S
+
+        for i in range(SLOTS):
+            pl.when(i < last - first)(lambda i=i: load(jnp.int32(i)))
+        state = sequence * chunks.heads + head
+        S = plgpu.layout_cast(states_ref[state, channels], plgpu.Layout.WGMMA)
+        final_ref[state, channels] = jax.lax.fori_loop(0, last - first, step, S)
+        plgpu.wait_smem_to_gmem(0)
+
+    def slots(x, by_channel):
+        rows = CHANNELS if by_channel else x.shape[1]
+        return plgpu.SMEM((SLOTS, rows, x.shape[2]), x.dtype)
+
+    return plgpu.kernel(
+        body,
+        out_type=[
+            jax.ShapeDtypeStruct(states.shape, jnp.float32),
+            *(jax.ShapeDtypeStruct((Z, V, n), dtype) for n, dtype in results),
+        ],
+        grid=(states.shape[0] // chunks.heads, chunks.heads, V // CHANNELS),
+        grid_names=("sequences", "heads", "channels"),
+        kernel_name=name,
+        scratch_types=[
+            [slots(*operand) for operand in operands],
+            [plgpu.SMEM((CHANNELS, n), dtype) for n, dtype in results],
+            [plgpu.SMEM((CHANNELS, n), jnp.bfloat16) for n in tiles],
+            plgpu.Barrier(num_arrivals=len(operands), num_barriers=SLOTS),
+        ],
+    )(states, *(x for x, _ in operands), *scalars)
+
+
+def _store(*pairs) -> None:
+    """Write arrays to tiles, for the products and copies that follow."""
+    for tile, x in pairs:
+        tile[...] = x.astype(tile.dtype)
+    plgpu.commit_smem()
+
+
+def _product(*pairs) -> Float[Array, "rows columns"]:
+    """The sum of the products of pairs of tiles, in float32."""
+
+    def multiply(accumulator):
+        for x, y in pairs:
+            plgpu.wgmma(accumulator, x, y)
+        return accumulator[...]
+
+    shape = pairs[0][0].shape[0], pairs[0][1].shape[1]
+    accumulator = plgpu.WGMMAAccumulatorRef(shape, jnp.float32)
+    return pl.run_scoped(multiply, accumulator)
+
+
+def _shrunk(S: Array, total: Array | None) -> Array:
+    return S if total is None else total * S

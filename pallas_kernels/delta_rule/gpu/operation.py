@@ -1,0 +1,167 @@
+"""The delta rule's GPU kernels as one operation with a gradient.
+
+What needs no state is plain JAX, shared with the chunked form: the systems of all
+chunks before the forward kernel, and all gradients but those of U and of the states
+after the backward one.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels import layout, partition
+from pallas_kernels.delta_rule import chunked
+from pallas_kernels.delta_rule.gpu import kernels
+from pallas_kernels.delta_rule.gpu.sizes import KEYS, LEAST_TOKENS, chunk_tokens
+from pallas_kernels.products import EXACT, Product
+
+PRODUCTS = chunked.Products(
+    inputs=Product(jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32), None),
+    solution=Product(jnp.dtype(jnp.float32), jnp.dtype(jnp.float32), EXACT),
+)
+
+
+def fused(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T N H K"],
+    v: Float[Array, "B T N H V"],
+    beta: Float[Array, "B T N H"],
+    g: Float[Array, "B T H"] | None,
+    states: Float[Array, "S B H K V"],
+    cu_seqlens: Int[Array, "S+1"] | None,
+    chunk_size: int | None,
+    precision: jax.lax.Precision | None,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "S B H K V"]]:
+    """Run the kernels; arguments and results as in `reference.token_recurrence`.
+
+    The outputs are bfloat16, as q, k and v. Products of bfloat16 are exact in every
+    `precision`. What `unsupported` refuses must not come here.
+    """
+    del chunk_size, precision
+    run = partition.divided(
+        _fused,
+        ("BTHK", "BTNHK", "BTNHV", "BTNH", "BTH", "SBHKV", "S"),
+        ("BTHV", "SBHKV"),
+    )
+    return run(q, k, v, beta, g, states, cu_seqlens)
+
+
+def _fused(q, k, v, beta, g, states, cu_seqlens):
+    T, N = k.shape[1:3]
+    where = layout.arrange(T, chunk_tokens(N), None, cu_seqlens)
+    chunks = chunked.Chunks(
+        q=layout.by_token(q, where),
+        k=layout.by_key(k, where),
+        v=layout.by_key(v, where),
+        beta=layout.by_key(beta.astype(jnp.float32), where),
+        g=None if g is None else layout.by_token(g, where),
+    )
+    bounds = None
+    if cu_seqlens is not None:
+        bounds = layout.chunk_bounds(cu_seqlens, where.chunk_size)
+    o, states = _delta_chunks(chunks, states, bounds)
+    return layout.to_tokens(o, where, T), states
+
+
+@jax.custom_vjp
+def _delta_chunks(
+    chunks: chunked.Chunks,
+    states: Float[Array, "S B H K V"],
+    bounds: Int[Array, "S+1"] | None,
+) -> tuple[Float[Array, "M B H C V"], Float[Array, "S B H K V"]]:
+    """Outputs and final states; sequence s is the chunks from bounds[s] on."""
+    return _run(chunks, states, bounds, save=False)[0]
+
+
+def _forward(chunks, states, bounds):
+    results, saved = _run(chunks, states, bounds, save=True)
+    return results, (chunks, bounds, saved)
+
+
+def _run(chunks, states, bounds, save):
+    (M, B, H, C, _), V = chunks.q.shape, chunks.v.shape[-1]
+    prepared = chunked.prepare(PRODUCTS, chunks)
+    final, o, *saved = kernels.forward(
+        _operands(chunks, prepared, bounds),
+        _filled(_flat(prepared.P), LEAST_TOKENS, KEYS).astype(jnp.bfloat16),
+        _filled(_transposed(prepared.U0), V, KEYS),
+        _transposed(states),
+        save,
+    )
+    o = jnp.swapaxes(o[..., :C].reshape(M, B, H, V, C), -1, -2)
+    return (o, _states(final, states)), saved
+
+
+def _backward(residuals, gradients):
+    chunks, bounds, (S, U) = residuals
+    d_o, d_final = gradients
+    M, B, H, NC, K = chunks.k.shape
+    V = chunks.v.shape[-1]
+    prepared = chunked.prepare(PRODUCTS, chunks)
+    d_U0 = PRODUCTS.inputs("mbhcn,mbhcv->mbhnv", prepared.P, d_o)
+    operands = _operands(chunks, prepared, bounds)
+    d_states, d_S, d_U = kernels.backward(
+        operands._replace(W=-operands.W),
+        _filled(_transposed(d_o), V, LEAST_TOKENS).astype(jnp.bfloat16),
+        _filled(_transposed(d_U0), V, KEYS),
+        _transposed(d_final),
+    )
+
+    def like(x, columns):
+        x = x[..., :columns].reshape(M, B, H, V, columns)
+        return jnp.swapaxes(x, -1, -2).astype(jnp.float32)
+
+    d_chunks = chunked.chunk_gradients(
+        PRODUCTS,
+        chunks,
+        prepared,
+        like(U, NC),
+        like(S, K),
+        d_o.astype(jnp.float32),
+        like(d_U, NC),
+        like(d_S, K),
+    )
+    return d_chunks, _states(d_states, d_final), None
+
+
+_delta_chunks.defvjp(_forward, _backward)
+
+
+def _operands(chunks, prepared, bounds) -> kernels.Chunks:
+    """What both kernels read; keys and tokens that are missing are zeros."""
+    _, B, H, _, K = chunks.q.shape
+    factors = prepared.factors
+    Q = chunked.scaled(chunks.q.astype(jnp.float32), factors.entry)
+    rows = (
+        (prepared.W, KEYS),
+        (chunked.exit_keys(chunks, factors), KEYS),
+        (Q, LEAST_TOKENS),
+    )
+    total = None if factors.total is None else factors.total.reshape(-1)
+    return kernels.Chunks(
+        *(_filled(_flat(x), least, K).astype(jnp.bfloat16) for x, least in rows),
+        total=total,
+        rows=B,
+        heads=H,
+        bounds=bounds,
+    )
+
+
+def _flat(x: Float[Array, "M B H rows columns"]) -> Float[Array, "Z rows columns"]:
+    return x.reshape(-1, *x.shape[-2:])
+
+
+def _transposed(x: Float[Array, "M B H rows columns"]) -> Array:
+    """[Z, columns, rows]."""
+    return jnp.swapaxes(_flat(x), -1, -2)
+
+
+def _states(x: Float[Array, "SBH V K"], like: Array) -> Float[Array, "S B H K V"]:
+    return jnp.swapaxes(x, -1, -2).reshape(like.shape)
+
+
+def _filled(x: Float[Array, "Z rows columns"], rows: int, columns: int) -> Array:
+    """With at least so many rows and columns, the added ones zero."""
+    _, had_rows, had_columns = x.shape
+    more = (0, max(0, rows - had_rows)), (0, max(0, columns - had_columns))
+    return jnp.pad(x, ((0, 0), *more))
