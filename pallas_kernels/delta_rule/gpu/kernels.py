@@ -215,7 +215,9 @@ def _run(
         for i in range(SLOTS):
             pl.when(i < last - first)(lambda i=i: load(jnp.int32(i)))
         state = sequence * chunks.heads + head
-        S = plgpu.layout_cast(states_ref[state, channels], plgpu.Layout.WGMMA)
+        # Once a sequence; an "optimized" load is of shared memory.
+        S = plgpu.load(states_ref.at[state, channels], optimized=False)
+        S = plgpu.layout_cast(S, plgpu.Layout.WGMMA)
         final_ref[state, channels] = jax.lax.fori_loop(0, last - first, step, S)
         plgpu.wait_smem_to_gmem(0)
 
@@ -232,6 +234,10 @@ def _run(
         grid=(states.shape[0] // chunks.heads, chunks.heads, V // CHANNELS),
         grid_names=("sequences", "heads", "channels"),
         kernel_name=name,
+        # The default from JAX 0.12 on: the compiler chooses layouts and swizzles.
+        compiler_params=plgpu.CompilerParams(
+            lowering_semantics=plgpu.LoweringSemantics.Warpgroup
+        ),
         scratch_types=[
             [slots(*operand) for operand in operands],
             [plgpu.SMEM((CHANNELS, n), dtype) for n, dtype in results],
