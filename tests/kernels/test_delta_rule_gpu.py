@@ -34,6 +34,14 @@ def test_errs_like_the_chunked_form_on_hard_inputs(name):
     assert_bfloat16(run(inputs), run_chunked(inputs), want)
 
 
+@pytest.mark.parametrize("name", ("one_key", "reflections"))
+def test_roundings_do_not_add_up_along_a_row(name):
+    """Ten chunks of a state that is never forgotten."""
+    inputs = narrowed(cases.draw(name, shape(T=600, H=1)))
+    want = oracle.delta_product(**inputs)
+    assert_bfloat16(run(inputs), run_chunked(inputs), want)
+
+
 @pytest.mark.parametrize(
     "sizes",
     (

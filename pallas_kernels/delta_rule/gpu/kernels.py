@@ -19,9 +19,10 @@ bfloat16 operands from shared memory and accumulate in float32; the state itself
 never rounded. All is transposed so that the 64 rows that a product must have are
 channels, not tokens, of which a chunk has fewer where each has several keys.
 
-What is rounded before it is added to a state returns at every later use of a key, so
-dU, which the chunked form multiplies in float32, is multiplied in two bfloat16 parts.
-For the same reason all that the gradient takes from the kernels is float32.
+A key that returns meets the same rounding of W each time, which adds up along a row.
+So the factors of what the chunked form multiplies in float32, W and for the gradient
+dU, come in two bfloat16 parts each, and what the gradient takes from the kernels is
+float32. Only S beside W is rounded once, differently each time.
 
 Copies bring the operands of the next chunk while this one is computed.
 """
@@ -44,6 +45,8 @@ class Chunks(NamedTuple):
     """Operands of all chunks [Z, ...], in the order of chunks, rows and heads.
 
     Attributes:
+        W: rounded.
+        W_rest: what the rounding left.
         rows: of the batch.
         heads: H.
         bounds: where the chunks of each sequence of a single row start and the last
@@ -51,6 +54,7 @@ class Chunks(NamedTuple):
     """
 
     W: Float[Array, "Z KEYS K"]
+    W_rest: Float[Array, "Z KEYS K"]
     E: Float[Array, "Z KEYS K"]
     Q: Float[Array, "Z C K"]
     total: Float[Array, "Z"] | None
@@ -73,31 +77,32 @@ def forward(
         save: also return what the gradient takes.
 
     Returns:
-        Final states like `states`, O [Z, V, C] in bfloat16, and with `save` in float32
-        the states before each chunk [Z, V, K] and U [Z, V, KEYS].
+        Final states like `states`, with `save` those before each chunk [Z, V, K],
+        O [Z, V, C] in bfloat16, and with `save` U [Z, V, KEYS].
     """
 
     def chunk(operands, results, tiles, S, total, wait):
-        W, E, Q, P, U0 = operands
+        W, W_rest, E, Q, P, U0 = operands
         S_tile, U_tile = tiles
-        O_out, *saved = results
+        O_out, *U_out = results
         _store((S_tile, S))
         wait()
-        U = U0[...] - _product((S_tile, W.T))
-        _store((U_tile, U), *zip(saved, (S, U), strict=False))
+        U = U0[...] - _product((S_tile, W.T), (S_tile, W_rest.T))
+        _store((U_tile, U), *((out, U) for out in U_out))
         _store((O_out, _product((S_tile, Q.T), (U_tile, P.T))))
         return _shrunk(S, total) + _product((U_tile, E))
 
     C, K = chunks.Q.shape[1:]
-    saved = [(K, jnp.float32), (KEYS, jnp.float32)] if save else []
+    of_tokens = (*_shared(chunks), P)
     return _run(
         "delta_rule_forward",
         chunk,
         chunks,
-        operands=[(x, False) for x in (chunks.W, chunks.E, chunks.Q, P)] + [(U0, True)],
-        results=[(C, jnp.bfloat16), *saved],
+        operands=[(x, False) for x in of_tokens] + [(U0, True)],
+        results=[(C, jnp.bfloat16), *([(KEYS, jnp.float32)] if save else [])],
         tiles=[K, KEYS],
         states=states,
+        save=save,
         reverse=False,
     )
 
@@ -116,28 +121,34 @@ def backward(
     """
 
     def chunk(operands, results, tiles, dS, total, wait):
-        W, E, Q, dO, dU0 = operands
+        W, W_rest, E, Q, dO, dU0 = operands
+        (dU_out,) = results
         dS_tile, coarse, fine = tiles
         _store((dS_tile, dS))
         wait()
         dU = dU0[...] + _product((dS_tile, E.T))
         rest = dU - dU.astype(coarse.dtype).astype(dU.dtype)
-        found = zip(results, (dS, dU), strict=True)
-        _store((coarse, dU), (fine, rest), *found)
-        return _shrunk(dS, total) + _product((dO, Q), (coarse, W), (fine, W))
+        _store((coarse, dU), (fine, rest), (dU_out, dU))
+        taken = _product((dO, Q), (coarse, W), (fine, W), (coarse, W_rest))
+        return _shrunk(dS, total) + taken
 
-    K = chunks.W.shape[2]
     return _run(
         "delta_rule_backward",
         chunk,
         chunks,
-        operands=[(x, False) for x in (chunks.W, chunks.E, chunks.Q)]
+        operands=[(x, False) for x in _shared(chunks)]
         + [(x, True) for x in (d_O, d_U0)],
-        results=[(K, jnp.float32), (KEYS, jnp.float32)],
-        tiles=[K, KEYS, KEYS],
+        results=[(KEYS, jnp.float32)],
+        tiles=[chunks.W.shape[2], KEYS, KEYS],
         states=d_states,
+        save=True,
         reverse=True,
     )
+
+
+def _shared(chunks: Chunks) -> tuple[Array, ...]:
+    """The operands of both kernels."""
+    return chunks.W, chunks.W_rest, chunks.E, chunks.Q
 
 
 def _run(
@@ -149,6 +160,7 @@ def _run(
     results: Sequence[tuple[int, jax.typing.DTypeLike]],
     tiles: Sequence[int],
     states: Float[Array, "S V K"],
+    save: bool,
     reverse: bool,
 ) -> list[Array]:
     """Carry the states over all chunks of each sequence, in a block of its own.
@@ -159,11 +171,12 @@ def _run(
         operands: [Z, rows, columns] each, and whether the rows are channels.
         results: columns and type of what a chunk writes; the rows are channels.
         tiles: columns of what it multiplies, in bfloat16.
+        save: whether to return the state that each chunk is given.
 
     Returns:
-        The final states and the results.
+        The final states, those saved [Z, V, K], and the results.
     """
-    V = states.shape[1]
+    _, V, K = states.shape
     Z = operands[0][0].shape[0]
     M = Z // (chunks.rows * chunks.heads)
     scalars = [x for x in (chunks.total, chunks.bounds) if x is not None]
@@ -173,7 +186,9 @@ def _run(
         in_refs, refs = refs[:n], list(refs[n:])
         total_ref = None if chunks.total is None else refs.pop(0)
         bounds_ref = None if chunks.bounds is None else refs.pop(0)
-        final_ref, *out_refs, in_slots, out_tiles, own_tiles, arrived = refs
+        final_ref = refs.pop(0)
+        saved_ref = refs.pop(0) if save else None
+        *out_refs, in_slots, out_tiles, own_tiles, arrived = refs
 
         sequence, head = jax.lax.axis_index("sequences"), jax.lax.axis_index("heads")
         channels = pl.ds(jax.lax.axis_index("channels") * CHANNELS, CHANNELS)
@@ -196,6 +211,8 @@ def _run(
         def step(i, S):
             slot = jax.lax.rem(i, SLOTS)
             total = None if total_ref is None else total_ref[place(i)]
+            if saved_ref is not None:  # for which shared memory has no room
+                saved_ref[place(i), channels] = S
             # The results of the chunk before must have been read from their tiles.
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             S = chunk(
@@ -229,6 +246,7 @@ def _run(
         body,
         out_type=[
             jax.ShapeDtypeStruct(states.shape, jnp.float32),
+            *([jax.ShapeDtypeStruct((Z, V, K), jnp.float32)] if save else []),
             *(jax.ShapeDtypeStruct((Z, V, n), dtype) for n, dtype in results),
         ],
         grid=(states.shape[0] // chunks.heads, chunks.heads, V // CHANNELS),

@@ -81,15 +81,16 @@ def _forward(chunks, states, bounds):
 def _run(chunks, states, bounds, save):
     (M, B, H, C, _), V = chunks.q.shape, chunks.v.shape[-1]
     prepared = chunked.prepare(PRODUCTS, chunks)
-    final, o, *saved = kernels.forward(
+    final, *results = kernels.forward(
         _operands(chunks, prepared, bounds),
         _filled(_flat(prepared.P), LEAST_TOKENS, KEYS).astype(jnp.bfloat16),
         _filled(_transposed(prepared.U0), V, KEYS),
         _transposed(states),
         save,
     )
+    o = results.pop(1 if save else 0)
     o = jnp.swapaxes(o[..., :C].reshape(M, B, H, V, C), -1, -2)
-    return (o, _states(final, states)), saved
+    return (o, _states(final, states)), results
 
 
 def _backward(residuals, gradients):
@@ -101,7 +102,7 @@ def _backward(residuals, gradients):
     d_U0 = PRODUCTS.inputs("mbhcn,mbhcv->mbhnv", prepared.P, d_o)
     operands = _operands(chunks, prepared, bounds)
     d_states, d_S, d_U = kernels.backward(
-        operands._replace(W=-operands.W),
+        operands._replace(W=-operands.W, W_rest=-operands.W_rest),
         _filled(_transposed(d_o), V, LEAST_TOKENS).astype(jnp.bfloat16),
         _filled(_transposed(d_U0), V, KEYS),
         _transposed(d_final),
@@ -132,15 +133,16 @@ def _operands(chunks, prepared, bounds) -> kernels.Chunks:
     _, B, H, _, K = chunks.q.shape
     factors = prepared.factors
     Q = chunked.scaled(chunks.q.astype(jnp.float32), factors.entry)
-    rows = (
-        (prepared.W, KEYS),
-        (chunked.exit_keys(chunks, factors), KEYS),
-        (Q, LEAST_TOKENS),
-    )
-    total = None if factors.total is None else factors.total.reshape(-1)
+    W = _filled(_flat(prepared.W), KEYS, K)
+    # A cast to bfloat16 and back XLA may leave out, and so the rest.
+    W_rounded = jax.lax.reduce_precision(W, exponent_bits=8, mantissa_bits=7)
+    E = _filled(_flat(chunked.exit_keys(chunks, factors)), KEYS, K)
     return kernels.Chunks(
-        *(_filled(_flat(x), least, K).astype(jnp.bfloat16) for x, least in rows),
-        total=total,
+        W=W_rounded.astype(jnp.bfloat16),
+        W_rest=(W - W_rounded).astype(jnp.bfloat16),
+        E=E.astype(jnp.bfloat16),
+        Q=_filled(_flat(Q), LEAST_TOKENS, K).astype(jnp.bfloat16),
+        total=None if factors.total is None else factors.total.reshape(-1),
         rows=B,
         heads=H,
         bounds=bounds,
