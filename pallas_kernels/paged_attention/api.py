@@ -8,11 +8,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
+from pallas_kernels.paged_attention import pallas_gpu, pallas_tpu
 from pallas_kernels.paged_attention.blocked import blocked_attention
 from pallas_kernels.paged_attention.checks import NAME, check_arrays, check_masks
-from pallas_kernels.paged_attention.limits import misfit
+from pallas_kernels.paged_attention.limits import gpu_misfit, misfit
 from pallas_kernels.paged_attention.operands import Masks, Operands, accumulation
-from pallas_kernels.paged_attention.pallas_tpu import attention
 from pallas_kernels.paged_attention.reference import token_attention
 
 
@@ -61,8 +61,8 @@ def paged_attention(
           each token and head [P, page, Hkv]; None for 1.
         return_log_sum_exp: whether to return it too.
         implementation: "pallas_tpu", "pallas_gpu", "xla", "reference", or None for the
-          best that can run. A TPU kernel is taken only where it is named, until one
-          is measured.
+          best that can run. A kernel is taken only where it is named, until one is
+          measured; that for a GPU takes bfloat16 on Hopper, and is for decoding.
 
     Returns:
         o [Tq, Hq, D] in q's dtype. With `return_log_sum_exp` also log sum_j e^{s_j}
@@ -100,9 +100,15 @@ def paged_attention(
         implementation,
         {
             "pallas_tpu": dispatch.tpu_kernel(
-                implementation, without_gradient(attention), lambda: misfit(operands)
+                implementation,
+                without_gradient(pallas_tpu.attention),
+                lambda: misfit(operands),
             ),
-            "pallas_gpu": "there is no GPU kernel for it yet.",
+            "pallas_gpu": dispatch.gpu_kernel(
+                implementation,
+                without_gradient(pallas_gpu.attention),
+                lambda: gpu_misfit(operands),
+            ),
             "xla": without_gradient(blocked_attention),
             "reference": token_attention,
         },

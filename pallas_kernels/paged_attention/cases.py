@@ -126,10 +126,15 @@ def draw(
     return arguments
 
 
-def tpu_program(
-    heads: Sequence[int], room: Sequence[int], dtype: str, pages: str | None = None
+def program(
+    heads: Sequence[int],
+    room: Sequence[int],
+    dtype: str,
+    pages: str | None = None,
+    implementation: str = "pallas_tpu",
+    **masks,
 ):
-    """A call of the TPU kernel, and its arguments' shapes, to compile."""
+    """A call of a kernel, and its arguments' shapes, to compile."""
     heads, room = Heads(*heads), Room(*room)
     cache = (room.P, heads.page, heads.Hkv, heads.D)
     shapes = [
@@ -147,8 +152,9 @@ def tpu_program(
 
     def call(*arrays):
         *arrays, k_scale, v_scale = arrays if pages else (*arrays, None, None)
+        scales = {"k_scale": k_scale, "v_scale": v_scale}
         return paged_attention(
-            *arrays, k_scale=k_scale, v_scale=v_scale, implementation="pallas_tpu"
+            *arrays, **scales, **masks, implementation=implementation
         )
 
     return call, shapes

@@ -1,27 +1,19 @@
-"""Why the TPU kernel cannot serve a call, in sentences; None where it can."""
+"""Why a kernel cannot serve a call, in sentences; None where it can."""
 
 from pallas_kernels.paged_attention import block_sizes
 from pallas_kernels.paged_attention.operands import Operands
 
 HEAD_SIZES = (64, 128, 256)
 PAGES = (16, 32, 64, 128, 256)
+GPU_HEAD_SIZES = (64, 128)
+GPU_ROWS = 64  # query heads that share keys
 
 
 def misfit(operands: Operands) -> str | None:
     """The sentence for sizes and types that the kernel has no room or no code for."""
-    D, (_, page, Hkv, _) = operands.q.shape[-1], operands.k_pages.shape
-    if D not in HEAD_SIZES:
-        nearest = next((size for size in HEAD_SIZES if size > D), HEAD_SIZES[-1])
-        return (
-            f"heads have size {D}, but the kernel is for {_listed(HEAD_SIZES)}; "
-            f"{nearest} is the nearest, smaller heads can be padded with zeros."
-        )
-    if page not in PAGES:
-        nearest = min(PAGES, key=lambda size: abs(size - page))
-        return (
-            f"a page has {page} tokens, but the kernel is for {_listed(PAGES)}; "
-            f"{nearest} is the nearest."
-        )
+    _, page, Hkv, _ = operands.k_pages.shape
+    if sizes := _sizes_misfit(operands, HEAD_SIZES):
+        return sizes
     for name, dtype in (("q", operands.q.dtype), ("k_pages", operands.k_pages.dtype)):
         if dtype == "float64":
             return f"{name} has dtype float64, which a TPU has not; cast it to float32."
@@ -38,6 +30,48 @@ def misfit(operands: Operands) -> str | None:
             f"the heads, at most {next(fits, 0)} a device, or use smaller pages."
         )
     return _table_misfit(operands, block_q)
+
+
+def gpu_misfit(operands: Operands) -> str | None:
+    """The same of the GPU kernel."""
+    if sizes := _sizes_misfit(operands, GPU_HEAD_SIZES):
+        return sizes
+    group = operands.q.shape[1] // operands.k_pages.shape[2]
+    if group > GPU_ROWS:
+        return (
+            f"{group} query heads share keys, but the kernel is for at most "
+            f"{GPU_ROWS}; pass implementation='xla'."
+        )
+    for name, dtype in (("q", operands.q.dtype), ("k_pages", operands.k_pages.dtype)):
+        if dtype != "bfloat16":
+            return (
+                f"{name} has dtype {dtype}, but the kernel is for bfloat16; cast "
+                "queries and pages, or pass implementation='xla'."
+            )
+    for name in ("k_scale", "v_scale"):
+        if getattr(operands, name) is not None:
+            return (
+                f"{name} has a number for each token and head, but the kernel is for "
+                "one number; pass implementation='xla'."
+            )
+    return None
+
+
+def _sizes_misfit(operands: Operands, head_sizes: tuple[int, ...]) -> str | None:
+    D, page = operands.q.shape[-1], operands.k_pages.shape[1]
+    if D not in head_sizes:
+        nearest = next((size for size in head_sizes if size > D), head_sizes[-1])
+        return (
+            f"heads have size {D}, but the kernel is for {_listed(head_sizes)}; "
+            f"{nearest} is the nearest, smaller heads can be padded with zeros."
+        )
+    if page not in PAGES:
+        nearest = min(PAGES, key=lambda size: abs(size - page))
+        return (
+            f"a page has {page} tokens, but the kernel is for {_listed(PAGES)}; "
+            f"{nearest} is the nearest."
+        )
+    return None
 
 
 def _table_misfit(operands: Operands, block_q: int) -> str | None:

@@ -176,7 +176,7 @@ def test_the_way_the_memory_goes():
     """Temporaries are far from the scores of all queries with all pages of a table."""
     heads = cases.Heads(Hq=8, Hkv=2, D=64, page=16)
     room = cases.Room(S=8, Tq=256, P=512, pages_per_seq=1024)
-    _, shapes = cases.tpu_program(heads, room, "float32")
+    _, shapes = cases.program(heads, room, "float32")
     names = ("q", "k_pages", "v_pages", "page_table", "kv_lens", "cu_q_lens")
     arrays = dict(zip(names, shapes, strict=True))
     memory = compiled(implementation="xla").lower(**arrays).compile().memory_analysis()

@@ -87,9 +87,9 @@ def test_the_arguments_of_these_tests_are_right():
     assert paged_attention(**arguments()).shape == (5, 4, 8)
 
 
-def test_there_is_no_kernel_for_gpus():
+def test_the_gpu_kernel_is_for_hopper():
     with pytest.raises(
-        NotImplementedError, match="'pallas_gpu': there is no GPU kernel"
+        NotImplementedError, match="'pallas_gpu': its GPU kernel runs on a Hopper GPU"
     ):
         paged_attention(**arguments(implementation="pallas_gpu"))
 
@@ -102,7 +102,7 @@ def test_the_tpu_kernel_names_the_platform():
 
 
 def shapes(heads=(4, 2, 64, 16), room=(8, 8, 64, 8), dtype="float32"):
-    call, shapes = cases.tpu_program(heads, room, dtype)
+    call, shapes = cases.program(heads, room, dtype)
     return jax.eval_shape(call, *shapes)
 
 

@@ -125,7 +125,7 @@ COMPILED = [
 @pytest.mark.skipif(not aot.available(), reason="needs libtpu")
 @pytest.mark.parametrize("chip", aot.CHIPS)
 def test_it_compiles(chip):
-    program = "pallas_kernels.paged_attention.cases:tpu_program"
+    program = "pallas_kernels.paged_attention.cases:program"
     names = ("heads", "room", "dtype", "pages")
     jobs = [
         aot.Job(program, dict(zip(names, case, strict=True)), chip) for case in COMPILED
