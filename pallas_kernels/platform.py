@@ -8,7 +8,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.experimental.pallas import tpu as pltpu
 
 _interpreted = contextvars.ContextVar("interpreted", default="")
-HOPPER = ("H100", "H200", "H800", "H20", "GH200")
+HOPPER = ("H100", "H200", "H800", "H20")
 """Parts of the names of the GPUs that the GPU kernels are for."""
 
 

@@ -9,11 +9,10 @@ described topology also where `JAX_PLATFORMS` is cpu. The assembler, `ptxas`, is
 package nvidia-cuda-nvcc, and the library of mathematical functions in nvidia-nvvm.
 """
 
-import importlib.util
 import os
 import pathlib
 import re
-import shutil
+import sys
 from typing import NamedTuple
 
 from jax.experimental import topologies
@@ -31,7 +30,7 @@ HOW_TO_INSTALL = (
     f"--target {CUDA} jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-nvvm"
 )
 
-_PROGRAMS = CUDA / "nvidia" / "cu13"
+_ASSEMBLER = "nvidia/cu13/bin/ptxas"
 _SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
 _SHARED = re.compile(r"dynamic_shared_memory_size %c(\d+)_i32")
@@ -85,10 +84,13 @@ class Kernel(NamedTuple):
 
 def available() -> bool:
     """Whether there are a plugin and an assembler to compile with."""
-    beside = (CUDA / "jax_plugins" / "xla_cuda13").is_dir()
-    plugin = beside or importlib.util.find_spec("jax_cuda13_plugin") is not None
-    assembler = (_PROGRAMS / "bin" / "ptxas").exists() or shutil.which("ptxas")
-    return plugin and bool(assembler)
+    return all(_find(part) for part in ("jax_plugins/xla_cuda13", _ASSEMBLER))
+
+
+def _find(part: str) -> pathlib.Path | None:
+    """A part of the packages, beside the environment or in it."""
+    places = (place / part for place in (CUDA, *map(pathlib.Path, sys.path)))
+    return next((place for place in places if place.exists()), None)
 
 
 def environment(dump: str, estimate: bool) -> dict[str, str]:
@@ -99,13 +101,16 @@ def environment(dump: str, estimate: bool) -> dict[str, str]:
         estimate: unused, there is none.
     """
     del estimate
+    assembler = _find(_ASSEMBLER)
+    assert assembler is not None
+    programs, toolkit = assembler.parents[:2]
     package = str(pathlib.Path(__file__).parents[2])
     paths = [package, str(CUDA), os.environ.get("PYTHONPATH", "")]
-    flags = [os.environ.get("XLA_FLAGS", ""), f"--xla_gpu_cuda_data_dir={_PROGRAMS}"]
+    flags = [os.environ.get("XLA_FLAGS", ""), f"--xla_gpu_cuda_data_dir={toolkit}"]
     return {
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-        "PATH": os.pathsep.join([str(_PROGRAMS / "bin"), os.environ.get("PATH", "")]),
+        "PATH": os.pathsep.join([str(programs), os.environ.get("PATH", "")]),
         "XLA_FLAGS": " ".join(flags),
         "MOSAIC_GPU_DUMP_TO": dump,
     }

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from recurrence_law import assert_bfloat16, in_float64, narrowed
 from recurrence_law import run as run_operation
 
@@ -116,6 +117,18 @@ def test_chunks_types_and_platforms_it_cannot_take():
     with platform.interpreted_tpu():
         with pytest.raises(NotImplementedError, match="Hopper"):
             call(**operands)
+
+
+@pytest.mark.parametrize(
+    ("kind", "runs"),
+    (("NVIDIA H200", True), ("NVIDIA GH200 480GB", True), ("NVIDIA A100-SXM4", False)),
+)
+def test_only_hopper_runs_it(kind, runs):
+    device = AbstractDevice(device_kind=kind, num_cores=None, platform="cuda")
+    auto = (AxisType.Auto,)
+    mesh = AbstractMesh((1,), ("x",), axis_types=auto, abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert platform.runs_gpu_kernels() == runs
 
 
 @pytest.mark.skipif(not aot.available("h100"), reason="needs JAX for CUDA")
