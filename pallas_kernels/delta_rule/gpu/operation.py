@@ -108,19 +108,19 @@ def _backward(residuals, gradients):
         _transposed(d_final),
     )
 
-    def like(x, columns):
+    def back(x, columns):
         x = x[..., :columns].reshape(M, B, H, V, columns)
-        return jnp.swapaxes(x, -1, -2).astype(jnp.float32)
+        return jnp.swapaxes(x, -1, -2)
 
     d_chunks = chunked.chunk_gradients(
         PRODUCTS,
         chunks,
         prepared,
-        like(U, NC),
-        like(S, K),
+        back(U, NC),
+        back(S, K),
         d_o.astype(jnp.float32),
-        like(d_U, NC),
-        like(d_S, K),
+        back(d_U, NC),
+        back(d_S, K),
     )
     return d_chunks, _states(d_states, d_final), None
 
