@@ -70,7 +70,8 @@ def _run(inputs, save):
     x, dt, A, B, C, reset, states, cu_seqlens = inputs
     where = layout.arrange(x.shape[1], CHUNK, None, cu_seqlens)
     y, final, before = forward(
-        *(by_head(a, where) for a in (x, dt.astype(jnp.float32))),
+        by_head(x, where),
+        by_head(dt.astype(jnp.float32), where),
         *(_columns(B, C, reset, where), _rates(A), _states(states)),
         *(where.sequence, reset is not None, save),
     )
@@ -86,7 +87,9 @@ def _fused_backward(residuals, gradients):
     rows, T, N = *B.shape[:2], A.shape[-1]
     where = layout.arrange(T, CHUNK, None, cu_seqlens)
     d_x, d_dt, sums, d_A, d_states = backward(
-        *(by_head(a, where) for a in (x, dt.astype(jnp.float32), d_y)),
+        by_head(x, where),
+        by_head(dt.astype(jnp.float32), where),
+        by_head(d_y, where),
         *(_columns(B, C, reset, where), _rates(A), before),
         *(_states(d_final), where.sequence, reset is not None),
     )
