@@ -356,6 +356,22 @@ def kernel_cycles() -> str:
     )
 
 
+def gpu_kernels() -> str:
+    data = results("gpu_kernels")
+    rows = [
+        [variant, name.replace("_", " ")]
+        + [f"{found[key]:,}" for key in ("registers", "spilled_bytes", "shared_bytes")]
+        for variant, kernels in data["compiled"].items()
+        for name, found in kernels.items()
+    ]
+    header = ["program", "kernel", "registers", "bytes spilled", "shared memory, bytes"]
+    version = data["versions"]["nvidia-cuda-nvcc"]
+    return (
+        "The GPU kernels as compiled for an H100 (sm_90a), bfloat16, by the assembler "
+        f"of CUDA {version}. Nothing ran on a GPU.\n\n{table(header, rows)}"
+    )
+
+
 TABLES = {
     "methods": methods,
     "language_model": language_model,
@@ -370,6 +386,7 @@ TABLES = {
     "mixers": mixers,
     "delta_rule": delta_rule,
     "kernel_cycles": kernel_cycles,
+    "gpu_kernels": gpu_kernels,
 }
 """By the name in the README's markers; a table without markers there is not shown."""
 

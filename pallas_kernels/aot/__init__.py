@@ -15,6 +15,7 @@ it writes.
 """
 
 from pallas_kernels.aot.gpu import CHIPS as GPUS
+from pallas_kernels.aot.gpu import nvcc_version
 from pallas_kernels.aot.jobs import Job, Report, available, compile_jobs
 from pallas_kernels.aot.tpu import CHIPS, libtpu_version, roofline
 
@@ -26,5 +27,6 @@ __all__ = [
     "available",
     "compile_jobs",
     "libtpu_version",
+    "nvcc_version",
     "roofline",
 ]

@@ -9,6 +9,7 @@ described topology also where `JAX_PLATFORMS` is cpu. The assembler, `ptxas`, is
 package nvidia-cuda-nvcc, and the library of mathematical functions in nvidia-nvvm.
 """
 
+import importlib.metadata
 import os
 import pathlib
 import re
@@ -80,6 +81,17 @@ class Kernel(NamedTuple):
     stored: int
     loaded: int
     shared: int
+
+
+def nvcc_version() -> str:
+    """Of the assembler that is found; figures are of one version.
+
+    Raises:
+        StopIteration: there is none.
+    """
+    path = [str(CUDA), *sys.path]
+    found = importlib.metadata.distributions(name="nvidia-cuda-nvcc", path=path)
+    return next(iter(found)).version
 
 
 def available() -> bool:
