@@ -16,11 +16,14 @@ import re
 import sys
 from typing import NamedTuple
 
+import jax
 from jax.experimental import topologies
 
 from pallas_kernels.aot.lowering import compile_on
 
 CHIPS = ("h100",)
+JOBS_A_PROCESS = 1
+"""A process assembles a kernel once, and says nothing of it in a later job."""
 
 CUDA = pathlib.Path(__file__).parents[2] / ".cache" / "cuda"
 """Where the packages are looked for besides the environment, which they need not be
@@ -28,10 +31,12 @@ part of: there they make JAX look for a GPU in every process."""
 
 HOW_TO_INSTALL = (
     "Compiling for a GPU needs packages of JAX's own version: pip install --no-deps "
-    f"--target {CUDA} jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-nvvm"
+    f"--target {CUDA} jax-cuda13-plugin=={jax.__version__} "
+    f"jax-cuda13-pjrt=={jax.__version__} nvidia-cuda-nvcc nvidia-nvvm"
 )
 
 _ASSEMBLER = "nvidia/cu13/bin/ptxas"
+_LIBRARY = "nvidia/cu13/nvvm/libdevice"
 _SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
 _SHARED = re.compile(r"dynamic_shared_memory_size %c(\d+)_i32")
@@ -95,8 +100,9 @@ def nvcc_version() -> str:
 
 
 def available() -> bool:
-    """Whether there are a plugin and an assembler to compile with."""
-    return all(_find(part) for part in ("jax_plugins/xla_cuda13", _ASSEMBLER))
+    """Whether there are a plugin, an assembler and its library to compile with."""
+    parts = ("jax_plugins/xla_cuda13", _ASSEMBLER, _LIBRARY)
+    return all(_find(part) for part in parts)
 
 
 def _find(part: str) -> pathlib.Path | None:
@@ -138,20 +144,21 @@ def compile_for(chip: str, function, *shapes):
 
 
 def kernels(compiled, dump: str) -> list[Kernel]:
-    """The Mosaic GPU kernels of the program that was compiled last."""
-    del compiled
-    found = []
-    for path in sorted(pathlib.Path(dump).glob("*.ptxas")):
-        said = path.read_text()
-        name = path.stem.rpartition("_")[0]
-        lowered = path.with_suffix(".after_layout_inference.txt").read_text()
+    """The Mosaic GPU kernels of the one program that this process compiles.
+
+    Of kernels of one name in a program the shared memory is that of the largest.
+    """
+    found, directory = [], pathlib.Path(dump)
+    for path in sorted(directory.glob("*.ptxas")):
+        said, name = path.read_text(), path.stem.rpartition("_")[0]
         spills, registers = _SPILLS.search(said), _REGISTERS.search(said)
-        shared = _SHARED.search(lowered)
+        lowered = directory.glob(f"{name}_*.after_layout_inference.txt")
+        shared = [_SHARED.search(text.read_text()) for text in lowered]
         if spills is None or registers is None:
             raise RuntimeError(f"ptxas says nothing known of {name}: {said}")
         stored, loaded = map(int, spills.groups())
-        taken = int(shared.group(1)) if shared else 0
+        taken = max((int(found.group(1)) for found in shared if found), default=0)
         found.append(Kernel(name, int(registers.group(1)), stored, loaded, taken))
-    for path in pathlib.Path(dump).iterdir():
-        path.unlink()
+    if not found and "mosaic_gpu" in (compiled.as_text() or ""):
+        raise RuntimeError("The program has GPU kernels, but ptxas wrote of none.")
     return found

@@ -77,7 +77,8 @@ def compile_jobs(jobs: Iterable[Job], estimate: bool = True) -> list[Report]:
     while waiting:
         compiler = _compiler(waiting[0].chip)
         others = (i for i, j in enumerate(waiting) if _compiler(j.chip) != compiler)
-        done = _compile_until_crash(waiting[: next(others, len(waiting))], estimate)
+        alike = waiting[: next(others, len(waiting))][: compiler.JOBS_A_PROCESS]
+        done = _compile_until_crash(alike, estimate)
         reports += done
         waiting = waiting[len(done) :]
     return reports

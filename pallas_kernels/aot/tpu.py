@@ -25,6 +25,8 @@ CHIPS = {"v5e": "v5e:1x1", "v5p": "v5p:1x1x1", "v6e": "v6e:1x1", "tpu7x": "tpu7x
 FLOPS_A_CYCLE = {"v5e": 2**17, "v5p": 2**18, "v6e": 2**19, "tpu7x": 2**19}
 """Of bfloat16 in all matrix units of a device; with the peak it gives the clock."""
 
+JOBS_A_PROCESS = None  # all
+
 LIBTPU = pathlib.Path(__file__).parents[2] / ".cache" / "libtpu"
 """Where libtpu is looked for besides the environment, which it need not be part of:
 there it makes JAX look for a TPU in every process."""

@@ -33,7 +33,7 @@ def misfit(operands: Operands) -> str | None:
 
 
 def gpu_misfit(operands: Operands) -> str | None:
-    """The same of the GPU kernel."""
+    """The sentence for sizes and types that the GPU kernel is not for."""
     if sizes := _sizes_misfit(operands, GPU_HEAD_SIZES):
         return sizes
     group = operands.q.shape[1] // operands.k_pages.shape[2]

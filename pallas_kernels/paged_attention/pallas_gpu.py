@@ -133,8 +133,8 @@ def attention(
             jax.ShapeDtypeStruct((W, Hkv, stored, D), jnp.float32),
             jax.ShapeDtypeStruct((W, Hkv, ROWS), jnp.float32),
         ],
-        grid=(W, Hkv),
-        grid_names=("items", "heads"),
+        grid=(Hkv, W),  # only the last may be above 65,535
+        grid_names=("heads", "items"),
         kernel_name="paged_attention",
         compiler_params=plgpu.CompilerParams(
             lowering_semantics=plgpu.LoweringSemantics.Warpgroup

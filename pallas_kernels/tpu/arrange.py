@@ -48,6 +48,17 @@ def from_lane(
     return layout.from_rows(x.reshape(B, -1, N, H), where, T)
 
 
+def turned_states(states: Float[Array, "S B H rows columns"]) -> Array:
+    """[S B, H, columns, rows], as the kernels carry them."""
+    turned = jnp.swapaxes(states, -1, -2)
+    return turned.reshape(-1, *turned.shape[2:])
+
+
+def from_turned(turned: Float[Array, "SB H columns rows"], like: Array) -> Array:
+    """The inverse of `turned_states`, of `like`'s shape."""
+    return jnp.swapaxes(turned, -1, -2).reshape(like.shape)
+
+
 def unless_empty(
     found: Float[Array, "S B H *size"],
     given: Float[Array, "S B H *size"],

@@ -45,6 +45,11 @@ def unsupported(
             f"the TPU kernel's chunk has {chunk} tokens{having}, but chunk_size is "
             f"{chunk_size}; pass None."
         )
+    return no_float64(arrays)
+
+
+def no_float64(arrays: dict[str, Array | None]) -> str | None:
+    """Which arguments a TPU cannot take for their type, or None."""
     wide = [n for n, x in arrays.items() if x is not None and x.dtype == jnp.float64]
     if wide:
         return f"a TPU has no float64, but {', '.join(wide)} has it; cast to float32."

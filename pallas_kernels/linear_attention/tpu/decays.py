@@ -59,8 +59,11 @@ class NoDecay:
     def __init__(self, exact: bool):
         self.exact, self.product = exact, product_of(exact)
 
-    def scores(self, q, k, turned=False):
-        """The scores, for the gradient with `pairs` turned."""
+    def scores(self, q, k):
+        """The scores."""
+        return self._scores(q, k, turned=False)
+
+    def _scores(self, q, k, turned):
         pairs = self.meet(q, k, turned)
         yield
         return Scores(kept(pairs, _seen(pairs, turned)), q, k, None)
@@ -72,7 +75,7 @@ class NoDecay:
             of_scores: computes the gradients for the scores; called where their
               products fill gaps.
         """
-        scores = yield from self.scores(q, k, turned=True)
+        scores = yield from self._scores(q, k, turned=True)
         d = of_scores()
         yield
         d_q = d.q + self.product(kept(d.pairs, _seen(d.pairs)), k)
@@ -94,7 +97,7 @@ class HeadDecay(NoDecay):
         self.gates, self.j, row = gates, j, slice(j, j + 1)
         self.sums, self.total = (gates.hi[row], gates.lo[row]), gates.total[row]
 
-    def scores(self, q, k, turned=False):
+    def _scores(self, q, k, turned):
         self.pairs = self.meet(q, k, turned)
         yield
         gates = self.gates
@@ -116,7 +119,7 @@ class HeadDecay(NoDecay):
         start to it and from it to the chunk's end, and, to be summed over the lanes,
         for the whole chunk.
         """
-        scores = yield from self.scores(q, k, turned=True)
+        scores = yield from self._scores(q, k, turned=True)
         d = of_scores()
         yield
         entry, exit = self.entry * d.q, self.exit * d.k
@@ -143,10 +146,9 @@ class ChannelDecay(NoDecay):
         super().__init__(exact)
         self.g = g
 
-    def scores(self, q, k, turned=False):
-        assert not turned, "for the gradient they are made along with it"
+    def scores(self, q, k):
         steps, entry, exit = levels(self.g)
-        pairs = self.meet(q, k, turned)
+        pairs = self.meet(q, k, turned=False)
         q, k, apart = q.astype(jnp.float32), k.astype(jnp.float32), _apart(pairs)
         for halves, start, end in steps:
             left, right = halves.left, halves.right

@@ -17,7 +17,9 @@ from pallas_kernels.tpu.arrange import (
     from_head,
     from_here_on,
     from_lane,
+    from_turned,
     operand_type,
+    turned_states,
     unless_empty,
 )
 from pallas_kernels.tpu.gates import NEVER, running_sum
@@ -72,10 +74,9 @@ def _run(inputs, precision, save):
     q_rows, k_rows, v_rows = (by_head(x.astype(operand), where) for x in (q, k, v))
     o, final, before = forward(
         *(q_rows, k_rows, v_rows, _gates(g, where)),
-        *(_turned(states), where.sequence, exact, save),
+        *(turned_states(states), where.sequence, exact, save),
     )
-    final = jnp.swapaxes(final, -1, -2).reshape(states.shape)
-    final = unless_empty(final, states, cu_seqlens)
+    final = unless_empty(from_turned(final, states), states, cu_seqlens)
     return (from_head(o, where, v), final), before
 
 
@@ -89,9 +90,9 @@ def _fused_backward(precision, residuals, gradients):
     )
     d_q, d_k, d_v, d_states, d_g = backward(
         *(q_rows, k_rows, v_rows, d_rows, _gates(g, where)),
-        *(before, _turned(d_final), where.sequence, exact),
+        *(before, turned_states(d_final), where.sequence, exact),
     )
-    d_states = jnp.swapaxes(d_states, -1, -2).reshape(states.shape)
+    d_states = from_turned(d_states, states)
     if d_g is not None and d_g.ndim == 5:
         within, entry, exit, total = jnp.moveaxis(d_g, 2, 0)
         d_g = within + from_here_on(entry) + before_here(exit)
@@ -117,9 +118,3 @@ def _gates(g, where):
     if g.ndim == 4:
         return by_head(g.astype(jnp.float32), where)
     return jnp.stack(running_sum(by_lane(jnp.maximum(g, NEVER)[:, :, None], where)), 2)
-
-
-def _turned(states):
-    """[S, B, H, K, V] to [S B, H, V, K]."""
-    turned = jnp.swapaxes(states, -1, -2)
-    return turned.reshape(-1, *turned.shape[2:])

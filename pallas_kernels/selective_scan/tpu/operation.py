@@ -9,7 +9,13 @@ from pallas_kernels.selective_scan.reference import token_recurrence
 from pallas_kernels.selective_scan.tpu.backward import backward
 from pallas_kernels.selective_scan.tpu.forward import LN_2, forward
 from pallas_kernels.selective_scan.tpu.sizes import CHUNK
-from pallas_kernels.tpu.arrange import by_head, from_head, unless_empty
+from pallas_kernels.tpu.arrange import (
+    by_head,
+    from_head,
+    from_turned,
+    turned_states,
+    unless_empty,
+)
 from pallas_kernels.tpu.tiles import LANES, SUBLANES
 
 
@@ -72,11 +78,10 @@ def _run(inputs, save):
     y, final, before = forward(
         by_head(x, where),
         by_head(dt.astype(jnp.float32), where),
-        *(_columns(B, C, reset, where), _rates(A), _states(states)),
+        *(_columns(B, C, reset, where), _rates(A), turned_states(states)),
         *(where.sequence, reset is not None, save),
     )
-    final = jnp.swapaxes(final, -1, -2).reshape(states.shape)
-    final = unless_empty(final, states, cu_seqlens)
+    final = unless_empty(from_turned(final, states), states, cu_seqlens)
     y = from_head(y, where, jax.ShapeDtypeStruct(x.shape, y.dtype))
     return (y, final), before
 
@@ -91,16 +96,16 @@ def _fused_backward(residuals, gradients):
         by_head(dt.astype(jnp.float32), where),
         by_head(d_y, where),
         *(_columns(B, C, reset, where), _rates(A), before),
-        *(_states(d_final), where.sequence, reset is not None),
+        *(turned_states(d_final), where.sequence, reset is not None),
     )
     d_B, d_C = (
         layout.from_rows(jnp.sum(sums[:, :, :, i], 2).reshape(rows, -1, N), where, T)
         for i in range(2)
     )
-    d_states = jnp.swapaxes(d_states, -1, -2).reshape(states.shape)
+    d_states = from_turned(d_states, states)
     return (
         *(from_head(d, where, a) for d, a in ((d_x, x), (d_dt, dt))),
-        jnp.swapaxes(jnp.sum(d_A, (0, 1)), -1, -2).astype(A.dtype),
+        from_turned(jnp.sum(d_A, (0, 1)), A).astype(A.dtype),
         *(d.astype(a.dtype) for d, a in ((d_B, B), (d_C, C))),
         None,
         unless_empty(d_states, d_final, cu_seqlens),
@@ -123,15 +128,4 @@ def _columns(B, C, reset, where) -> Float[Array, "B M rows C"]:
 
 def _rates(A):
     """[G, LANES, N] to [G, N, LANES], over ln 2."""
-    return _turned(A) / LN_2
-
-
-def _turned(A):
-    """[..., LANES, N] to [..., N, LANES]."""
-    return jnp.swapaxes(A, -1, -2)
-
-
-def _states(states):
-    """[S, B, G, LANES, N] to [S B, G, N, LANES]."""
-    turned = _turned(states)
-    return turned.reshape(-1, *turned.shape[2:])
+    return jnp.swapaxes(A, -1, -2) / LN_2

@@ -1,8 +1,8 @@
 """What the TPU kernels of the selective scan can take, and how they divide it."""
 
-import jax.numpy as jnp
 from jaxtyping import Array
 
+from pallas_kernels.tpu.limits import no_float64
 from pallas_kernels.tpu.tiles import LANES, SUBLANES
 
 CHUNK = LANES  # tokens
@@ -38,10 +38,7 @@ def unsupported(arrays: dict[str, Array | None], chunk_size: int | None) -> str 
             f"the TPU kernel's chunk has {CHUNK} tokens, but chunk_size is "
             f"{chunk_size}; pass None."
         )
-    wide = [n for n, x in arrays.items() if x is not None and x.dtype == jnp.float64]
-    if wide:
-        return f"a TPU has no float64, but {', '.join(wide)} has it; cast to float32."
-    return None
+    return no_float64(arrays)
 
 
 def groups_together(groups: int) -> int:
