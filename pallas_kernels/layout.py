@@ -133,7 +133,7 @@ def by_key(x: Float[Array, "B T N H *d"], layout: Layout) -> Array:
 
 
 def to_tokens(o: Float[Array, "M B H C V"], layout: Layout, T: int) -> Array:
-    """[M, B, H, C, V] to [B, T, H, V]; tokens of no sequence hold anything finite."""
+    """[M, B, H, C, V] to [B, T, H, V]; tokens of no sequence hold anything."""
     o = jnp.moveaxis(o, (0, 2), (1, 3))
     return from_rows(o.reshape(o.shape[0], -1, *o.shape[3:]), layout, T)
 

@@ -8,8 +8,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.experimental.pallas import tpu as pltpu
 
 _interpreted = contextvars.ContextVar("interpreted", default="")
-HOPPER = ("H100", "H200", "H800", "H20")
-"""Parts of the names of the GPUs that the GPU kernels are for."""
+HOPPER = ("H100", "H800", "H20")
+"""Parts of the names of the GPUs that the GPU kernels are for; H20 is also in H200."""
 
 
 def platform() -> str:

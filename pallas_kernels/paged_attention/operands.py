@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+# Of a score that is masked: finite, so that no difference of two of them is NaN.
+MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+
 
 def accumulation(dtype) -> jnp.dtype:
     """float32, or float64 for float64."""

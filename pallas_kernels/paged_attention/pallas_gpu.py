@@ -20,12 +20,10 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.paged_attention import schedule
 from pallas_kernels.paged_attention.limits import GPU_ROWS as ROWS
-from pallas_kernels.paged_attention.operands import Masks, Operands
+from pallas_kernels.paged_attention.operands import MASKED, Masks, Operands
 
 KEYS = 64  # a block
 SLOTS = 2  # blocks in shared memory
-# Of a score that is masked: finite, so that no difference of two of them is NaN.
-MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 
 def attention(

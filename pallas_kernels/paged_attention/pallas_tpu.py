@@ -30,11 +30,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from pallas_kernels.paged_attention import block_sizes, schedule
-from pallas_kernels.paged_attention.operands import Masks, Operands
+from pallas_kernels.paged_attention.operands import MASKED, Masks, Operands
 from pallas_kernels.products import EXACT
 
-# Of a score that is masked: finite, so that no difference of two of them is NaN.
-MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 LANES = 128
 
 

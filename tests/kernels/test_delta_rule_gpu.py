@@ -35,6 +35,18 @@ def test_errs_like_the_chunked_form_on_hard_inputs(name):
     assert_bfloat16(run(inputs), run_chunked(inputs), want)
 
 
+def test_without_a_gradient():
+    """Nothing is saved then; the results are the same bits."""
+    inputs = narrowed(cases.draw("mixed_decay", shape()))
+    want = run(inputs)
+    operands = {name: inputs[name] for name in INPUTS}
+    operands |= {name: jnp.asarray(inputs[name], jnp.bfloat16) for name in "qkv"}
+    with platform.interpreted_gpu(detect_races=True):
+        got = pallas_kernels.delta_product(**operands, implementation="pallas_gpu")
+    for tensor, found in zip(("o", "state"), got, strict=True):
+        np.testing.assert_array_equal(np.asarray(found, np.float64), want[tensor])
+
+
 @pytest.mark.parametrize("name", ("one_key", "reflections"))
 def test_roundings_do_not_add_up_along_a_row(name):
     """Ten chunks of a state that is never forgotten."""
@@ -136,6 +148,7 @@ def test_only_hopper_runs_it(kind, runs):
     "sizes",
     (
         dict(T=4096, H=16, K=128, V=128),
+        dict(T=4096, H=16, K=128, V=128, backward=False),
         pytest.param(dict(T=4096, H=16, K=64, gated=False), marks=pytest.mark.slow),
         pytest.param(
             dict(T=2000, H=2, V=256, N=2, sequences=3), marks=pytest.mark.slow
@@ -144,12 +157,13 @@ def test_only_hopper_runs_it(kind, runs):
     ),
 )
 def test_it_compiles_for_hopper_without_spills(sizes):
-    arguments = sizes | {"implementation": "pallas_gpu", "backward": True}
+    arguments = {"implementation": "pallas_gpu", "backward": True} | sizes
     job = aot.Job("pallas_kernels.programs:delta_rule", arguments, "h100")
     (report,) = aot.compile_jobs([job])
     assert report.error is None, report.error
     names = sorted(kernel.name for kernel in report.kernels)
-    assert names == ["delta_rule_backward", "delta_rule_forward"]
+    assert names[-1] == "delta_rule_forward"
+    assert names[:-1] == ["delta_rule_backward"] * arguments["backward"]
     for kernel in report.kernels:
         assert kernel.stored == kernel.loaded == 0, kernel
         assert kernel.shared <= 227 * 1024, kernel

@@ -47,19 +47,20 @@ def test_law(sequences, masks):
 
 
 @pytest.mark.parametrize(
-    "heads",
+    ("heads", "masks"),
     (
-        Heads(Hq=3, Hkv=3, D=128, page=32),
-        Heads(Hq=9, Hkv=1, D=128, page=64),  # rows that fill no tile
-        Heads(Hq=64, Hkv=1, D=64, page=128),  # as many as there are; half a page
+        (Heads(Hq=3, Hkv=3, D=128, page=32), {}),
+        (Heads(Hq=9, Hkv=1, D=128, page=64), {}),  # rows that fill no tile
+        # As many as there are; half a page a block, the first one wholly masked.
+        (Heads(Hq=64, Hkv=1, D=64, page=128), {"window": 20}),
     ),
     ids=str,
 )
-def test_law_of_other_heads_and_pages(heads):
+def test_law_of_other_heads_and_pages(heads, masks):
     room = Room(S=3, Tq=4, P=18, pages_per_seq=8)
     sequences = ((1, 3), (1, 130), (1, 200))
     arrays = cases.draw(sequences, heads, room, dtype="bfloat16")
-    assert_law(arrays, sequences)
+    assert_law(arrays, sequences, **masks)
 
 
 def test_without_queries():

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -98,6 +99,14 @@ def test_divided_among_devices(T):
 def test_shapes_it_cannot_take(change, message):
     with pytest.raises(NotImplementedError, match=message):
         run(cases.draw("no_decay", shape(**change)))
+
+
+def test_types_it_cannot_take():
+    with jax.enable_x64():
+        inputs = cases.draw("no_decay", shape(T=8))
+        inputs["dt"] = inputs["dt"].astype(np.float64)
+        with pytest.raises(NotImplementedError, match="no float64, but dt has it"):
+            run(inputs)
 
 
 def test_chunks_it_cannot_take():
