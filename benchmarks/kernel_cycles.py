@@ -48,10 +48,10 @@ SEQUENCES = 8
 
 
 def lengths(variant: str) -> tuple[int, ...]:
-    """Tokens; the long one only where the compiler's time allows it."""
+    """Tokens; the long one only where the compiler's time and VMEM allow it."""
     operation, arguments = VARIANTS[variant]
-    slow = "N" in arguments or ("backward" in arguments and operation != LINEAR)
-    return (SHORT,) if slow else (SHORT, LENGTH)
+    long = operation == LINEAR or not arguments.keys() & {"N", "backward"}
+    return (SHORT, LENGTH) if long and operation != SCAN else (SHORT,)
 
 
 def heads(variant: str, chip: str) -> int:

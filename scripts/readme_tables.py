@@ -339,8 +339,8 @@ def kernel_cycles() -> str:
     text = (
         "Cycles a token and head, as the TPU compiler estimates them, and the share of "
         "the roofline; bfloat16, K = V = 128, 16 heads (fewer where said), 8192 tokens "
-        "(1024 where the compiler takes long: several steps, and both directions of "
-        "the delta rule and of the scan). A head of the selective scan is 128 channels "
+        "(1024 of several steps, of both directions of the delta rule and of the "
+        "scan). A head of the selective scan is 128 channels "
         "of 16 states. Nothing ran on a TPU."
     )
     steps = [
