@@ -54,34 +54,26 @@ def tpu_kernel(
         implementation: what the caller named.
         misfit: says why the kernel cannot take the arguments, or None.
     """
-    if implementation != "pallas_tpu":
-        return "it is taken only where it is named: its speed is not measured yet."
-    if not runs_tpu_kernels():
-        return (
-            "its TPU kernel runs on a TPU (or interpreted, under "
-            "pallas_kernels.platform.interpreted_tpu()), and this is traced for "
-            "another platform; pass implementation='xla' or None."
-        )
-    return misfit() or kernel
+    runs = runs_tpu_kernels()
+    return _kernel(implementation, "TPU", "a TPU", runs, kernel, misfit)
 
 
 def gpu_kernel(
     implementation: str | None, kernel: Callable, misfit: Callable[[], str | None]
 ) -> Callable | str:
-    """The candidate "pallas_gpu": the kernel, or why it is not taken.
+    """The candidate "pallas_gpu", likewise: its kernels are for Hopper."""
+    runs = runs_gpu_kernels()
+    return _kernel(implementation, "GPU", "a Hopper GPU", runs, kernel, misfit)
 
-    No kernel's speed has been measured on a GPU, so None does not choose it.
 
-    Args:
-        implementation: what the caller named.
-        misfit: says why the kernel cannot take the arguments, or None.
-    """
-    if implementation != "pallas_gpu":
+def _kernel(implementation, kind, device, runs, kernel, misfit) -> Callable | str:
+    name = kind.lower()
+    if implementation != f"pallas_{name}":
         return "it is taken only where it is named: its speed is not measured yet."
-    if not runs_gpu_kernels():
+    if not runs:
         return (
-            "its GPU kernel runs on a Hopper GPU (or interpreted, under "
-            "pallas_kernels.platform.interpreted_gpu()), and this is traced for "
+            f"its {kind} kernel runs on {device} (or interpreted, under "
+            f"pallas_kernels.platform.interpreted_{name}()), and this is traced for "
             "another platform; pass implementation='xla' or None."
         )
     return misfit() or kernel

@@ -153,12 +153,12 @@ def kernels(compiled, dump: str) -> list[Kernel]:
         said, name = path.read_text(), path.stem.rpartition("_")[0]
         spills, registers = _SPILLS.search(said), _REGISTERS.search(said)
         lowered = directory.glob(f"{name}_*.after_layout_inference.txt")
-        shared = [_SHARED.search(text.read_text()) for text in lowered]
+        sizes = [_SHARED.search(text.read_text()) for text in lowered]
         if spills is None or registers is None:
             raise RuntimeError(f"ptxas says nothing known of {name}: {said}")
         stored, loaded = map(int, spills.groups())
-        taken = max((int(found.group(1)) for found in shared if found), default=0)
-        found.append(Kernel(name, int(registers.group(1)), stored, loaded, taken))
+        shared = max((int(size.group(1)) for size in sizes if size), default=0)
+        found.append(Kernel(name, int(registers.group(1)), stored, loaded, shared))
     if not found and "mosaic_gpu" in (compiled.as_text() or ""):
         raise RuntimeError("The program has GPU kernels, but ptxas wrote of none.")
     return found

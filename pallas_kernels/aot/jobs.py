@@ -77,7 +77,9 @@ def compile_jobs(jobs: Iterable[Job], estimate: bool = True) -> list[Report]:
     while waiting:
         compiler = _compiler(waiting[0].chip)
         others = (i for i, j in enumerate(waiting) if _compiler(j.chip) != compiler)
-        alike = waiting[: next(others, len(waiting))][: compiler.JOBS_A_PROCESS]
+        # Up to 6 GiB an estimate, which the compiler does not give back.
+        together = 1 if estimate else compiler.JOBS_A_PROCESS
+        alike = waiting[: next(others, len(waiting))][:together]
         done = _compile_until_crash(alike, estimate)
         reports += done
         waiting = waiting[len(done) :]

@@ -18,6 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
+from pallas_kernels.gpu.tiles import product
 from pallas_kernels.paged_attention import schedule
 from pallas_kernels.paged_attention.limits import GPU_ROWS as ROWS
 from pallas_kernels.paged_attention.operands import MASKED, Masks, Operands
@@ -84,7 +85,7 @@ def attention(
                 slot = jax.lax.rem(block, SLOTS)
                 first = start + block * KEYS
                 plgpu.barrier_wait(arrived.at[slot])
-                s = _product(q_tile, k_slots.at[slot].T) * scale
+                s = product((q_tile, k_slots.at[slot].T)) * scale
                 k_position = first + _iota((ROWS, KEYS), 1)
                 s = jnp.where(masks.seen(last, k_position), masks.cap(s), MASKED)
                 new = jnp.maximum(m, s.max(axis=1))
@@ -100,7 +101,7 @@ def attention(
                     v_slots[slot] = jnp.where(written, v, jnp.zeros_like(v))
 
                 plgpu.commit_smem()
-                o = _beside(decay, o.shape) * o + _product(p_tile, v_slots.at[slot])
+                o = _beside(decay, o.shape) * o + product((p_tile, v_slots.at[slot]))
                 pl.when(block + SLOTS < blocks)(lambda: load(block + SLOTS))
                 return new, l, o
 
@@ -154,16 +155,6 @@ def attention(
     )
     o = schedule.unfold(o[:, :, :used], plan, 1, 0.0)
     return o, schedule.unfold(lse[:, :, :used], plan, 1, -jnp.inf)
-
-
-def _product(x, y) -> Float[Array, "rows columns"]:
-    def multiply(accumulator):
-        plgpu.wgmma(accumulator, x, y)
-        return accumulator[...]
-
-    shape = x.shape[0], y.shape[1]
-    accumulator = plgpu.WGMMAAccumulatorRef(shape, jnp.float32)
-    return pl.run_scoped(multiply, accumulator)
 
 
 def _beside(x, shape):

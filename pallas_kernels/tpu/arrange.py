@@ -24,7 +24,9 @@ def by_head(x: Array, where: layout.Layout) -> Float[Array, "B M rows HD"]:
     return x.reshape(*x.shape[:2], -1, x.shape[-2] * x.shape[-1])
 
 
-def from_head(x: Array, where: layout.Layout, like) -> Array:
+def from_head(
+    x: Array, where: layout.Layout, like: Array | jax.ShapeDtypeStruct
+) -> Array:
     """The inverse of `by_head`, of `like`'s shape and dtype."""
     x = x.reshape(like.shape[0], -1, *like.shape[2:])
     return layout.from_rows(x, where, like.shape[1]).astype(like.dtype)

@@ -36,6 +36,13 @@ def test_law_on_hard_inputs(name):
     assert_law(run(inputs), reference, oracle(**inputs))
 
 
+def test_a_single_token():
+    """No kernel's, but of the same name."""
+    inputs = cases.draw("mixed", shape(B=2, T=1))
+    reference = run(inputs, implementation="reference")
+    assert_law(run(inputs), reference, oracle(**inputs))
+
+
 @pytest.mark.parametrize("N", (16, 32))
 def test_law_with_more_states_and_three_groups(N):
     """Also a grid step that holds all groups, of an odd number."""

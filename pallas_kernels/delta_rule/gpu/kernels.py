@@ -37,6 +37,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.delta_rule.gpu.sizes import CHANNELS, KEYS
+from pallas_kernels.gpu.tiles import product
 
 SLOTS = 2  # chunks whose operands lie in shared memory
 
@@ -87,10 +88,10 @@ def forward(
         O_out, *U_out = results
         _store((S_tile, S))
         wait()
-        U = U0[...] - _product((S_tile, W.T), (S_tile, W_rest.T))
+        U = U0[...] - product((S_tile, W.T), (S_tile, W_rest.T))
         _store((U_tile, U), *((out, U) for out in U_out))
-        _store((O_out, _product((S_tile, Q.T), (U_tile, P.T))))
-        return _shrunk(S, total) + _product((U_tile, E))
+        _store((O_out, product((S_tile, Q.T), (U_tile, P.T))))
+        return _shrunk(S, total) + product((U_tile, E))
 
     C, K = chunks.Q.shape[1:]
     of_tokens = (*_shared(chunks), P)
@@ -126,10 +127,10 @@ def backward(
         dS_tile, coarse, fine = tiles
         _store((dS_tile, dS))
         wait()
-        dU = dU0[...] + _product((dS_tile, E.T))
+        dU = dU0[...] + product((dS_tile, E.T))
         rest = dU - dU.astype(coarse.dtype).astype(dU.dtype)
         _store((coarse, dU), (fine, rest), (dU_out, dU))
-        taken = _product((dO, Q), (coarse, W), (fine, W), (coarse, W_rest))
+        taken = product((dO, Q), (coarse, W), (fine, W), (coarse, W_rest))
         return _shrunk(dS, total) + taken
 
     return _run(
@@ -249,8 +250,9 @@ def _run(
             *([jax.ShapeDtypeStruct((Z, V, K), jnp.float32)] if save else []),
             *(jax.ShapeDtypeStruct((Z, V, n), dtype) for n, dtype in results),
         ],
-        grid=(states.shape[0] // chunks.heads, chunks.heads, V // CHANNELS),
-        grid_names=("sequences", "heads", "channels"),
+        # Only the last may be above 65,535.
+        grid=(V // CHANNELS, chunks.heads, states.shape[0] // chunks.heads),
+        grid_names=("channels", "heads", "sequences"),
         kernel_name=name,
         # The default from JAX 0.12 on: the compiler chooses layouts and swizzles.
         compiler_params=plgpu.CompilerParams(
@@ -270,19 +272,6 @@ def _store(*pairs) -> None:
     for tile, x in pairs:
         tile[...] = x.astype(tile.dtype)
     plgpu.commit_smem()
-
-
-def _product(*pairs) -> Float[Array, "rows columns"]:
-    """The sum of the products of pairs of tiles, in float32."""
-
-    def multiply(accumulator):
-        for x, y in pairs:
-            plgpu.wgmma(accumulator, x, y)
-        return accumulator[...]
-
-    shape = pairs[0][0].shape[0], pairs[0][1].shape[1]
-    accumulator = plgpu.WGMMAAccumulatorRef(shape, jnp.float32)
-    return pl.run_scoped(multiply, accumulator)
 
 
 def _shrunk(S: Array, total: Array | None) -> Array:
