@@ -83,11 +83,16 @@ def step_bytes(report: aot.Report) -> float:
 
 
 def roofline(variant: str, chip: str) -> float:
-    """Cycles a token and head at least: products of the chunked form, bytes once."""
+    """Cycles a token and head at least."""
+    return aot.roofline(chip, *least_work(variant))
+
+
+def least_work(variant: str) -> tuple[int, int]:
+    """Of a token and head: operations of the chunked form's products, bytes once."""
     operation, arguments = VARIANTS[variant]
     backward, keys, d = "backward" in arguments, 128, 128  # keys a chunk, as there
     if operation == SCAN:  # no products; x, dt and y, and the other way their gradients
-        return aot.roofline(chip, 0, d * (2 + 4 + 2 + (8 + 6 if backward else 0)))
+        return 0, d * (2 + 4 + 2 + (8 + 6 if backward else 0))
     if operation == LINEAR:
         # Q K^T, P V, and Q and K with the states; a channel's decay asks for no more.
         products = 4 * keys * d + 4 * d * d
@@ -97,7 +102,7 @@ def roofline(variant: str, chip: str) -> float:
             # P^T, dP, dP^T and dQ, dK, dV of them; dQ, dK, dV and dS of the states.
             products += 12 * keys * d + 8 * d * d
             moved += 7 * 2 * d + 2 * gates + 2 * 2 * d * d // keys
-        return aot.roofline(chip, products, moved)
+        return products, moved
     steps = arguments.get("N", 1)
     # A key's K K^T and the solution, K S and the sum for S; a token's Q K^T, P E, Q S.
     products = steps * (4 * keys * d + 4 * d * d) + 4 * keys * d + 2 * d * d
@@ -108,7 +113,7 @@ def roofline(variant: str, chip: str) -> float:
         products += 18 * keys * d + 12 * d * d
         saved = 2 * d * d // keys + 2 * d + 4 * 32  # written, and read again
         moved += 6 * 2 * d + 9 * 4 + 2 * saved
-    return aot.roofline(chip, products, moved)
+    return products, moved
 
 
 def main(only: str = "*") -> None:

@@ -1,25 +1,56 @@
 """Pick the implementation of an operation: the best that can run, or the named one."""
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-from pallas_kernels.platform import runs_gpu_kernels, runs_tpu_kernels
+from pallas_kernels import partition, platform
 
 # Best first. "xla" is plain JAX for every platform, "reference" the definition itself.
 PREFERENCE = ("pallas_tpu", "pallas_gpu", "xla", "reference")
+
+FASTER = {
+    "pallas_tpu": (
+        "delta_rule",
+        "delta_product",
+        "gated_linear_attention",
+        "selective_scan",
+    ),
+    "pallas_gpu": (),
+}
+"""Operations whose kernel None takes before plain JAX.
+
+A TPU's by the compiler's estimates, benchmarks/results/defaults.json: at most half of
+plain JAX's cycles in every case. Neither that of paged attention, whose work depends
+on the data, nor a GPU's can be estimated.
+"""
+
+
+class Kernel(NamedTuple):
+    """A candidate that only one kind of device runs.
+
+    Attributes:
+        run: the kernel.
+        misfit: says why it cannot take the arguments, or None.
+    """
+
+    run: Callable
+    misfit: Callable[[], str | None]
 
 
 def select(
     operation: str,
     implementation: str | None,
-    candidates: Mapping[str, Callable | str],
+    candidates: Mapping[str, Callable | Kernel | str],
 ) -> Callable:
     """Return the function that computes an operation here.
 
     Args:
-        operation: the operation's public name, for the error messages.
-        implementation: a key of `candidates`, or None for the best that can run.
+        operation: the operation's public name.
+        implementation: a key of `candidates`, or None for the best that can run: of
+          kernels those of `FASTER`, on one device or under a mesh, which says how they
+          are divided (`partition`).
         candidates: for each name in `PREFERENCE`, the function, or the sentence that
-          says why it cannot run here.
+          says why there is none.
 
     Raises:
         ValueError: `implementation` is no known name.
@@ -27,8 +58,8 @@ def select(
           implementation is never replaced by another.
     """
     if implementation is None:
-        able = (candidates[name] for name in PREFERENCE)
-        return next(candidate for candidate in able if not isinstance(candidate, str))
+        able = (name for name in PREFERENCE if _is_taken(name, operation, candidates))
+        return _function(candidates[next(able)])
     if implementation not in candidates:
         known = ", ".join(repr(name) for name in PREFERENCE)
         raise ValueError(
@@ -36,44 +67,38 @@ def select(
             f"{known}, or None for the best that can run."
         )
     chosen = candidates[implementation]
-    if isinstance(chosen, str):
+    obstacle = _obstacle(implementation, chosen)
+    if obstacle:
         raise NotImplementedError(
-            f"{operation} cannot run with implementation={implementation!r}: {chosen}"
+            f"{operation} cannot run with implementation={implementation!r}: {obstacle}"
         )
-    return chosen
+    return _function(chosen)
 
 
-def tpu_kernel(
-    implementation: str | None, kernel: Callable, misfit: Callable[[], str | None]
-) -> Callable | str:
-    """The candidate "pallas_tpu": the kernel, or why it is not taken.
-
-    No kernel's speed has been measured on a TPU, so None does not choose it.
-
-    Args:
-        implementation: what the caller named.
-        misfit: says why the kernel cannot take the arguments, or None.
-    """
-    runs = runs_tpu_kernels()
-    return _kernel(implementation, "TPU", "a TPU", runs, kernel, misfit)
+def _is_taken(name, operation, candidates) -> bool:
+    """Whether None may take a candidate."""
+    if isinstance(candidates[name], Kernel):
+        if operation not in FASTER[name] or not partition.is_known():
+            return False
+    return _obstacle(name, candidates[name]) is None
 
 
-def gpu_kernel(
-    implementation: str | None, kernel: Callable, misfit: Callable[[], str | None]
-) -> Callable | str:
-    """The candidate "pallas_gpu", likewise: its kernels are for Hopper."""
-    runs = runs_gpu_kernels()
-    return _kernel(implementation, "GPU", "a Hopper GPU", runs, kernel, misfit)
+def _obstacle(name: str, candidate) -> str | None:
+    """Why a candidate cannot run here, or None."""
+    if not isinstance(candidate, Kernel):
+        return candidate if isinstance(candidate, str) else None
+    kind, device, runs = {
+        "pallas_tpu": ("TPU", "a TPU", platform.runs_tpu_kernels),
+        "pallas_gpu": ("GPU", "a Hopper GPU", platform.runs_gpu_kernels),
+    }[name]
+    if runs():
+        return candidate.misfit()
+    return (
+        f"its {kind} kernel runs on {device} (or interpreted, under "
+        f"pallas_kernels.platform.interpreted_{kind.lower()}()), and this is traced "
+        "for another platform; pass implementation='xla' or None."
+    )
 
 
-def _kernel(implementation, kind, device, runs, kernel, misfit) -> Callable | str:
-    name = kind.lower()
-    if implementation != f"pallas_{name}":
-        return "it is taken only where it is named: its speed is not measured yet."
-    if not runs:
-        return (
-            f"its {kind} kernel runs on {device} (or interpreted, under "
-            f"pallas_kernels.platform.interpreted_{name}()), and this is traced for "
-            "another platform; pass implementation='xla' or None."
-        )
-    return misfit() or kernel
+def _function(candidate) -> Callable:
+    return candidate.run if isinstance(candidate, Kernel) else candidate

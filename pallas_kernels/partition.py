@@ -63,6 +63,14 @@ def part(letter: str, size: int) -> int:
     return size
 
 
+def is_known() -> bool:
+    """Whether a program's division is known here: of one device, or under a mesh.
+
+    Else a kernel could come into a program of several devices and not be divided.
+    """
+    return jax.device_count() == 1 or not jax.sharding.get_abstract_mesh().empty
+
+
 def _free_axes() -> dict[str, int]:
     """The sizes of the mesh axes that no `jax.shard_map` has taken."""
     mesh = jax.sharding.get_abstract_mesh()

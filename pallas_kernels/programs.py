@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from pallas_kernels.delta_rule import delta_product
 from pallas_kernels.linear_attention import gated_linear_attention
 from pallas_kernels.selective_scan import selective_scan as _selective_scan
+from pallas_kernels.tpu import block_sizes
 
 Program = tuple[Callable, tuple[jax.ShapeDtypeStruct, ...]]
 
@@ -69,6 +70,7 @@ def linear_attention(
     decay: str | None = "head",
     backward: bool = False,
     sequences: int = 0,
+    implementation: str = "pallas_tpu",
 ) -> Program:
     """Gated linear attention, its decay a "head"'s or a "channel"'s."""
     bounds = jnp.linspace(0, T, sequences + 1).astype(jnp.int32) if sequences else None
@@ -80,7 +82,7 @@ def linear_attention(
             v.reshape(B, T, H, V),
             {"head": g, "channel": g.reshape(B, T, H, -1), None: None}[decay],
             cu_seqlens=bounds,
-            implementation="pallas_tpu",
+            implementation=implementation,
         )
         return o.reshape(B, T, H * V), state
 
@@ -94,14 +96,20 @@ def linear_attention(
 
 
 def delta_rule_step(
-    B: int, H: int = 16, K: int = 128, V: int = 128, N: int = 1, dtype: str = "bfloat16"
+    B: int,
+    H: int = 16,
+    K: int = 128,
+    V: int = 128,
+    N: int = 1,
+    dtype: str = "bfloat16",
+    implementation: str = "pallas_tpu",
 ) -> Program:
     """A decode step of the delta rule, in place."""
 
     @partial(jax.jit, donate_argnums=0)
     def step(state, q, k, v, beta, g):
         return delta_product(
-            *(q, k, v, beta, g), initial_state=state, implementation="pallas_tpu"
+            *(q, k, v, beta, g), initial_state=state, implementation=implementation
         )
 
     shapes = (
@@ -122,6 +130,7 @@ def linear_attention_step(
     V: int = 128,
     dtype: str = "bfloat16",
     decay: str | None = "head",
+    implementation: str = "pallas_tpu",
 ) -> Program:
     """A decode step of gated linear attention, in place."""
 
@@ -130,7 +139,7 @@ def linear_attention_step(
         return gated_linear_attention(
             *(q, k, v, None if decay is None else g),
             initial_state=state,
-            implementation="pallas_tpu",
+            implementation=implementation,
         )
 
     shapes = (
@@ -154,6 +163,7 @@ def selective_scan(
     backward: bool = False,
     sequences: int = 0,
     segments: int = 0,
+    implementation: str = "pallas_tpu",
 ) -> Program:
     """The selective scan.
 
@@ -168,7 +178,7 @@ def selective_scan(
             *(x, dt, A, in_B, in_C, D),
             cu_seqlens=bounds,
             segment_ids=ids if segments else None,
-            implementation="pallas_tpu",
+            implementation=implementation,
         )
 
     shapes = (
@@ -179,6 +189,17 @@ def selective_scan(
         jax.ShapeDtypeStruct((E,), jnp.float32),
     )
     return _both(forward) if backward else forward, shapes
+
+
+def with_block_sizes(program: str, sizes: dict[str, int], **arguments) -> Program:
+    """A program of this module, with other block sizes than the table's."""
+    function, shapes = globals()[program](**arguments)
+
+    def tried(*inputs):
+        with block_sizes.trying(sizes):
+            return function(*inputs)
+
+    return tried, shapes
 
 
 def _both(forward: Callable) -> Callable:

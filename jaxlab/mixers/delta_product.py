@@ -248,17 +248,11 @@ def step(
         q, tails["conv_q"] = convolve(q, "conv_q")
         k, tails["conv_k"] = convolve(k, "conv_k")
         v, tails["conv_v"] = convolve(v, "conv_v")
-    q_BHK, k_BNHK, v_BNHV = _heads(q, k, v, cfg)
-    beta_BNH, g_BH = _gates(params, x, cfg)
-
-    S = state.memory
-    if g_BH is not None:
-        S = jnp.exp(g_BH)[..., None, None] * S
-    for j in range(cfg.n_householders):
-        k_BHK, v_BHV = k_BNHK[:, j].astype(S.dtype), v_BNHV[:, j].astype(S.dtype)
-        error = v_BHV - jnp.einsum("bhk,bhkv->bhv", k_BHK, S)
-        write = beta_BNH[:, j][..., None] * error
-        S = S + k_BHK[..., :, None] * write[..., None, :]
-    o = cfg.K**-0.5 * jnp.einsum("bhk,bhkv->bhv", q_BHK.astype(S.dtype), S)
-    y = gated_output(params, x, o.astype(x.dtype))
-    return y, DeltaProductState(S, **tails)
+    q, k, v = _heads(q, k, v, cfg)
+    beta, g = _gates(params, x, cfg)
+    o, memory = pallas_kernels.delta_product(
+        *jax.tree.map(lambda a: a[:, None], (q, k, v, beta, g)),
+        initial_state=state.memory,
+        implementation=cfg.implementation,
+    )
+    return gated_output(params, x, o[:, 0]), DeltaProductState(memory, **tails)

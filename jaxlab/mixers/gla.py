@@ -152,8 +152,9 @@ def step(
 ) -> tuple[Float[Array, "B width"], GLAState]:
     """The recurrence itself, one token; the cost does not depend on the position."""
     check_step(x, state, init_state, cfg)
-    q_BHK, k_BHK, v_BHV, g_BHK = _project(params, x, cfg)
-    q, k, v = (a.astype(jnp.float32) for a in (q_BHK, k_BHK, v_BHV))
-    S = jnp.exp(g_BHK)[..., None] * state.memory + k[..., :, None] * v[..., None, :]
-    o = cfg.K**-0.5 * jnp.einsum("bhk,bhkv->bhv", q, S)
-    return gated_output(params, x, o.astype(x.dtype)), GLAState(S)
+    o, memory = pallas_kernels.gated_linear_attention(
+        *(a[:, None] for a in _project(params, x, cfg)),
+        initial_state=state.memory,
+        implementation=cfg.implementation,
+    )
+    return gated_output(params, x, o[:, 0]), GLAState(memory)

@@ -232,8 +232,11 @@ def step(
             getattr(state, f"conv_{name}"),
         )
         convolved.append(a)
-    c, b, v, g, x_heads = _attention_inputs(params, x, convolved, cfg)
-    c, b, v = (a.astype(jnp.float32) for a in (c, b, v))
-    h = jnp.exp(g)[..., None, None] * state.memory + b[..., :, None] * v[..., None, :]
-    y = jnp.einsum("bhn,bhnp->bhp", c, h).astype(x.dtype)
-    return _output(params, x, y, x_heads, cfg), Mamba2State(h, **tails)
+    *heads, x_heads = _attention_inputs(params, x, convolved, cfg)
+    y, memory = pallas_kernels.gated_linear_attention(
+        *(a[:, None] for a in heads),
+        scale=1.0,
+        initial_state=state.memory,
+        implementation=cfg.implementation,
+    )
+    return _output(params, x, y[:, 0], x_heads, cfg), Mamba2State(memory, **tails)

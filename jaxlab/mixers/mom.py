@@ -292,12 +292,8 @@ def _forward(params, rows, cfg: Config):
     if segment_ids is not None:  # a decay by zero starts a document anew
         g = jnp.zeros(q.shape[:2], jnp.float32) if g is None else g
         g = jnp.where(stream.resets[:, None], -jnp.inf, g)
-    if beta is None:
-        rule, operands = pallas_kernels.gated_linear_attention, (q, k, v, g)
-    else:
-        rule, operands = pallas_kernels.delta_rule, (q, k, v, beta, g)
-    o, memory = rule(
-        *jax.tree.map(lambda a: a[None], operands),
+    o, memory = _rule(
+        jax.tree.map(lambda a: a[None], (q, k, v, beta, g)),
         initial_state=None if state is None else _by_sequence(state.memory),
         cu_seqlens=stream.cu_seqlens,
         chunk_size=cfg.chunk_size,
@@ -310,6 +306,14 @@ def _forward(params, rows, cfg: Config):
     split = lambda a: a.reshape(cfg.M, len(x), *a.shape[1:])  # noqa: E731
     by_batch = lambda a: jnp.swapaxes(split(a), 0, 1)  # noqa: E731
     return y, jax.tree.map(by_batch, MoMState(memory, tuple(tails)))
+
+
+def _rule(operands, **settings):
+    """The memories' recurrence: linear attention, or with step sizes the delta rule."""
+    q, k, v, beta, g = operands
+    if beta is None:
+        return pallas_kernels.gated_linear_attention(q, k, v, g, **settings)
+    return pallas_kernels.delta_rule(q, k, v, beta, g, **settings)
 
 
 def _by_sequence(a: Array) -> Array:
@@ -329,23 +333,17 @@ def _step(params, rows, cfg: Config):
     x, state = rows
     x_BT = x[:, None]
     chosen, weights = _memories(params, x_BT, cfg)
-    stream, inputs, beta_NH, g_NH = _rows(params, x_BT, chosen, cfg)
+    stream, inputs, beta, g = _rows(params, x_BT, chosen, cfg)
     own = stream.sequence % len(x), stream.sequence // len(x)  # batch row, memory
     inputs, tails = list(inputs), list(state.tails)
     for i, filter_WD in enumerate(_filters(params, cfg)):
         inputs[i], tail = convolution_step(inputs[i], filter_WD, tails[i][own])
         tails[i] = tails[i].at[own].set(tail)
     q, k, v = _heads(inputs, cfg)
-    q, k, v = (a.astype(jnp.float32) for a in (q, k, v))
-
-    S_NHKV = state.memory[own]
-    if g_NH is not None:
-        S_NHKV = jnp.exp(g_NH)[..., None, None] * S_NHKV
-    write_NHV = v
-    if beta_NH is not None:
-        error = v - jnp.einsum("nhk,nhkv->nhv", k, S_NHKV)
-        write_NHV = beta_NH[..., None] * error
-    S_NHKV = S_NHKV + k[..., :, None] * write_NHV[..., None, :]
-    o = cfg.K**-0.5 * jnp.einsum("nhk,nhkv->nhv", q, S_NHKV)
-    y = _output(params, x_BT, o.astype(x.dtype), weights, stream)
-    return y[:, 0], MoMState(state.memory.at[own].set(S_NHKV), tuple(tails))
+    o, memory = _rule(
+        jax.tree.map(lambda a: a[:, None], (q, k, v, beta, g)),
+        initial_state=state.memory[own],
+        implementation=cfg.implementation,
+    )
+    y = _output(params, x_BT, o[:, 0], weights, stream)
+    return y[:, 0], MoMState(state.memory.at[own].set(memory), tuple(tails))

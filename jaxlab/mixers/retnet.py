@@ -150,9 +150,12 @@ def step(
 ) -> tuple[Float[Array, "B width"], RetNetState]:
     """The recurrence itself, one token; the cost does not depend on the position."""
     check_step(x, state, init_state, cfg)
-    heads = _project(params, x[:, None], state.length[:, None], cfg)
-    q, k, v = (a[:, 0].astype(jnp.float32) for a in heads)
-    gamma_H = jnp.exp(log_decay(cfg))[None, :, None, None]
-    S = gamma_H * state.memory + k[..., :, None] * v[..., None, :]
-    o = cfg.K**-0.5 * jnp.einsum("bhk,bhkv->bhv", q, S)
-    return gated_output(params, x, o.astype(x.dtype)), RetNetState(S, state.length + 1)
+    q, k, v = _project(params, x[:, None], state.length[:, None], cfg)
+    g = jnp.broadcast_to(log_decay(cfg)[None, None], (len(x), 1, cfg.n_heads))
+    o, memory = pallas_kernels.gated_linear_attention(
+        *(q, k, v, g),
+        initial_state=state.memory,
+        implementation=cfg.implementation,
+    )
+    y = gated_output(params, x, o[:, 0])
+    return y, RetNetState(memory, state.length + 1)

@@ -121,5 +121,5 @@ def _outer_blocks(x, dy, sizes):
         return jax.lax.dynamic_update_index_in_dim(dw, sum_m, m, 0), None
 
     shape = (*sizes.shape, x.shape[1], dy.shape[1])
-    dw = jnp.zeros(shape, jnp.promote_types(dtype, jnp.float32))
+    dw = jnp.zeros(shape, jnp.float64 if dtype == jnp.float64 else jnp.float32)
     return jax.lax.scan(block, dw, _blocks(sizes, N, R))[0].astype(dtype)

@@ -29,10 +29,12 @@ class Report(NamedTuple):
         kernels: each a `tpu.Kernel` or a `gpu.Kernel`.
         moved: bytes that the operations of the whole program read and write, kernels
           by their cost estimates; also where they stay in VMEM. Zero for a GPU.
+        program_cycles: of the whole program; see `tpu.program_cycles`.
     """
 
     kernels: tuple[Any, ...]
     moved: float
+    program_cycles: int | None
     seconds: float
     error: str | None
 
@@ -111,7 +113,7 @@ def _compile_until_crash(jobs: Sequence[Job], estimate: bool) -> list[Report]:
     if len(reports) < len(jobs):
         seconds = time.monotonic() - started
         error = _crash(process.stderr, jobs[len(reports)])
-        reports.append(Report((), 0.0, seconds, error))
+        reports.append(Report((), 0.0, None, seconds, error))
     return reports
 
 
@@ -124,8 +126,8 @@ def _crash(stderr: str, job: Job) -> str:
 
 
 def _from_json(fields: dict[str, Any], compiler) -> Report:
-    kernels = tuple(compiler.Kernel(*kernel) for kernel in fields["kernels"])
-    return Report(kernels, fields["moved"], fields["seconds"], fields["error"])
+    fields["kernels"] = tuple(compiler.Kernel(*kernel) for kernel in fields["kernels"])
+    return Report(**fields)
 
 
 def work() -> None:
@@ -133,7 +135,7 @@ def work() -> None:
     jobs, dump = json.loads(sys.stdin.read())
     for program, arguments, chip in jobs:
         started = time.monotonic()
-        kernels, moved, error = [], 0.0, None
+        kernels, moved, cycles, error = [], 0.0, None, None
         compiler = _compiler(chip)
         try:
             module, _, name = program.partition(":")
@@ -143,7 +145,9 @@ def work() -> None:
             compiled = compiler.compile_for(chip, function, *shapes)
             kernels = compiler.kernels(compiled, dump)
             moved = (compiled.cost_analysis() or {}).get("bytes accessed", 0.0)
+            cycles = compiler.program_cycles(compiled)
         except Exception as exception:  # whatever it is, it is this job's result
             error = f"{type(exception).__name__}: {exception}"
-        report = Report(tuple(kernels), moved, time.monotonic() - started, error)
+        seconds = time.monotonic() - started
+        report = Report(tuple(kernels), moved, cycles, seconds, error)
         print(json.dumps(report._asdict()), flush=True)

@@ -43,6 +43,10 @@ ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+_COMPUTATION = re.compile(r"^(ENTRY )?%([\w.-]+) \(")
+_COST = re.compile(r'"estimated_cycles":"(\d+)"')
+_LOOP = re.compile(r" while\(.*condition=%([\w.-]+), body=%([\w.-]+)")
+_TRIPS = re.compile(r"constant\((\d+)\)")
 _CYCLES = re.compile(r'"bundle_analysis_data":\{"estimated_cycles":"(\d+)"')
 _VMEM = re.compile(r'"used_scoped_memory_configs":\[\{[^}]*"size":"(\d+)"')
 _NAME = re.compile(r"^\s*(?:ROOT )?%([\w-]+)")
@@ -137,3 +141,38 @@ def kernels(compiled, dump: str) -> list[Kernel]:
             )
         )
     return found
+
+
+def program_cycles(compiled) -> int | None:
+    """Cycles of a whole program: XLA's operations by its own cost model, and kernels.
+
+    Loops count by the bound in their condition. Copies have no estimate and count
+    nothing. None where a kernel has no estimate, or a loop no bound.
+    """
+    computations, entry, lines = {}, "", []
+    for line in (compiled.as_text() or "").splitlines():
+        header = _COMPUTATION.match(line)
+        if header:
+            lines = computations[header.group(2)] = []
+            entry = header.group(2) if header.group(1) else entry
+        else:
+            lines.append(line)
+
+    def cycles(name):
+        total = 0
+        for line in computations[name]:
+            kernel, loop = "tpu_custom_call" in line, _LOOP.search(line)
+            cost = (_CYCLES if kernel else _COST).search(line)
+            if loop:
+                bounds = _TRIPS.findall("\n".join(computations[loop.group(1)]))
+                inner = cycles(loop.group(2))
+                if len(bounds) != 1 or inner is None:
+                    return None
+                total += int(bounds[0]) * inner
+            elif cost:
+                total += int(cost.group(1))
+            elif kernel:
+                return None
+        return total
+
+    return cycles(entry)

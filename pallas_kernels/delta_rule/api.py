@@ -68,8 +68,9 @@ def delta_rule(
           multiplied as they are and accumulated in float32. Triangular systems, decays
           and states never go below float32.
         implementation: "pallas_tpu", "pallas_gpu", "xla", "reference", or None for the
-          best that can run. A kernel is taken only where it is named, until one is
-          measured; that for a GPU takes bfloat16 on Hopper.
+          best that can run. On a TPU that is the kernel, by estimates, on one device
+          or under `jax.set_mesh`; the kernel for a GPU, bfloat16 on Hopper, is not
+          measured yet and taken only where it is named.
 
     Returns:
         o [B, T, H, V] in v's dtype, and the state after the last token, shaped like
@@ -157,9 +158,9 @@ def select(operation: str, implementation: str | None, arrays, chunk_size: int |
         operation,
         implementation,
         {
-            "pallas_tpu": dispatch.tpu_kernel(implementation, tpu.fused, misfit(tpu)),
-            "pallas_gpu": dispatch.gpu_kernel(implementation, gpu.fused, misfit(gpu)),
-            "xla": chunked,
+            "pallas_tpu": dispatch.Kernel(tpu.fused, misfit(tpu)),
+            "pallas_gpu": dispatch.Kernel(gpu.fused, misfit(gpu)),
+            "xla": chunked if arrays["q"].shape[1] > 1 else token_recurrence,
             "reference": token_recurrence,
         },
     )

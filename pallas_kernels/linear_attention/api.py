@@ -66,8 +66,8 @@ def gated_linear_attention(
           HIGHEST for float32; bfloat16 operands are multiplied as they are and
           accumulated in float32. Decays and states never go below float32.
         implementation: "pallas_tpu", "pallas_gpu", "xla", "reference", or None for the
-          best that can run. A TPU kernel is taken only where it is named, until one
-          is measured.
+          best that can run. On a TPU that is the kernel, by estimates, on one device
+          or under `jax.set_mesh`.
 
     Returns:
         o [B, T, H, V] in v's dtype, and the state after the last token, shaped like
@@ -99,11 +99,11 @@ def gated_linear_attention(
         NAME,
         implementation,
         {
-            "pallas_tpu": dispatch.tpu_kernel(
-                implementation, tpu.fused, lambda: tpu.unsupported(arrays, chunk_size)
+            "pallas_tpu": dispatch.Kernel(
+                tpu.fused, lambda: tpu.unsupported(arrays, chunk_size)
             ),
             "pallas_gpu": "there is no GPU kernel for it yet.",
-            "xla": chunked,
+            "xla": chunked if q.shape[1] > 1 else token_recurrence,
             "reference": token_recurrence,
         },
     )

@@ -7,12 +7,17 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import dispatch
+from pallas_kernels import dispatch, partition
 from pallas_kernels.paged_attention import pallas_gpu, pallas_tpu
 from pallas_kernels.paged_attention.blocked import blocked_attention
 from pallas_kernels.paged_attention.checks import NAME, check_arrays, check_masks
 from pallas_kernels.paged_attention.limits import gpu_misfit, misfit
-from pallas_kernels.paged_attention.operands import Masks, Operands, accumulation
+from pallas_kernels.paged_attention.operands import (
+    AXES,
+    Masks,
+    Operands,
+    accumulation,
+)
 from pallas_kernels.paged_attention.reference import token_attention
 
 
@@ -63,6 +68,7 @@ def paged_attention(
         implementation: "pallas_tpu", "pallas_gpu", "xla", "reference", or None for the
           best that can run. A kernel is taken only where it is named, until one is
           measured; that for a GPU takes bfloat16 on Hopper, and is for decoding.
+          Under `jax.set_mesh` the mesh axis `tensor` divides the heads.
 
     Returns:
         o [Tq, Hq, D] in q's dtype. With `return_log_sum_exp` also log sum_j e^{s_j}
@@ -99,14 +105,12 @@ def paged_attention(
         NAME,
         implementation,
         {
-            "pallas_tpu": dispatch.tpu_kernel(
-                implementation,
-                without_gradient(pallas_tpu.attention),
+            "pallas_tpu": dispatch.Kernel(
+                without_gradient(by_heads(pallas_tpu.attention)),
                 lambda: misfit(operands),
             ),
-            "pallas_gpu": dispatch.gpu_kernel(
-                implementation,
-                without_gradient(pallas_gpu.attention),
+            "pallas_gpu": dispatch.Kernel(
+                without_gradient(by_heads(pallas_gpu.attention)),
                 lambda: gpu_misfit(operands),
             ),
             "xla": without_gradient(blocked_attention),
@@ -120,6 +124,16 @@ def paged_attention(
         o, lse = run(operands, masks)
     o = (o * v_factor).astype(operands.q.dtype)
     return (o, lse) if return_log_sum_exp else o
+
+
+def by_heads(kernel: Callable) -> Callable:
+    """`kernel`, under a mesh on every device's part of the heads."""
+
+    def run(operands, masks):
+        on_device = lambda *arrays: kernel(Operands(*arrays), masks)  # noqa: E731
+        return partition.divided(on_device, AXES, ("QHD", "QH"))(*operands)
+
+    return run
 
 
 def without_gradient(run: Callable) -> Callable:

@@ -1,7 +1,10 @@
 """Why a kernel cannot serve a call, in sentences; None where it can."""
 
+import jax
+
+from pallas_kernels import partition
 from pallas_kernels.paged_attention import block_sizes
-from pallas_kernels.paged_attention.operands import Operands
+from pallas_kernels.paged_attention.operands import AXES, Operands
 
 HEAD_SIZES = (64, 128, 256)
 PAGES = (16, 32, 64, 128, 256)
@@ -11,6 +14,7 @@ GPU_ROWS = 64  # query heads that share keys
 
 def misfit(operands: Operands) -> str | None:
     """The sentence for sizes and types that the kernel has no room or no code for."""
+    operands = _of_device(operands)
     _, page, Hkv, _ = operands.k_pages.shape
     if sizes := _sizes_misfit(operands, HEAD_SIZES):
         return sizes
@@ -55,6 +59,23 @@ def gpu_misfit(operands: Operands) -> str | None:
                 "one number; pass implementation='xla'."
             )
     return None
+
+
+def _of_device(operands: Operands) -> Operands:
+    """The operands with a device's part of the heads; see `partition`."""
+    Hkv = operands.k_pages.shape[2]
+    parts = Hkv // partition.part("H", Hkv)
+
+    def of_device(x, axes):
+        if x is None:
+            return None
+        sizes = (
+            size // parts if letter == "H" else size
+            for letter, size in zip(axes, x.shape, strict=True)
+        )
+        return jax.ShapeDtypeStruct(tuple(sizes), x.dtype)
+
+    return Operands._make(map(of_device, operands, AXES))
 
 
 def _sizes_misfit(operands: Operands, head_sizes: tuple[int, ...]) -> str | None:

@@ -53,6 +53,10 @@ class Operands(NamedTuple):
         return max(self.q.dtype, self.k_pages.dtype, key=lambda dtype: dtype.itemsize)
 
 
+AXES = ("QHD", "PLHD", "PLHD", "SN", "S", "Z", "PLH", "PLH", "")
+"""The axes of each of the operands, a letter each, for `partition`; Z = S + 1."""
+
+
 class Masks(NamedTuple):
     """What a query sees of its scores; known before compilation.
 

@@ -67,8 +67,8 @@ def selective_scan(
         chunk_size: tokens from one kept state to the next: the backward pass computes
           those between anew. None for a good one. "reference" keeps every state.
         implementation: "pallas_tpu", "pallas_gpu", "xla", "reference", or None for the
-          best that can run. A TPU kernel is taken only where it is named, until one
-          is measured.
+          best that can run. On a TPU that is the kernel, by estimates, on one device
+          or under `jax.set_mesh`.
 
     Returns:
         y [B, T, E] in x's dtype, and the state after the last token, shaped like
@@ -95,8 +95,8 @@ def selective_scan(
         NAME,
         implementation,
         {
-            "pallas_tpu": dispatch.tpu_kernel(
-                implementation, tpu.fused, lambda: tpu.unsupported(arrays, chunk_size)
+            "pallas_tpu": dispatch.Kernel(
+                tpu.fused, lambda: tpu.unsupported(arrays, chunk_size)
             ),
             "pallas_gpu": "there is no GPU kernel for it yet.",
             "xla": chunked,

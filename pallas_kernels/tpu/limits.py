@@ -56,6 +56,19 @@ def no_float64(arrays: dict[str, Array | None]) -> str | None:
     return None
 
 
+def heads_together(H: int, size: int, most: int) -> int:
+    """Heads of a grid step: whole groups, or all where H heads make none.
+
+    Args:
+        size: lanes that a head takes, twice as many for float32 products.
+        most: what is best where there are so many and VMEM has room.
+    """
+    if H % GROUP:
+        return H
+    most = min(most, MOST_CHANNELS // size)
+    return max([n for n in range(GROUP, most + 1, GROUP) if H % n == 0] or [GROUP])
+
+
 def groups(heads: int, size: int = GROUP) -> list[range]:
     """The heads of a grid step by so many."""
     return [range(h, min(h + size, heads)) for h in range(0, heads, size)]

@@ -1,5 +1,7 @@
 """The TPU kernel of paged attention, interpreted on a CPU and compiled for TPUs."""
 
+from unittest import mock
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +10,12 @@ from paged_attention_law import assert_law, bfloat16_error, compiled
 from paged_attention_oracle import paged_attention as oracle
 
 from pallas_kernels import aot
-from pallas_kernels.paged_attention import block_sizes, cases, pallas_tpu
+from pallas_kernels.paged_attention import (
+    block_sizes,
+    cases,
+    paged_attention,
+    pallas_tpu,
+)
 from pallas_kernels.paged_attention.cases import Heads, Room
 from pallas_kernels.paged_attention.operands import Masks, Operands
 from pallas_kernels.platform import interpreted_tpu
@@ -134,3 +141,25 @@ def test_it_compiles(chip):
     for job, report in zip(jobs, aot.compile_jobs(jobs, estimate=False), strict=True):
         assert report.error is None, f"{job}: {report.error}"
         assert len(report.kernels) == 1
+
+
+def test_heads_are_divided_over_a_mesh():
+    """Each device attends with its own, and has room for twice as many."""
+    arrays = cases.draw(MIXED, SMALL, ROOM, pages="int8")
+    want = compiled(**TPU)(**arrays)
+    seen = []
+
+    def sizes(operands):
+        seen.append(operands.k_pages.shape[2])
+        return SIZES
+
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=auto)
+    with jax.set_mesh(mesh), mock.patch.object(block_sizes, "tpu", sizes):
+        got = jax.jit(
+            lambda **arrays: paged_attention(
+                **arrays, implementation="pallas_tpu", return_log_sum_exp=True
+            )
+        )(**arrays)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert set(seen) == {SMALL.Hkv // 2}

@@ -102,7 +102,8 @@ def backward(
     """
     (B, M, C, _), (_, H, K, V) = q.shape, d_states.shape
     NC = k.shape[2]
-    sizes = Sizes.choose(H, NC // C, K, V, gates.shape[2] > 1, exact)
+    name, gated = "delta_rule_backward", gates.shape[2] > 1
+    sizes = Sizes.choose(name, H, NC // C, K, V, gated, exact)
 
     grid = ChunkGrid(B, H, M, sizes.heads, sequence, backward=True)
     packed = sizes.packs * KEYS, KEYS
@@ -112,7 +113,7 @@ def backward(
     d_gates = jax.ShapeDtypeStruct((B, M, rows, H, KEYS), jnp.float32)
     d_q, d_k, d_v, d_states, d_gates = grid.call(
         partial(_kernel, sizes=sizes),
-        "delta_rule_backward",
+        name,
         operands=[
             (q, grid.tokens(C, K)),
             (k, grid.tokens(NC, K)),

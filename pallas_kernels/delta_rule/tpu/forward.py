@@ -82,7 +82,8 @@ def forward(
     """
     (B, M, C, _), (_, H, K, V) = q.shape, states.shape
     NC = k.shape[2]
-    sizes = Sizes.choose(H, NC // C, K, V, gates.shape[2] > 1, exact)
+    name, gated = "delta_rule_forward", gates.shape[2] > 1
+    sizes = Sizes.choose(name, H, NC // C, K, V, gated, exact)
     grid = ChunkGrid(B, H, M, sizes.heads, sequence)
     packed = sizes.packs * KEYS, KEYS
     results = [
@@ -101,7 +102,7 @@ def forward(
         ]
     o, final, *saved = grid.call(
         partial(_kernel, sizes=sizes, save=save),
-        "delta_rule_forward",
+        name,
         operands=[
             (q, grid.tokens(C, K)),
             (k, grid.tokens(NC, K)),

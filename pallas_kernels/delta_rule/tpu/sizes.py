@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from pallas_kernels import layout
-from pallas_kernels.tpu import limits
+from pallas_kernels.tpu import block_sizes, limits
 from pallas_kernels.tpu.limits import GROUP
 from pallas_kernels.tpu.tiles import LANES
 
@@ -54,12 +54,12 @@ class Sizes(NamedTuple):
     exact: bool
 
     @classmethod
-    def choose(cls, H: int, steps: int, K: int, V: int, gated: bool, exact: bool):
-        """With as many of H heads as fill the chain and leave room in VMEM."""
-        heads = H
-        if H % GROUP == 0:
-            small = max(K, V) <= 128 and not exact
-            heads = 2 * GROUP if small and H % (2 * GROUP) == 0 else GROUP
+    def choose(
+        cls, kernel: str, H: int, steps: int, K: int, V: int, gated: bool, exact: bool
+    ):
+        """With as many of H heads as are best for a kernel."""
+        size = max(K, V) * (2 if exact else 1)
+        heads = limits.heads_together(H, size, block_sizes.of(kernel)["heads"])
         return cls(heads, steps, K, V, gated, exact)
 
     @property

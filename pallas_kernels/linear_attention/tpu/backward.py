@@ -50,7 +50,8 @@ def backward(
         d_states: of the final states.
     """
     (B, M, C, _), (_, H, V, K) = q.shape, d_states.shape
-    sizes = Sizes.choose(H, K, V, g, exact)
+    name = "linear_attention_backward"
+    sizes = Sizes.choose(name, H, K, V, g, exact)
     grid = ChunkGrid(B, H, M, sizes.heads, sequence, backward=True)
     of_keys, of_values = grid.tokens(C, K), grid.tokens(C, V)
     of_states = grid.states(V, K)
@@ -74,7 +75,7 @@ def backward(
         results.append((jax.ShapeDtypeStruct(g.shape, jnp.float32), of_keys))
     d_q, d_k, d_v, d_states, *d_g = grid.call(
         partial(_kernel, sizes=sizes),
-        "linear_attention_backward",
+        name,
         operands=operands,
         results=results,
         scratch=[pltpu.VMEM((sizes.heads, V, K), sizes.operand)],

@@ -42,7 +42,8 @@ def forward(
         exact: float32 products.
     """
     (B, M, C, _), (_, H, V, K) = q.shape, states.shape
-    sizes = Sizes.choose(H, K, V, g, exact)
+    name = "linear_attention_forward"
+    sizes = Sizes.choose(name, H, K, V, g, exact)
     grid = ChunkGrid(B, H, M, sizes.heads, sequence)
     of_keys, of_values = grid.tokens(C, K), grid.tokens(C, V)
     results = [
@@ -57,7 +58,7 @@ def forward(
         operands.append((g, grid.rows(2, CHUNK) if g.ndim == 5 else of_keys))
     o, final, *before = grid.call(
         partial(_kernel, sizes=sizes),
-        "linear_attention_forward",
+        name,
         operands=operands,
         results=results,
         scratch=[],

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from pallas_kernels.tpu import limits
-from pallas_kernels.tpu.limits import GROUP, groups
+from pallas_kernels.tpu import block_sizes, limits
+from pallas_kernels.tpu.limits import groups
 from pallas_kernels.tpu.tiles import LANES
 
 CHUNK = LANES  # tokens: their pairs are one vector register wide
@@ -22,27 +22,33 @@ class Sizes(NamedTuple):
 
     Attributes:
         heads: of a grid step.
+        in_turns: heads whose stages are emitted in turns: few of many factors spill
+          less.
         K, V: of a head.
         decay: "head", "channel", or None.
         exact: float32 products, else bfloat16 operands.
     """
 
     heads: int
+    in_turns: int
     K: int
     V: int
     decay: str | None
     exact: bool
 
     @classmethod
-    def choose(cls, H: int, K: int, V: int, g: Array | None, exact: bool):
-        """GROUP of the H heads, or all where they make no groups."""
+    def choose(cls, kernel: str, H: int, K: int, V: int, g: Array | None, exact: bool):
+        """With as many of H heads as are best for a kernel."""
         decay = None if g is None else "head" if g.ndim == 5 else "channel"
-        return cls(GROUP if H % GROUP == 0 else H, K, V, decay, exact)
+        best = block_sizes.of(f"{kernel}, a {decay or 'head'}'s decay")
+        size = max(K, V) * (2 if exact else 1)
+        heads = limits.heads_together(H, size, best["heads"])
+        return cls(heads, best["in_turns"], K, V, decay, exact)
 
     @property
     def together(self) -> list[range]:
-        """Heads whose stages are emitted in turns: few of many factors spill less."""
-        return groups(self.heads, GROUP // 2 if self.decay == "channel" else GROUP)
+        """The heads by those in turns."""
+        return groups(self.heads, self.in_turns)
 
     @property
     def vmem(self) -> int:

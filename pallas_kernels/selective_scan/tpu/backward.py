@@ -28,7 +28,7 @@ from pallas_kernels.selective_scan.tpu.forward import (
     of_block,
     rows_of,
 )
-from pallas_kernels.selective_scan.tpu.sizes import CHUNK, VMEM, groups_together
+from pallas_kernels.selective_scan.tpu.sizes import CHUNK, VMEM, sizes
 from pallas_kernels.tpu.chunk_grid import ChunkGrid
 from pallas_kernels.tpu.tiles import LANES, SUBLANES, RowSums, lane_sums
 
@@ -51,7 +51,8 @@ def backward(
     [B, M, G, N, LANES], to be summed over rows and chunks.
     """
     (rows, M, _, _), (G, N, _) = x.shape, A.shape
-    groups = groups_together(G)
+    name = "selective_scan_backward"
+    groups, unroll = sizes(name, G)
     grid = ChunkGrid(rows, G, M, groups, sequence, backward=True)
     of_channels, of_states = grid.tokens(CHUNK, LANES), grid.states(N, LANES)
     of_chunks = grid.chunk_states(N, LANES)
@@ -61,8 +62,8 @@ def backward(
     )
     terms = pltpu.VMEM((CHUNK * N, LANES), jnp.float32)
     d_x, d_dt, sums, d_A, d_states = grid.call(
-        partial(_kernel, resets=resets),
-        "selective_scan_backward",
+        partial(_kernel, resets=resets, unroll=unroll),
+        name,
         operands=[
             *((x, of_channels), (dt, of_channels), (dy, of_channels)),
             (columns, grid.shared(columns.shape[2], CHUNK)),
@@ -85,7 +86,7 @@ def backward(
     return d_x, d_dt, sums, d_A, d_states
 
 
-def _kernel(ends, *refs, resets):
+def _kernel(ends, *refs, resets, unroll):
     x_ref, dt_ref, dy_ref, columns_ref, A_ref, before_ref, d_end_ref, *refs = refs
     dx_ref, ddt_ref, sums_ref, dA_ref, dh_ref, h_ref, of_B_ref, of_C_ref, rows_ref = (
         refs
@@ -146,7 +147,7 @@ def _kernel(ends, *refs, resets):
         return carry
 
     starts = [before_ref[group] for group in range(groups)]
-    ends = lax.fori_loop(0, blocks, forward, starts, unroll=2)
+    ends = lax.fori_loop(0, blocks, forward, starts, unroll=unroll)
     carry = [(h, dh_ref[i], jnp.zeros_like(h)) for i, h in enumerate(ends)]
     for i, (_, dh, dA) in enumerate(lax.fori_loop(0, blocks, backward, carry)):
         dh_ref[i], dA_ref[i] = dh, dA

@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.selective_scan.tpu.sizes import CHUNK, VMEM, groups_together
+from pallas_kernels.selective_scan.tpu.sizes import CHUNK, VMEM, sizes
 from pallas_kernels.tpu.chunk_grid import ChunkGrid
 from pallas_kernels.tpu.tiles import LANES, SUBLANES, RowSums
 
@@ -45,7 +45,8 @@ def forward(
         resets: whether there are tokens before which the state is zeroed.
     """
     (rows, M, _, E), (G, N, _) = x.shape, A.shape
-    groups = groups_together(G)
+    name = "selective_scan_forward"
+    groups, unroll = sizes(name, G)
     grid = ChunkGrid(rows, G, M, groups, sequence)
     of_channels, of_states = grid.tokens(CHUNK, LANES), grid.states(N, LANES)
     results = [
@@ -56,8 +57,8 @@ def forward(
         before = jax.ShapeDtypeStruct((rows, M, G, N, LANES), jnp.float32)
         results.append((before, grid.chunk_states(N, LANES)))
     y, final, *before = grid.call(
-        partial(_kernel, resets=resets),
-        "selective_scan_forward",
+        partial(_kernel, resets=resets, unroll=unroll),
+        name,
         operands=[
             *((x, of_channels), (dt, of_channels)),
             (columns, grid.shared(columns.shape[2], CHUNK)),
@@ -120,7 +121,9 @@ def lanes_of(group):
     return slice(group * LANES, (group + 1) * LANES)
 
 
-def _kernel(begins, x_ref, dt_ref, columns_ref, A_ref, start_ref, *refs, resets):
+def _kernel(
+    begins, x_ref, dt_ref, columns_ref, A_ref, start_ref, *refs, resets, unroll
+):
     y_ref, h_ref, *before_ref, rows_ref = refs
     groups, N, _ = A_ref.shape
 
@@ -147,6 +150,6 @@ def _kernel(begins, x_ref, dt_ref, columns_ref, A_ref, start_ref, *refs, resets)
         return states
 
     states = [h_ref[group] for group in range(groups)]
-    states = lax.fori_loop(0, CHUNK // SUBLANES, tokens, states, unroll=2)
+    states = lax.fori_loop(0, CHUNK // SUBLANES, tokens, states, unroll=unroll)
     for group, h in enumerate(states):
         h_ref[group] = h

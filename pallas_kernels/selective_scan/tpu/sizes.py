@@ -2,12 +2,12 @@
 
 from jaxtyping import Array
 
+from pallas_kernels.tpu import block_sizes
 from pallas_kernels.tpu.limits import no_float64
 from pallas_kernels.tpu.tiles import LANES, SUBLANES
 
 CHUNK = LANES  # tokens
 MOST_STATES = 32
-MOST_GROUPS = 8  # of LANES channels, in a grid step
 VMEM = 40 * 2**20
 
 
@@ -41,6 +41,8 @@ def unsupported(arrays: dict[str, Array | None], chunk_size: int | None) -> str 
     return no_float64(arrays)
 
 
-def groups_together(groups: int) -> int:
-    """Groups of channels in a grid step."""
-    return max(n for n in range(1, MOST_GROUPS + 1) if groups % n == 0)
+def sizes(kernel: str, groups: int) -> tuple[int, int]:
+    """Groups of LANES channels in a grid step, of so many, and blocks unrolled."""
+    best = block_sizes.of(kernel)
+    fits = [n for n in range(1, best["heads"] + 1) if groups % n == 0]
+    return max(fits), best["unroll"]

@@ -1,0 +1,90 @@
+"""Choose the TPU kernels' block sizes by the compiler's estimate of their cycles.
+
+Every candidate's kernels, of both directions, are estimated on two chips, and each
+kernel has its own best on each. Writes the choice where the kernels read it, and every
+candidate's cycles to benchmarks/results/block_sizes.json.
+"""
+
+import fnmatch
+import itertools
+import json
+
+from benchmarks.record import RESULTS, record
+from pallas_kernels import aot
+from pallas_kernels.tpu import block_sizes
+
+CHIPS = ("v5e", "v6e")  # on the others the estimate, which takes VMEM, has too little
+TOKENS, HEADS = 1024, 16
+CANDIDATES = {
+    "delta_rule": {"heads": (8, 16)},
+    "linear_attention, a head's decay": {"heads": (8, 16), "in_turns": (4, 8, 16)},
+    "linear_attention, a channel's decay": {"heads": (8, 16), "in_turns": (2, 4, 8)},
+    "selective_scan": {"heads": (2, 4, 8), "unroll": (1, 2, 4)},
+}
+"""Of K = V = 128 in bfloat16; a "head" of the selective scan is 128 channels of 16
+states."""
+
+
+def job(operation: str, sizes: dict[str, int], chip: str) -> aot.Job:
+    """The program of an operation's kernels, both directions."""
+    name, _, decay = operation.partition(", a ")
+    arguments = {"T": TOKENS, "backward": True, "program": name, "sizes": sizes}
+    if name == "selective_scan":  # half of the heads: its code is long
+        arguments |= {"E": 128 * HEADS // 2}
+    else:
+        arguments |= {"H": HEADS}
+    if decay:
+        arguments |= {"decay": decay.partition("'")[0]}
+    return aot.Job("pallas_kernels.programs:with_block_sizes", arguments, chip)
+
+
+def estimate(operation: str) -> dict[str, list[dict]]:
+    """Cycles of every candidate, by kernel; None where one does not compile."""
+    name, comma, decay = operation.partition(",")
+    kernels = {f"{name}_{way}": [] for way in ("forward", "backward")}
+    choices = CANDIDATES[operation]
+    for values in itertools.product(*choices.values()):
+        sizes = dict(zip(choices, values, strict=True))
+        if sizes.get("in_turns", 0) > sizes["heads"]:
+            continue
+        reports = aot.compile_jobs([job(operation, sizes, chip) for chip in CHIPS])
+        for kernel, candidates in kernels.items():
+            cycles = {}
+            for chip, report in zip(CHIPS, reports, strict=True):
+                of_kernel = [k.cycles for k in report.kernels if k.name == kernel]
+                cycles[chip] = of_kernel[0] if of_kernel else None
+            candidates.append({"sizes": sizes, "cycles": cycles})
+            print(f"{kernel}{comma}{decay} {sizes}: {cycles}", flush=True)
+    return {f"{k}{comma}{decay}": candidates for k, candidates in kernels.items()}
+
+
+def best(candidates: list[dict], chip: str) -> dict[str, int]:
+    """The first sizes whose cycles are within 2% of the least; others are longer code.
+
+    Those that are not estimated on a chip are out.
+    """
+    cycles = [c["cycles"][chip] for c in candidates]
+    enough = 1.02 * min(n for n in cycles if n is not None)
+    return next(
+        candidate["sizes"]
+        for candidate, n in zip(candidates, cycles, strict=True)
+        if n is not None and n <= enough
+    )
+
+
+def table(found: dict[str, list[dict]]) -> dict[str, dict[str, dict[str, int]]]:
+    """The best sizes by kernel and chip."""
+    return {k: {chip: best(found[k], chip) for chip in CHIPS} for k in found}
+
+
+def main(only: str = "*") -> None:
+    """Estimate the operations of a glob, and write both files."""
+    path = RESULTS / "block_sizes.json"
+    found = {} if only == "*" else json.loads(path.read_text())["candidates"]
+    for operation in fnmatch.filter(CANDIDATES, only):
+        found |= estimate(operation)
+    lines = [f'  "{k}": {json.dumps(sizes)}' for k, sizes in table(found).items()]
+    block_sizes.PATH.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    versions = {"libtpu": aot.libtpu_version()}
+    record("block_sizes", tokens=TOKENS, candidates=found, versions=versions)
+    print(f"Wrote {block_sizes.PATH} and {path}.")

@@ -1,0 +1,90 @@
+"""Where a kernel is faster than plain JAX, which decides what None takes.
+
+    python -m benchmarks.defaults [--only "delta_rule*"]
+
+Nothing runs: the TPU compiler estimates whole programs, with everything that stands
+around a kernel, XLA's operations by its cost model (which leaves copies out) and the
+kernels by their bundles. null is what it cannot estimate. Writes
+benchmarks/results/defaults.json; about 20 minutes.
+"""
+
+import fnmatch
+import json
+from typing import Any
+
+import tyro
+
+from benchmarks.record import RESULTS, record
+from pallas_kernels import aot
+
+CHIPS = ("v5e", "v6e")  # on the others the estimate, which takes VMEM, has too little
+HEADS = 8
+FORMS = ("pallas_tpu", "xla")
+
+OPERATIONS = {
+    "delta_rule": {},
+    "delta_rule, 2 steps a token": {"N": 2},
+    "linear_attention, a head's decay": {},
+    "linear_attention, a channel's decay": {"decay": "channel"},
+    "selective_scan": {},
+}
+CASES: dict[str, dict[str, Any]] = {
+    "1024 tokens": {"T": 1024},
+    "1024 tokens, forward and backward": {"T": 1024, "backward": True},
+    "1024 tokens, float32": {"T": 1024, "dtype": "float32"},
+    "1024 tokens, heads of 64": {"T": 1024, "K": 64, "V": 64},
+    "1024 tokens, heads of 256": {"T": 1024, "K": 256, "V": 256},
+    "64 tokens": {"T": 64},
+    "16 tokens": {"T": 16},
+    "a decode step of 8 rows": {"B": 8},
+}
+"""Of bfloat16 and K = V = 128 where nothing else is said; of the selective scan a
+"head" is 128 channels of 16 states."""
+
+
+def jobs(operation: str, case: str) -> dict[tuple[str, str], aot.Job]:
+    """Programs of a case, by chip and form; none where the operation has no such."""
+    name, arguments = operation.partition(",")[0], OPERATIONS[operation] | CASES[case]
+    if name == "selective_scan":
+        if "K" in arguments or "T" not in arguments:
+            return {}
+        arguments |= {"E": 128 * HEADS}
+    else:
+        arguments |= {"H": HEADS}
+    step = "" if "T" in arguments else "_step"
+    program = f"pallas_kernels.programs:{name}{step}"
+    return {
+        (chip, form): aot.Job(program, arguments | {"implementation": form}, chip)
+        for chip in CHIPS
+        for form in FORMS
+    }
+
+
+def main(only: str = "*") -> None:
+    """Estimate and record.
+
+    Args:
+        only: glob of the operations; the others' figures stay.
+    """
+    found = {}
+    if only != "*":
+        found = json.loads((RESULTS / "defaults.json").read_text())["cycles"]
+    for operation in fnmatch.filter(OPERATIONS, only):
+        found[operation] = {}
+        for case in CASES:
+            programs = jobs(operation, case)
+            if not programs:
+                continue
+            cycles = {chip: {} for chip in CHIPS}
+            for (chip, form), job in programs.items():
+                # Bundles of XLA's own operations cannot all be estimated.
+                (report,) = aot.compile_jobs([job], estimate=form != "xla")
+                cycles[chip][form] = report.program_cycles
+            found[operation][case] = cycles
+            print(f"{operation}, {case}: {cycles}", flush=True)
+    versions = {"libtpu": aot.libtpu_version()}
+    print(f"Wrote {record('defaults', cycles=found, versions=versions)}.")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

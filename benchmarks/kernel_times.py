@@ -1,0 +1,118 @@
+"""Time the kernels of the recurrences beside plain JAX on this machine's device.
+
+For every variant of `kernel_cycles`, in turns: nanoseconds a token and head, bytes that
+must be moved at least over the time, and the share of the roofline, the least time that
+the products or those bytes take on such a device.
+"""
+
+import inspect
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.delta_rule import alternate, timed
+from benchmarks.kernel_cycles import SCAN, VARIANTS, least_work
+from benchmarks.record import record
+from jaxlab.training.metrics import PEAK_FLOPS
+from pallas_kernels import programs
+
+FORMS = ("xla", "pallas_tpu", "pallas_gpu")
+SHAPES = {
+    "long": {"B": 1, "T": 8192, "H": 96},
+    "few": {"B": 2, "T": 16384, "H": 16},
+    "wide": {"B": 4, "T": 4096, "H": 64},
+    "small": {"B": 1, "T": 256, "H": 2},
+}
+"""Of K = V = 128; "small" is for a CPU."""
+
+BANDWIDTH = {
+    "TPU v5 lite": 819e9,
+    "TPU v5e": 819e9,
+    "TPU v5": 2765e9,
+    "TPU v6": 1640e9,
+    "TPU7x": 7380e9 / 2,
+    "NVIDIA H100 PCIe": 2000e9,
+    "NVIDIA H100": 3350e9,
+    "NVIDIA H200": 4800e9,
+}
+"""Bytes a second of one JAX device's memory, by the start of device_kind; longer names
+first. From the makers' data sheets."""
+
+
+def main(shapes: list[str], turns: int, variants: list[str]) -> pathlib.Path:
+    """Time and write results/kernel_times.json."""
+    kind = jax.devices()[0].device_kind
+    found = {}
+    for variant in variants:
+        for shape in shapes:
+            case = f"{variant}, {shape}"
+            found[case] = measure(variant, SHAPES[shape], turns, kind)
+            print(case, *(f"  {n}: {x}" for n, x in found[case].items()), sep="\n")
+    return record("kernel_times", turns=turns, shapes=SHAPES, cases=found)
+
+
+def measure(variant: str, shape: dict[str, int], turns: int, kind: str) -> dict:
+    """The forms of one variant and shape; of one that cannot run, the reason."""
+    found, contestants = {}, {}
+    for form in FORMS:
+        try:
+            contestants[form] = timed(program(variant, shape, form))
+        except NotImplementedError as refusal:
+            found[form] = str(refusal)
+    count = shape["B"] * shape["T"] * shape["H"]
+    flops, moved = least_work(variant)
+    for form, seconds in alternate(contestants, turns).items():
+        quartiles = np.quantile(np.array(seconds) / count, (0.25, 0.5, 0.75))
+        low, middle, high = map(float, quartiles)
+        found[form] = {
+            "nanoseconds": round(1e9 * middle, 3),
+            "quartiles": [round(1e9 * low, 3), round(1e9 * high, 3)],
+            "gigabytes_per_second": float(f"{moved / middle / 1e9:.3g}"),
+            "share_of_roofline": share(kind, flops, moved, middle),
+        }
+    return found
+
+
+def share(kind: str, flops: float, moved: float, seconds: float) -> float | None:
+    """The least time on a kind of device over the time; None for one not known."""
+    least = [
+        next((work / x for name, x in peaks.items() if kind.startswith(name)), None)
+        for work, peaks in ((flops, PEAK_FLOPS), (moved, BANDWIDTH))
+    ]
+    known = [x for x in least if x is not None]
+    return round(max(known) / seconds, 3) if known == least else None
+
+
+def program(variant: str, shape: dict[str, int], form: str):
+    """A compiled program and its inputs.
+
+    Raises:
+        NotImplementedError: this form cannot run here.
+    """
+    operation, arguments = VARIANTS[variant]
+    H = shape["H"]
+    sizes = {name: size for name, size in shape.items() if name != "H"}
+    sizes |= {"E": 128 * H} if operation == SCAN else {"H": H}
+    make = getattr(programs, operation)
+    forward, shapes = make(
+        **arguments | {"backward": False}, **sizes, implementation=form
+    )
+    function, _ = make(**arguments, **sizes, implementation=form)
+    names = inspect.signature(forward).parameters
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    inputs = [draw(*x) for x in zip(names, keys, shapes, strict=True)]
+    return jax.jit(function).lower(*inputs).compile(), inputs
+
+
+def draw(name: str, key, shape) -> jax.Array:
+    """An argument as a trained layer has it: short keys, small steps, slow decays."""
+    if name in ("beta", "dt"):
+        x = jax.random.uniform(key, shape.shape)
+    elif name in ("g", "A"):
+        x = -jax.random.uniform(key, shape.shape) / 16
+    else:
+        x = jax.random.normal(key, shape.shape)
+        x = x / jnp.sqrt(128.0) if name in ("q", "k") else x
+    return x.astype(shape.dtype)

@@ -1,0 +1,30 @@
+"""Choose the TPU kernels' block sizes by estimated cycles; no TPU is needed.
+
+    python scripts/tune_kernels.py [--only "selective*"]
+
+Writes pallas_kernels/tpu/block_sizes.json, which the kernels read, and every
+candidate's cycles to benchmarks/results/block_sizes.json; about 20 minutes.
+"""
+
+import argparse
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from benchmarks import block_sizes  # noqa: E402
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Choose the TPU kernels' block sizes.")
+    parser.add_argument(
+        "--only",
+        default="*",
+        metavar="GLOB",
+        help=f"of the operations: {', '.join(block_sizes.CANDIDATES)}",
+    )
+    block_sizes.main(parser.parse_args().only)
+
+
+if __name__ == "__main__":
+    main()
