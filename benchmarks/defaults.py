@@ -34,23 +34,25 @@ CASES: dict[str, dict[str, Any]] = {
     "1024 tokens, float32": {"T": 1024, "dtype": "float32"},
     "1024 tokens, heads of 64": {"T": 1024, "K": 64, "V": 64},
     "1024 tokens, heads of 256": {"T": 1024, "K": 256, "V": 256},
-    "64 tokens": {"T": 64},
-    "16 tokens": {"T": 16},
+    "256 tokens, one head": {"T": 256, "H": 1},
+    "64 rows of 256 tokens": {"T": 256, "B": 64},
+    "64 rows of 64 tokens": {"T": 64, "B": 64},
     "a decode step of 8 rows": {"B": 8},
 }
-"""Of bfloat16 and K = V = 128 where nothing else is said; of the selective scan a
-"head" is 128 channels of 16 states."""
+"""Of bfloat16, K = V = 128 and one row of HEADS heads where nothing else is said; of
+the selective scan a "head" is 128 channels of 16 states."""
 
 
 def jobs(operation: str, case: str) -> dict[tuple[str, str], aot.Job]:
     """Programs of a case, by chip and form; none where the operation has no such."""
     name, arguments = operation.partition(",")[0], OPERATIONS[operation] | CASES[case]
+    H = arguments.pop("H", HEADS)
     if name == "selective_scan":
         if "K" in arguments or "T" not in arguments:
             return {}
-        arguments |= {"E": 128 * HEADS}
+        arguments |= {"E": 128 * H}
     else:
-        arguments |= {"H": HEADS}
+        arguments |= {"H": H}
     step = "" if "T" in arguments else "_step"
     program = f"pallas_kernels.programs:{name}{step}"
     return {

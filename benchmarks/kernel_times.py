@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.delta_rule import alternate, timed
 from benchmarks.kernel_cycles import SCAN, VARIANTS, least_work
-from benchmarks.record import record
+from benchmarks.record import RESULTS, record
 from jaxlab.training.metrics import PEAK_FLOPS
 from pallas_kernels import programs
 
@@ -34,6 +34,7 @@ BANDWIDTH = {
     "TPU v6": 1640e9,
     "TPU7x": 7380e9 / 2,
     "NVIDIA H100 PCIe": 2000e9,
+    "NVIDIA H100 NVL": 3900e9,
     "NVIDIA H100": 3350e9,
     "NVIDIA H200": 4800e9,
 }
@@ -44,13 +45,14 @@ first. From the makers' data sheets."""
 def main(shapes: list[str], turns: int, variants: list[str]) -> pathlib.Path:
     """Time and write results/kernel_times.json."""
     kind = jax.devices()[0].device_kind
-    found = {}
+    found, path = {}, RESULTS / "kernel_times.json"
     for variant in variants:
         for shape in shapes:
             case = f"{variant}, {shape}"
             found[case] = measure(variant, SHAPES[shape], turns, kind)
             print(case, *(f"  {n}: {x}" for n, x in found[case].items()), sep="\n")
-    return record("kernel_times", turns=turns, shapes=SHAPES, cases=found)
+            path = record("kernel_times", turns=turns, shapes=SHAPES, cases=found)
+    return path
 
 
 def measure(variant: str, shape: dict[str, int], turns: int, kind: str) -> dict:
@@ -59,8 +61,10 @@ def measure(variant: str, shape: dict[str, int], turns: int, kind: str) -> dict:
     for form in FORMS:
         try:
             contestants[form] = timed(program(variant, shape, form))
-        except NotImplementedError as refusal:
-            found[form] = str(refusal)
+            contestants[form]()
+        except Exception as reason:  # a kernel's, which must not lose the others
+            contestants.pop(form, None)
+            found[form] = f"{type(reason).__name__}: {reason}"
     count = shape["B"] * shape["T"] * shape["H"]
     flops, moved = least_work(variant)
     for form, seconds in alternate(contestants, turns).items():

@@ -9,20 +9,28 @@ from pallas_kernels import partition, platform
 PREFERENCE = ("pallas_tpu", "pallas_gpu", "xla", "reference")
 
 FASTER = {
-    "pallas_tpu": (
-        "delta_rule",
-        "delta_product",
-        "gated_linear_attention",
-        "selective_scan",
-    ),
-    "pallas_gpu": (),
+    "pallas_tpu": {
+        "delta_rule": 256,
+        "delta_product": 256,
+        "gated_linear_attention": 256,
+        "selective_scan": 256,
+    },
+    "pallas_gpu": {},
 }
-"""Operations whose kernel None takes before plain JAX.
+"""Operations whose kernel None takes before plain JAX, from so many tokens on.
 
 A TPU's by the compiler's estimates, benchmarks/results/defaults.json: at most half of
-plain JAX's cycles in every case. Neither that of paged attention, whose work depends
-on the data, nor a GPU's can be estimated.
+plain JAX's cycles in every such case. Neither that of paged attention, whose work
+depends on the data, nor a GPU's can be estimated.
 """
+
+
+class Work(NamedTuple):
+    """How much a kernel is asked for."""
+
+    rows: int
+    tokens: int
+    heads: int
 
 
 class Kernel(NamedTuple):
@@ -31,10 +39,12 @@ class Kernel(NamedTuple):
     Attributes:
         run: the kernel.
         misfit: says why it cannot take the arguments, or None.
+        work: for None to choose by.
     """
 
     run: Callable
     misfit: Callable[[], str | None]
+    work: Work
 
 
 def select(
@@ -47,8 +57,7 @@ def select(
     Args:
         operation: the operation's public name.
         implementation: a key of `candidates`, or None for the best that can run: of
-          kernels those of `FASTER`, on one device or under a mesh, which says how they
-          are divided (`partition`).
+          kernels those of `FASTER`, where all devices have a part (`partition`).
         candidates: for each name in `PREFERENCE`, the function, or the sentence that
           says why there is none.
 
@@ -58,7 +67,7 @@ def select(
           implementation is never replaced by another.
     """
     if implementation is None:
-        able = (name for name in PREFERENCE if _is_taken(name, operation, candidates))
+        able = (n for n in PREFERENCE if _is_best(n, operation, candidates[n]))
         return _function(candidates[next(able)])
     if implementation not in candidates:
         known = ", ".join(repr(name) for name in PREFERENCE)
@@ -75,12 +84,14 @@ def select(
     return _function(chosen)
 
 
-def _is_taken(name, operation, candidates) -> bool:
-    """Whether None may take a candidate."""
-    if isinstance(candidates[name], Kernel):
-        if operation not in FASTER[name] or not partition.is_known():
+def _is_best(name: str, operation: str, candidate) -> bool:
+    """Whether None takes a candidate, if it comes to it."""
+    if isinstance(candidate, Kernel):
+        rows, tokens, heads = candidate.work
+        fewest = FASTER[name].get(operation)
+        if fewest is None or tokens < fewest or not partition.divides(rows, heads):
             return False
-    return _obstacle(name, candidates[name]) is None
+    return _obstacle(name, candidate) is None
 
 
 def _obstacle(name: str, candidate) -> str | None:

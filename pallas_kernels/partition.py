@@ -63,12 +63,18 @@ def part(letter: str, size: int) -> int:
     return size
 
 
-def is_known() -> bool:
-    """Whether a program's division is known here: of one device, or under a mesh.
+def divides(rows: int, heads: int) -> bool:
+    """Whether a kernel of such sizes is surely divided among all devices of a program.
 
-    Else a kernel could come into a program of several devices and not be divided.
+    So it is on one device, and under a mesh whose axes all divide rows or heads. Not
+    where the program's devices are not known, and not inside `jax.shard_map`, where a
+    kernel must be asked for.
     """
-    return jax.device_count() == 1 or not jax.sharding.get_abstract_mesh().empty
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return jax.device_count() == 1
+    several = {name for name, size in mesh.shape.items() if size > 1}
+    return several <= {*_dividing("B", {rows}), *_dividing("H", {heads})}
 
 
 def _free_axes() -> dict[str, int]:

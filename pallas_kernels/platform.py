@@ -15,17 +15,25 @@ HOPPER = ("H100", "H800", "H20")
 def platform() -> str:
     """The platform of the mesh in use, else of the default device: cpu, gpu or tpu.
 
-    A mesh may be of devices that are not here, to compile for them (`aot`).
+    A mesh may be of devices that are not here, to compile for them (`aot`). Arguments
+    that are committed to a device of another platform do not count.
     """
-    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    name = jax.default_backend() if device is None else device.platform
+    name = str(_device().platform)
     return {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
 
 
 def device_kind() -> str:
     """The name of that platform's devices, as their maker gives it."""
-    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    return (jax.devices()[0] if device is None else device).device_kind
+    return _device().device_kind
+
+
+def _device():
+    """Of the mesh in use, which may be a description, else the default one."""
+    of_mesh = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    default = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(default, str):
+        default = jax.devices(default)[0]
+    return of_mesh or default or jax.devices()[0]
 
 
 def runs_tpu_kernels() -> bool:

@@ -1,4 +1,4 @@
-"""Programs of the kernels to compile ahead of time, by name; see `aot`.
+"""Programs of the operations to compile ahead of time, by name; see `aot`.
 
 Each returns a function and the `jax.ShapeDtypeStruct` of its arguments. Heads and their
 channels come as one axis, as a model's projections make them, so that a kernel's share

@@ -39,6 +39,8 @@ def methods() -> str:
         if (row["rule"], row["multiple"], row["pairs"]) == ("muon", 4, 256)
     )
     length = results("mixers")["lengths"][-1]
+    compiled = results("gpu_kernels")["compiled"]
+    paged = compiled["paged attention, 32 heads of 128, 8 of keys"]["paged_attention"]
 
     def file(name):
         return f"[`{name}.py`](jaxlab/mixers/{name}.py)"
@@ -51,7 +53,7 @@ def methods() -> str:
         return f"{found['median']:.0f} ms at T={length}, trained"
 
     chunked = "chunked XLA; TPU"
-    delta = "chunked XLA; TPU"
+    delta = "chunked XLA; TPU; GPU"
     rows = [
         ("DeltaProduct", "2502.10297", file("delta_product"), delta),
         ("Gated DeltaNet", "2412.06464", file("delta_product"), delta),
@@ -64,6 +66,12 @@ def methods() -> str:
         ("Mamba", "2312.00752", file("mamba"), "chunked scan; TPU"),
         ("Aaren", "2405.13956", file("aaren"), "XLA"),
         ("attention, sliding window", "1706.03762", file("attention"), "XLA"),
+        (
+            "paged attention",
+            "2309.06180",
+            "[`paged_attention`](pallas_kernels/paged_attention)",
+            "XLA; TPU; GPU (decoding)",
+        ),
     ]
     measures = [
         f"{bits['DeltaProduct']}; S3 {s3['max']:.1%} right",
@@ -77,6 +85,7 @@ def methods() -> str:
         copied("Mamba"),
         training("aaren"),
         bits["attention"],
+        f"compiled for an H100: {paged['registers']} registers, no spills",
     ]
     return table(
         ["method", "paper", "file", "kernels", "measured on CPU"],

@@ -178,10 +178,10 @@ def step(
     x_BE = _activate(params, convolved)
     dt_BE, B_BN, C_BN = _select(params, x_BE, cfg)
     A_EN, D_E = _rates(params)
-
-    x_f32, B_f32, C_f32 = (a.astype(jnp.float32) for a in (x_BE, B_BN, C_BN))
-    decay = jnp.exp(dt_BE[..., None] * A_EN[None])
-    h = decay * state.memory + (dt_BE * x_f32)[..., None] * B_f32[:, None]
-    y_BE = jnp.sum(h * C_f32[:, None], axis=-1) + D_E[None] * x_f32
-    y = linear(y_BE.astype(x.dtype) * jax.nn.silu(z), params["w_out"])
-    return y, MambaState(h, tail)
+    y_BTE, memory = pallas_kernels.selective_scan(
+        *(x_BE[:, None], dt_BE[:, None], A_EN, B_BN[:, None], C_BN[:, None], D_E),
+        initial_state=state.memory,
+        implementation=cfg.implementation,
+    )
+    y = linear(y_BTE[:, 0] * jax.nn.silu(z), params["w_out"])
+    return y, MambaState(memory, tail)

@@ -46,6 +46,7 @@ ENVIRONMENT = {
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.-]+) \(")
 _COST = re.compile(r'"estimated_cycles":"(\d+)"')
 _LOOP = re.compile(r" while\(.*condition=%([\w.-]+), body=%([\w.-]+)")
+_ELSEWHERE = re.compile(r" (?:call|conditional)\(")
 _TRIPS = re.compile(r"constant\((\d+)\)")
 _CYCLES = re.compile(r'"bundle_analysis_data":\{"estimated_cycles":"(\d+)"')
 _VMEM = re.compile(r'"used_scoped_memory_configs":\[\{[^}]*"size":"(\d+)"')
@@ -147,7 +148,8 @@ def program_cycles(compiled) -> int | None:
     """Cycles of a whole program: XLA's operations by its own cost model, and kernels.
 
     Loops count by the bound in their condition. Copies have no estimate and count
-    nothing. None where a kernel has no estimate, or a loop no bound.
+    nothing. None where a kernel has no estimate, a loop no bound, or where the program
+    branches or calls.
     """
     computations, entry, lines = {}, "", []
     for line in (compiled.as_text() or "").splitlines():
@@ -171,8 +173,8 @@ def program_cycles(compiled) -> int | None:
                 total += int(bounds[0]) * inner
             elif cost:
                 total += int(cost.group(1))
-            elif kernel:
+            elif kernel or _ELSEWHERE.search(line):
                 return None
         return total
 
-    return cycles(entry)
+    return cycles(entry) if entry else None

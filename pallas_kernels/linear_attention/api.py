@@ -66,8 +66,9 @@ def gated_linear_attention(
           HIGHEST for float32; bfloat16 operands are multiplied as they are and
           accumulated in float32. Decays and states never go below float32.
         implementation: "pallas_tpu", "pallas_gpu", "xla", "reference", or None for the
-          best that can run. On a TPU that is the kernel, by estimates, on one device
-          or under `jax.set_mesh`.
+          best that can run. On a TPU that is the kernel, by estimates, where it takes
+          the arguments, for 256 tokens and more, on one device or under
+          `jax.set_mesh` with axes that all divide rows and heads.
 
     Returns:
         o [B, T, H, V] in v's dtype, and the state after the last token, shaped like
@@ -95,15 +96,18 @@ def gated_linear_attention(
         *(segment_ids, cu_seqlens, initial_state),
     )
     settings = check_settings(NAME, chunk_size, precision)
+    B, T, H, _ = arrays["q"].shape
     run = dispatch.select(
         NAME,
         implementation,
         {
             "pallas_tpu": dispatch.Kernel(
-                tpu.fused, lambda: tpu.unsupported(arrays, chunk_size)
+                tpu.fused,
+                lambda: tpu.unsupported(arrays, chunk_size),
+                dispatch.Work(B, T, H),
             ),
             "pallas_gpu": "there is no GPU kernel for it yet.",
-            "xla": chunked if q.shape[1] > 1 else token_recurrence,
+            "xla": chunked if T > 1 else token_recurrence,  # one token is no chunk
             "reference": token_recurrence,
         },
     )

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch, partition
+from pallas_kernels.derivatives import refused
 from pallas_kernels.paged_attention import pallas_gpu, pallas_tpu
 from pallas_kernels.paged_attention.blocked import blocked_attention
 from pallas_kernels.paged_attention.checks import NAME, check_arrays, check_masks
@@ -101,6 +101,8 @@ def paged_attention(
     check_masks(window, soft_cap)
     masks = Masks(window, soft_cap)
     operands, v_factor = _operands(arrays, scale)
+    Tq, Hq, _ = operands.q.shape
+    work = dispatch.Work(1, Tq, Hq)
     run = dispatch.select(
         NAME,
         implementation,
@@ -108,10 +110,12 @@ def paged_attention(
             "pallas_tpu": dispatch.Kernel(
                 without_gradient(by_heads(pallas_tpu.attention)),
                 lambda: misfit(operands),
+                work,
             ),
             "pallas_gpu": dispatch.Kernel(
                 without_gradient(by_heads(pallas_gpu.attention)),
                 lambda: gpu_misfit(operands),
+                work,
             ),
             "xla": without_gradient(blocked_attention),
             "reference": token_attention,
@@ -138,16 +142,11 @@ def by_heads(kernel: Callable) -> Callable:
 
 def without_gradient(run: Callable) -> Callable:
     """`run`, with a sentence instead of a derivative."""
-    run = jax.custom_jvp(run, nondiff_argnums=(1,))
-
-    @run.defjvp
-    def _(masks, primals, tangents):
-        raise NotImplementedError(
-            f"{NAME} serves a cache and has no gradient; differentiate "
-            "implementation='reference', or attention without pages."
-        )
-
-    return run
+    sentence = (
+        f"{NAME} serves a cache and has no gradient; differentiate "
+        "implementation='reference', or attention without pages."
+    )
+    return refused(run, sentence, static=(1,))
 
 
 def _operands(arrays, scale) -> tuple[Operands, Array]:

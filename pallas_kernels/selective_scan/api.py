@@ -11,6 +11,7 @@ from pallas_kernels.arguments import check_arrays, check_settings
 from pallas_kernels.selective_scan import tpu
 from pallas_kernels.selective_scan.chunked import chunked
 from pallas_kernels.selective_scan.reference import token_recurrence
+from pallas_kernels.tpu.tiles import LANES
 
 NAME = "selective_scan"
 
@@ -67,8 +68,9 @@ def selective_scan(
         chunk_size: tokens from one kept state to the next: the backward pass computes
           those between anew. None for a good one. "reference" keeps every state.
         implementation: "pallas_tpu", "pallas_gpu", "xla", "reference", or None for the
-          best that can run. On a TPU that is the kernel, by estimates, on one device
-          or under `jax.set_mesh`.
+          best that can run. On a TPU that is the kernel, by estimates, where it takes
+          the arguments, for 256 tokens and more, on one device or under
+          `jax.set_mesh` with axes that all divide rows and channels.
 
     Returns:
         y [B, T, E] in x's dtype, and the state after the last token, shaped like
@@ -91,15 +93,18 @@ def selective_scan(
         *(segment_ids, cu_seqlens, initial_state),
     )
     chunk_size, _ = check_settings(NAME, chunk_size, None)
+    rows, T, E = arrays["x"].shape
     run = dispatch.select(
         NAME,
         implementation,
         {
             "pallas_tpu": dispatch.Kernel(
-                tpu.fused, lambda: tpu.unsupported(arrays, chunk_size)
+                tpu.fused,
+                lambda: tpu.unsupported(arrays, chunk_size),
+                dispatch.Work(rows, T, E // LANES),
             ),
             "pallas_gpu": "there is no GPU kernel for it yet.",
-            "xla": chunked,
+            "xla": chunked if T > 1 else token_recurrence,  # one token is no chunk
             "reference": token_recurrence,
         },
     )

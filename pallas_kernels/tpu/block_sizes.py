@@ -26,10 +26,9 @@ def of(kernel: str) -> dict[str, int]:
 
     heads: of a grid step, or groups of 128 channels of the selective scan.
     in_turns: heads whose stages are emitted in turns.
-    unroll: blocks of tokens in an iteration of the loop over states.
+    unroll: blocks of 8 tokens in an iteration of the loop that makes the states.
     """
-    chosen = _TABLE[kernel][chip()]
-    return {name: _tried.get().get(name, size) for name, size in chosen.items()}
+    return _TABLE[kernel][chip()] | dict(_tried.get())
 
 
 def chip() -> str:

@@ -73,6 +73,8 @@ class ChunkGrid(NamedTuple):
         results: Sequence[tuple[jax.ShapeDtypeStruct, pl.BlockSpec]],
         scratch: Sequence,
         vmem: int,
+        flops: int,
+        exponentials: int = 0,
     ) -> list[Array]:
         """Run the kernel; its first argument says whether a sequence begins.
 
@@ -80,6 +82,8 @@ class ChunkGrid(NamedTuple):
 
         Args:
             vmem: bytes that the compiler may take.
+            flops, exponentials: about how many a head and chunk take, for XLA's
+              schedule of what surrounds the kernel.
         """
         table = () if self.sequence is None else (self.sequence.astype(jnp.int32),)
 
@@ -94,6 +98,7 @@ class ChunkGrid(NamedTuple):
 
         arrays, in_specs = zip(*operands, strict=True)
         shapes, out_specs = zip(*results, strict=True)
+        count = self.B * self.H * self.M
         return pl.pallas_call(
             with_table,
             name=name,
@@ -108,6 +113,13 @@ class ChunkGrid(NamedTuple):
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "parallel", "arbitrary"),
                 vmem_limit_bytes=vmem,
+            ),
+            cost_estimate=pl.CostEstimate(
+                flops=count * flops,
+                bytes_accessed=sum(
+                    x.size * x.dtype.itemsize for x in (*arrays, *shapes)
+                ),
+                transcendentals=count * exponentials,
             ),
         )(*table, *arrays)
 

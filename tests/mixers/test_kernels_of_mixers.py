@@ -77,11 +77,13 @@ def test_a_mixer_runs_on_the_gpu_kernel(name):
     jax.tree.map(near, got, chunked, exact)
 
 
-def test_off_its_device_the_setting_is_refused():
-    cfg = dataclasses.replace(CASES["gla"], implementation="pallas_tpu")
-    weights = params.init(gla.spec(cfg), jax.random.key(0))
+@pytest.mark.parametrize("name", CASES)
+def test_off_its_device_the_setting_is_refused(name):
+    cfg = dataclasses.replace(CASES[name], implementation="pallas_tpu")
+    mixer = mixer_of(cfg)
+    weights = params.init(mixer.spec(cfg), jax.random.key(0))
     x = jnp.ones((B, T, WIDTH))
     with pytest.raises(NotImplementedError, match="runs on a TPU"):
-        gla.forward(weights, x, cfg)
+        mixer.forward(weights, x, cfg)
     with pytest.raises(NotImplementedError, match="runs on a TPU"):
-        gla.step(weights, x[:, 0], cfg, gla.init_state(cfg, B))
+        mixer.step(weights, x[:, 0], cfg, mixer.init_state(cfg, B, T))

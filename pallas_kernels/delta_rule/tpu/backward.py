@@ -136,6 +136,7 @@ def backward(
             pltpu.VMEM((sizes.heads, K, V), sizes.operand),
         ],
         vmem=sizes.vmem,
+        flops=9 * NC * NC * (K + V) + 12 * NC * K * V,
     )
     return d_q, d_k, d_v, d_states, GateGradients(*jnp.moveaxis(d_gates, 2, 0))
 

@@ -113,6 +113,7 @@ def forward(
         results=results,
         scratch=[pltpu.VMEM(packed, jnp.float32)] * (1 if save else 2),
         vmem=sizes.vmem,
+        flops=2 * (NC + C) * NC * (K + V) + 2 * (2 * NC + C) * K * V,
     )
     return o, final, Saved(*saved) if save else None
 

@@ -10,6 +10,7 @@ from pallas_kernels import layout, partition
 from pallas_kernels.delta_rule.tpu.backward import GateGradients, backward
 from pallas_kernels.delta_rule.tpu.forward import forward
 from pallas_kernels.delta_rule.tpu.sizes import KEYS, chunk_tokens
+from pallas_kernels.derivatives import once
 from pallas_kernels.tpu.arrange import (
     before_here,
     by_head,
@@ -122,7 +123,10 @@ def _fused_backward(precision, residuals, gradients):
     )
 
 
-_fused.defvjp(_fused_forward, _fused_backward)
+_fused.defvjp(
+    once("delta_rule", _fused_forward, (7,)),
+    once("delta_rule", _fused_backward, (0,)),
+)
 
 
 def _decay_gradient(d: GateGradients, steps: int) -> Float[Array, "B M H KEYS"]:

@@ -80,6 +80,7 @@ def backward(
         results=results,
         scratch=[pltpu.VMEM((sizes.heads, V, K), sizes.operand)],
         vmem=sizes.vmem,
+        flops=6 * C * C * (K + V) + 8 * C * K * V,
     )
     return d_q, d_k, d_v, d_states, d_g[0] if d_g else None
 

@@ -63,6 +63,7 @@ def forward(
         results=results,
         scratch=[],
         vmem=sizes.vmem,
+        flops=2 * C * C * (K + V) + 4 * C * K * V,
     )
     return o, final, before[0] if save else None
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import layout, partition
+from pallas_kernels.derivatives import once
 from pallas_kernels.linear_attention.tpu.backward import backward
 from pallas_kernels.linear_attention.tpu.forward import forward
 from pallas_kernels.linear_attention.tpu.sizes import CHUNK
@@ -108,7 +109,10 @@ def _fused_backward(precision, residuals, gradients):
     )
 
 
-_fused.defvjp(_fused_forward, _fused_backward)
+_fused.defvjp(
+    once("gated_linear_attention", _fused_forward, (6,)),
+    once("gated_linear_attention", _fused_backward, (0,)),
+)
 
 
 def _gates(g, where):

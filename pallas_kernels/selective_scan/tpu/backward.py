@@ -81,6 +81,8 @@ def backward(
             of_block(3, groups),
         ],
         vmem=VMEM,
+        flops=20 * CHUNK * N * LANES,
+        exponentials=2 * CHUNK * N * LANES,
     )
     sums = sums.reshape(rows, M, -1, SUBLANES, CHUNK * N)
     return d_x, d_dt, sums, d_A, d_states

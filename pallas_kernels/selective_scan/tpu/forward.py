@@ -67,6 +67,8 @@ def forward(
         results=results,
         scratch=[of_block(2, groups)],
         vmem=VMEM,
+        flops=6 * CHUNK * N * LANES,
+        exponentials=CHUNK * N * LANES,
     )
     return y, final, before[0] if save else None
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels import layout, partition
+from pallas_kernels.derivatives import once
 from pallas_kernels.selective_scan.reference import token_recurrence
 from pallas_kernels.selective_scan.tpu.backward import backward
 from pallas_kernels.selective_scan.tpu.forward import LN_2, forward
@@ -113,7 +114,10 @@ def _fused_backward(residuals, gradients):
     )
 
 
-_fused.defvjp(_fused_forward, _fused_backward)
+_fused.defvjp(
+    once("selective_scan", _fused_forward),
+    once("selective_scan", _fused_backward),
+)
 
 
 def _columns(B, C, reset, where) -> Float[Array, "B M rows C"]:
