@@ -356,15 +356,30 @@ def kernel_cycles() -> str:
         f"{variant} {max(found.values()):.3f}"
         for variant, found in data["steps"].items()
     ]
+    channel = [
+        f"{min(ratios):.2f} to {max(ratios):.2f} times {way}"
+        for way in ("forward", "both ways")
+        for ratios in [_channel_over_head(data["estimated"], chips, way)]
+    ]
     return "\n\n".join(
         (
             text,
             table(["operation", *chips, "VMEM"], rows),
+            f"A channel's decay costs a head's {' and '.join(channel)}.",
             "Bytes that a decode step of 16 heads moves on any of these chips, over "
             f"the state read and written once: {'; '.join(steps)}. libtpu "
             f"{data['versions']['libtpu']}.",
         )
     )
+
+
+def _channel_over_head(estimated, chips, way):
+    both = "" if way == "forward" else ", forward and backward"
+    channel, head = (
+        estimated[f"linear attention, a {of}'s decay{both}"]
+        for of in ("channel", "head")
+    )
+    return [channel[c]["8192"]["cycles"] / head[c]["8192"]["cycles"] for c in chips]
 
 
 def defaults() -> str:
