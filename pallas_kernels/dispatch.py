@@ -21,7 +21,8 @@ FASTER = {
 
 A TPU's by the compiler's estimates, benchmarks/results/defaults.json: at most half of
 plain JAX's cycles in every such case. Neither that of paged attention, whose work
-depends on the data, nor a GPU's can be estimated.
+depends on the data, nor a GPU's can be estimated. Many rows of less than a chunk do not
+win: they are padded.
 """
 
 

@@ -153,7 +153,6 @@ def delta_product(
 
 def select(operation: str, implementation: str | None, arrays, chunk_size: int | None):
     """The function of an implementation's name; see `dispatch.select`."""
-
     B, T, H, _ = arrays["q"].shape
 
     def kernel(of):

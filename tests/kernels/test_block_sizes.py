@@ -26,13 +26,21 @@ def test_the_best_is_the_shortest_of_nearly_equals():
     assert tuner.best(of, "v5e") == {"n": 2}
 
 
-@pytest.mark.parametrize("operation", ("delta_rule", "linear_attention"))
-def test_another_size_is_tried(operation):
+@pytest.mark.parametrize(
+    ("operation", "arguments"),
+    (
+        ("delta_rule", {"H": 16, "K": 64, "V": 64}),
+        ("linear_attention", {"H": 16, "K": 64, "V": 64}),
+        ("selective_scan", {"E": 8 * 128, "N": 8}),
+    ),
+)
+def test_another_size_is_tried(operation, arguments):
+    most = block_sizes.of(next(k for k in FOUND if k.startswith(operation)))["heads"]
+
     def traced(T, **sizes):
-        arguments = {"T": T, "H": 16, "K": 64, "V": 64}
-        function, shapes = programs.with_block_sizes(operation, sizes, **arguments)
+        function, shapes = programs.with_block_sizes(operation, sizes, T=T, **arguments)
         with platform.interpreted_tpu():
             return str(jax.make_jaxpr(function)(*shapes))
 
     assert "grid=(1, 1, 2)" in traced(256)
-    assert "grid=(1, 2, 3)" in traced(384, heads=8)
+    assert "grid=(1, 2, 3)" in traced(384, heads=most // 2)
