@@ -1,0 +1,426 @@
+"""EGGROLL: evolution strategies whose members differ by a low rank.
+
+A generation draws P directions E_p and evaluates members at M + s sigma E_p, for s = 1
+and, antithetically, s = -1. With weights z made of their fitness the gradient of the
+expected fitness is
+
+    g = 1 / (N sigma) sum_i z_i s_i E_i
+
+over all N members, which no backward pass is needed for. A member's product with a
+matrix is x M + (sigma / sqrt r)(x A) B^T: the population shares x M.
+
+`es_value_and_grad` is the estimator by itself, in the place of `jax.value_and_grad`;
+`EGGROLL.build` makes a strategy of it, with `init`, `ask` and `tell`.
+
+Differs from the paper in: the noise is new in each generation unless `noise_lifetime`
+says otherwise, and the scale of its update is `scaling="paper"`.
+
+Reference: Sarkar et al., Evolution Strategies at the Hyperscale, arXiv 2511.16652.
+"""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from jaxlab.evolution import noise, shaping
+from jaxlab.params import ParamSpec, named_leaves, select, value
+
+Fitness = Callable[..., Float[Array, ""]]
+
+
+@struct.dataclass
+class State:
+    """What a strategy remembers.
+
+    Attributes:
+        key: the run's; with the generation and a member's number it makes the noise.
+        generation: how many have been told.
+        optimizer: of the optax transformation.
+    """
+
+    key: Array
+    generation: Int[Array, ""]
+    optimizer: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EGGROLL:
+    """Settings of the strategy.
+
+    Attributes:
+        population: members a generation, N.
+        rank: of a matrix's noise; None for a full normal, for comparison.
+        sigma: the step to a member, a number or a function of the generation.
+        antithetic: whether members come in pairs of opposite noise.
+        noise_lifetime: generations that share their directions.
+        shape: fitness to weights; see `shaping`.
+        scaling: "unbiased" for the gradient of the expected (shaped) fitness, "paper"
+            for the published step, sigma^2 sqrt(N) times as long.
+        frozen: roles, or patterns of path names, that get neither noise nor update.
+        directions_at_once: whose noise is in memory together for the update.
+        update: "replicated", where every device makes the whole update, or "sharded",
+            where each sums its own members' part; under a mesh.
+        axes: the mesh axes that divide the population.
+    """
+
+    population: int = 512
+    rank: int | None = 1
+    sigma: float | Callable[[Array], Array] = 0.05
+    antithetic: bool = True
+    noise_lifetime: int = 1
+    shape: shaping.Shaping = shaping.ZScore()
+    scaling: str = "unbiased"
+    frozen: tuple[str, ...] = ()
+    directions_at_once: int = 1024
+    update: str = "replicated"
+    axes: tuple[str, ...] = ("data", "fsdp")
+
+    def __post_init__(self):
+        least = 2
+        if self.population < least or (self.antithetic and self.population % 2):
+            raise ValueError(
+                f"population is {self.population}, but must be "
+                f"{'even' if self.antithetic else 'at least 2'}: "
+                + (
+                    "antithetic members come in pairs; add one, or set "
+                    "antithetic=False."
+                    if self.antithetic
+                    else "one member has nobody to differ from."
+                )
+            )
+        if self.rank is not None and self.rank < 1:
+            raise ValueError(
+                f"rank is {self.rank}, but must be at least 1, or None for full noise."
+            )
+        if not callable(self.sigma) and not 0 < self.sigma < math.inf:
+            raise ValueError(f"sigma is {self.sigma}, but must be above 0.")
+        for name in ("noise_lifetime", "directions_at_once"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but must be at least 1."
+                )
+        if isinstance(self.shape, shaping.Sign) and not self.antithetic:
+            raise ValueError("Sign compares antithetic pairs; set antithetic=True.")
+        for name, known in (
+            ("scaling", ("unbiased", "paper")),
+            ("update", ("replicated", "sharded")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, but must be one of {known}."
+                )
+
+    @property
+    def directions(self) -> int:
+        """P: members that are not another's opposite."""
+        return self.population // (2 if self.antithetic else 1)
+
+    def sigma_of(self, generation: Int[Array, ""]) -> Float[Array, ""]:
+        """The step of a generation."""
+        sigma = self.sigma(generation) if callable(self.sigma) else self.sigma
+        return jnp.asarray(sigma, jnp.float32)
+
+    def build(self, specs: Any, optimizer: optax.GradientTransformation) -> "Strategy":
+        """The strategy for parameters `specs`, maximising by an optax optimizer.
+
+        Args:
+            specs: tree of `ParamSpec`, or of arrays: then a parameter of two axes and
+                more is a matrix.
+
+        Raises:
+            ValueError: nothing of the parameters can be moved.
+        """
+        return Strategy(self, _Directions.of(self, specs), optimizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Directions:
+    """The directions that parameters can move along.
+
+    Attributes:
+        es: settings.
+        specs: tree of `ParamSpec`.
+        moved: tree of booleans.
+    """
+
+    es: EGGROLL
+    specs: Any
+    moved: Any
+
+    @classmethod
+    def of(cls, es: EGGROLL, specs: Any):
+        specs = jax.tree.map(_spec_of, specs)
+        rules = [*((pattern, False) for pattern in es.frozen), (".*", True)]
+        moved = jax.tree.map(
+            lambda spec, moves: moves and jnp.issubdtype(spec.dtype, jnp.floating),
+            specs,
+            select(specs, rules),
+        )
+        if not any(jax.tree.leaves(moved)):
+            names = [name for name, _ in named_leaves(specs)][:4]
+            raise ValueError(
+                f"Nothing can be moved: of the parameters {names} and the others each "
+                f"is frozen by {es.frozen} or has no floating-point dtype."
+            )
+        return cls(es, specs, moved)
+
+    def noise(self, state: State, numbers: Int[Array, " P"]) -> Any:
+        """Of directions, stacked in front."""
+        era = state.generation // self.es.noise_lifetime
+        draw = partial(
+            noise.direction, self.specs, self.moved, self.es.rank, state.key, era
+        )
+        return jax.vmap(draw)(numbers)
+
+    def members(self, state: State, params: Any, numbers: Int[Array, " n"]):
+        """Trees of parameters stacked over members, and their `in_axes`."""
+        of_direction, sign = numbers, jnp.ones(numbers.shape)
+        if self.es.antithetic:
+            of_direction, sign = numbers // 2, jnp.where(numbers % 2 == 0, 1.0, -1.0)
+        drawn = self.noise(state, of_direction)
+        axes = noise.axes(drawn)
+        scale = sign * self.es.sigma_of(state.generation)
+        move = jax.vmap(noise.moved_by, in_axes=(None, 0, 0), out_axes=axes)
+        return move(params, drawn, scale), axes
+
+    def gradient(self, state: State, z: Float[Array, " N"], first=0, count=None):
+        """sum_i z_i s_i E_i, scaled, over the directions from `first` on.
+
+        Args:
+            z: of all members.
+            count: of directions; None for all.
+        """
+        es, count = self.es, self.es.directions if count is None else count
+        if es.antithetic:
+            z = z[0::2] - z[1::2]
+        at_once = min(es.directions_at_once, count)
+        steps = -(-count // at_once)
+
+        def add(total, step):
+            numbers = step * at_once + jnp.arange(at_once)
+            weights = jnp.where(numbers < count, z[(first + numbers) % len(z)], 0.0)
+            part = noise.weighted_sum(self.noise(state, first + numbers), weights)
+            return jax.tree.map(jnp.add, total, part), None
+
+        zeros = jax.tree.map(
+            lambda spec, moves: jnp.zeros(spec.shape) if moves else None,
+            self.specs,
+            self.moved,
+        )
+        total, _ = jax.lax.scan(add, zeros, jnp.arange(steps))
+        sigma, N = es.sigma_of(state.generation), es.population
+        scale = 1 / (N * sigma) if es.scaling == "unbiased" else sigma / math.sqrt(N)
+        return jax.tree.map(
+            lambda spec, g: jnp.zeros(spec.shape) if g is None else scale * g,
+            self.specs,
+            total,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+    """`init`, `ask` and `tell`: pure functions of a state."""
+
+    es: EGGROLL
+    _directions: _Directions
+    optimizer: optax.GradientTransformation
+
+    def init(self, params: Any, key: Array) -> State:
+        """The state before the first generation.
+
+        Warns of parameters whose dtype cannot hold a step of sigma.
+        """
+        _warn_of_resolution(self.es, self._directions, params)
+        return State(key, jnp.zeros((), jnp.int32), self.optimizer.init(params))
+
+    def ask(self, state: State, params: Any, members: Int[Array, " n"] | None = None):
+        """Parameters of members, stacked, and the `in_axes` for `jax.vmap` over them.
+
+        Args:
+            members: their numbers, below the population; None for all.
+        """
+        numbers = jnp.arange(self.es.population) if members is None else members
+        return self._directions.members(state, params, numbers)
+
+    def tell(
+        self, state: State, params: Any, fitness: Float[Array, " N"]
+    ) -> tuple[Any, State, dict[str, Array]]:
+        """The next parameters and state, and figures of the generation.
+
+        Args:
+            fitness: of all members in order; greater is better.
+
+        Raises:
+            ValueError: fitness of another shape; or, where it is known before the
+                program runs, nothing finite in it or no difference.
+        """
+        _check_fitness(self.es, fitness)
+        g = self._directions.gradient(state, self.es.shape(fitness))
+        params, optimizer = _ascend(self.optimizer, g, state.optimizer, params)
+        state = State(state.key, state.generation + 1, optimizer)
+        return params, state, figures(fitness)
+
+    def step(self, state: State, params: Any, evaluate: Fitness, *args: Any):
+        """One generation, divided over a mesh; results as `tell`.
+
+        Args:
+            evaluate: (params, key, *args) to the fitness of one member; the two of an
+                antithetic pair get the same key.
+        """
+        _, g, found = _estimate(self._directions, evaluate, state, params, args)
+        params, optimizer = _ascend(self.optimizer, g, state.optimizer, params)
+        return params, State(state.key, state.generation + 1, optimizer), found
+
+
+def es_value_and_grad(function: Fitness, es: EGGROLL, specs: Any):
+    """The value of a function and the estimate of its gradient, as for jax.grad.
+
+    Returns:
+        A function of (params, state, *args) to (mean of `function` over the members,
+        its gradient at `params` as far as `es.shape` keeps it, figures); the state's
+        generation makes the noise and is the caller's to increment.
+
+    Args:
+        function: (params, key, *args) to a number.
+        es: settings.
+        specs: tree of `ParamSpec` or of arrays.
+    """
+    directions = _Directions.of(es, specs)
+
+    def value_and_grad(params: Any, state: State, *args: Any):
+        return _estimate(directions, function, state, params, args)
+
+    return value_and_grad
+
+
+def figures(fitness: Float[Array, " N"]) -> dict[str, Array]:
+    """What a generation's fitness says of it."""
+    finite = jnp.isfinite(fitness)
+    best = shaping.finite(fitness)
+    return {
+        "fitness": best.mean(),
+        "fitness_best": best.max(),
+        "fitness_deviation": best.std(),
+        "not_finite": jnp.sum(~finite),
+        "informative": shaping.informative(fitness),
+    }
+
+
+def _estimate(directions: _Directions, function, state, params, args):
+    """Fitness of all members and the gradient, under a mesh each device its part."""
+    es = directions.es
+
+    def fitness_of(numbers):
+        stacked, axes = directions.members(state, params, numbers)
+        pair = numbers // 2 if es.antithetic else numbers
+        keys = jax.random.fold_in(state.key, state.generation)
+        keys = jax.vmap(lambda p: jax.random.fold_in(keys, p))(pair)
+        return jax.vmap(lambda w, key: function(w, key, *args), (axes, 0))(
+            stacked, keys
+        )
+
+    mesh = jax.sharding.get_abstract_mesh()
+    names = tuple(n for n in es.axes if mesh.shape.get(n, 1) > 1)
+    parts = math.prod(mesh.shape[n] for n in names)
+    if parts == 1:
+        fitness = fitness_of(jnp.arange(es.population))
+        _check_fitness(es, fitness)
+        g = directions.gradient(state, es.shape(fitness))
+        return fitness.mean(), g, figures(fitness)
+    if es.directions % parts:
+        raise ValueError(
+            f"The mesh axes {names} have {parts} devices, which do not divide "
+            f"{es.directions} directions of a population of {es.population}."
+        )
+
+    def on_device():
+        index = jax.lax.axis_index(names)
+        count = es.population // parts
+        own = fitness_of(index * count + jnp.arange(count))
+        fitness = jax.lax.all_gather(own, names, tiled=True)
+        z = es.shape(fitness)
+        if es.update == "replicated":
+            return fitness, directions.gradient(state, z)
+        count = es.directions // parts
+        part = directions.gradient(state, z, index * count, count)
+        return fitness, jax.lax.psum(part, names)
+
+    fitness, g = jax.shard_map(
+        on_device,
+        in_specs=(),
+        out_specs=PartitionSpec(),
+        axis_names=set(names),
+        check_vma=False,  # every device makes the same of what was gathered
+    )()
+    return fitness.mean(), g, figures(fitness)
+
+
+def _ascend(optimizer, g, state, params):
+    """A step of a minimiser up a gradient."""
+    down = jax.tree.map(lambda g, w: -g.astype(w.dtype), g, params)
+    with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+        updates, state = optimizer.update(down, state, params)
+        return optax.apply_updates(params, updates), state
+
+
+def _spec_of(leaf) -> ParamSpec:
+    if isinstance(leaf, ParamSpec):
+        return leaf
+    role = "matrix" if len(leaf.shape) >= 2 else "scale"
+    axes = (None,) * len(leaf.shape)
+    return ParamSpec(tuple(leaf.shape), axes, role=role, dtype=leaf.dtype)
+
+
+def _check_fitness(es: EGGROLL, fitness) -> None:
+    if fitness.shape != (es.population,):
+        raise ValueError(
+            f"fitness has shape {fitness.shape}, but a population of {es.population} "
+            f"has one number a member, ({es.population},)."
+        )
+    if isinstance(fitness, jax.core.Tracer):
+        return
+    known = np.asarray(fitness)
+    if not np.isfinite(known).any():
+        raise ValueError(
+            f"None of the {es.population} members has a finite fitness; make sigma "
+            "smaller, or look at the fitness of the parameters themselves."
+        )
+    if not bool(shaping.informative(fitness)):
+        raise ValueError(
+            f"All {es.population} members have the fitness {known[0]}, so there is no "
+            "direction; make sigma larger, or the fitness finer."
+        )
+
+
+def _warn_of_resolution(es: EGGROLL, directions: _Directions, params: Any) -> None:
+    sigma = float(es.sigma_of(jnp.zeros((), jnp.int32)))
+    moved = jax.tree.leaves(directions.moved)
+    names = [name for name, _ in named_leaves(directions.specs)]
+    leaves = jax.tree.structure(directions.specs).flatten_up_to(params)
+    coarse = []
+    for name, w, moves in zip(names, map(value, leaves), moved, strict=True):
+        if not moves or isinstance(w, jax.core.Tracer):
+            continue
+        size = float(jnp.sqrt(jnp.mean(jnp.square(w.astype(jnp.float32)))))
+        step = size * float(jnp.finfo(w.dtype).eps)
+        if sigma < step:
+            coarse.append(
+                f"{name} ({w.dtype}, entries of about {size:.2g}: {step:.2g})"
+            )
+    if coarse:
+        warnings.warn(
+            f"sigma is {sigma:g}, below the resolution of {', '.join(coarse)}: steps "
+            "like it are rounded away. Keep them in float32, or make sigma larger.",
+            stacklevel=3,
+        )

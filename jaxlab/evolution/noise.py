@@ -1,0 +1,125 @@
+"""The noise of a population's members, made anew from (key, generation, direction).
+
+A matrix W [in, out] moves along E = A B^T / sqrt(r) with A [in, r] and B [out, r] of
+independent standard normals, so that every entry of E has variance 1 for any rank r;
+everything else along a full normal. Nothing of it is stored or sent: a device that
+knows a member's number knows its noise.
+
+Reference: Sarkar et al., Evolution Strategies at the Hyperscale, arXiv 2511.16652.
+"""
+
+import math
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxlab.params import LowRank, ParamSpec, path_name, value
+
+LOW_RANK_ROLES = ("matrix", "embedding", "head")
+"""What multiplies activations by a matrix, so that a low rank is cheap."""
+
+
+class Factors(NamedTuple):
+    """E = a b^T / sqrt(rank)."""
+
+    a: Float[Array, "*stack in rank"]
+    b: Float[Array, "*stack out rank"]
+
+
+Noise = Factors | Array | None
+"""Of one parameter; None where it is frozen."""
+
+
+def direction(
+    specs: Any,
+    moved: Any,
+    rank: int | None,
+    key: Array,
+    generation: Int[Array, ""],
+    number: Int[Array, ""],
+) -> Any:
+    """One direction of a generation, a tree of `Noise` shaped like `specs`.
+
+    Args:
+        specs: tree of `ParamSpec`.
+        moved: tree of booleans, False for a frozen parameter.
+        rank: None for full normals everywhere.
+    """
+
+    def one(path, spec: ParamSpec, moves: bool) -> Noise:
+        if not moves:
+            return None
+        of_leaf = jax.random.fold_in(key, zlib.crc32(path_name(path).encode()))
+        own = jax.random.fold_in(jax.random.fold_in(of_leaf, generation), number)
+        if rank is None or spec.role not in LOW_RANK_ROLES:
+            return jax.random.normal(own, spec.shape)
+        *stack, n_in, n_out = spec.shape
+        both = jax.random.normal(own, (*stack, n_in + n_out, rank))
+        return Factors(both[..., :n_in, :], both[..., n_in:, :])
+
+    return jax.tree_util.tree_map_with_path(one, specs, moved)
+
+
+def is_noise(x: Any) -> bool:
+    """Whether a node of a tree of noise is one parameter's."""
+    return x is None or isinstance(x, Factors)
+
+
+def moved_by(params: Any, noise: Any, scale: Float[Array, ""]) -> Any:
+    """params + scale * noise, matrices as `LowRank` leaves that share their base.
+
+    Args:
+        params: any leaves, one for each of `noise`.
+        scale: sigma, negative for the other of an antithetic pair.
+    """
+
+    def one(e: Noise, w):
+        match e:
+            case None:
+                return w
+            case Factors():
+                a = e.a * (scale / math.sqrt(e.a.shape[-1]))
+                return LowRank(w, a, e.b)
+            case _:
+                return (value(w) + scale * e).astype(value(w).dtype)
+
+    return jax.tree.map(one, noise, params, is_leaf=is_noise)
+
+
+def axes(noise: Any) -> Any:
+    """`in_axes` of `jax.vmap` for trees of `moved_by`, stacked over members."""
+
+    def one(e: Noise):
+        match e:
+            case None:
+                return None
+            case Factors():
+                return LowRank(None, 0, 0)  # pyright: ignore[reportArgumentType]
+            case _:
+                return 0
+
+    return jax.tree.map(one, noise, is_leaf=is_noise)
+
+
+def weighted_sum(noise: Any, weights: Float[Array, " P"]) -> Any:
+    """sum_p weights_p E_p, a dense float32 array for each parameter.
+
+    Args:
+        noise: of P directions, stacked in front.
+    """
+
+    def one(e: Noise):
+        match e:
+            case None:
+                return None
+            case Factors():
+                w = weights.reshape(-1, *(1,) * (e.a.ndim - 1))
+                scale = 1 / math.sqrt(e.a.shape[-1])
+                return jnp.einsum("p...ir,p...or->...io", scale * w * e.a, e.b)
+            case _:
+                return jnp.tensordot(weights, e, 1)
+
+    return jax.tree.map(one, noise, is_leaf=is_noise)

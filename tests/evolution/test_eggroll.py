@@ -1,0 +1,250 @@
+"""EGGROLL: its members, its estimator, and the same update on any devices."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxlab import params as parameters
+from jaxlab.evolution import (
+    EGGROLL,
+    CentredRanks,
+    GroupZScore,
+    Raw,
+    Sign,
+    State,
+    ZScore,
+    es_value_and_grad,
+)
+from jaxlab.params import LowRank, ParamSpec, linear, quantize, value
+
+SPECS = {
+    "w": ParamSpec((6, 4), (None, None)),
+    "stack": ParamSpec((3, 4, 4), ("layers", None, None)),
+    "scale": ParamSpec((4,), (None,), jax.nn.initializers.ones, role="scale"),
+    "table": ParamSpec((5, 6), (None, None), role="embedding"),
+}
+KEY = jax.random.key(7)
+
+
+def start(es, specs=SPECS, optimizer=None):
+    strategy = es.build(specs, optimizer or optax.sgd(0.1))
+    weights = parameters.init(specs, jax.random.key(1))
+    return strategy, weights, strategy.init(weights, KEY)
+
+
+def dense(member):
+    return jax.tree.map(value, member, is_leaf=lambda x: isinstance(x, LowRank))
+
+
+def member(strategy, state, weights, number):
+    """One member, by itself."""
+    stacked, axes = strategy.ask(state, weights, jnp.asarray([number]))
+    return jax.vmap(dense, in_axes=(axes,))(stacked)
+
+
+@pytest.mark.parametrize("rank", (1, 3, None))
+def test_an_antithetic_pair_is_opposite_about_the_base(rank):
+    strategy, weights, state = start(EGGROLL(population=8, rank=rank, sigma=0.3))
+    plus, minus = (member(strategy, state, weights, n) for n in (4, 5))
+
+    def opposite(p, m, w):
+        np.testing.assert_allclose((p[0] + m[0]) / 2, w, rtol=1e-5, atol=1e-6)
+        assert float(jnp.abs(p[0] - w).max()) > 0.01
+
+    jax.tree.map(opposite, plus, minus, weights)
+    if rank is not None:
+        moved = np.asarray(plus["w"][0] - weights["w"])
+        assert np.linalg.matrix_rank(moved, tol=1e-4) == rank
+
+
+def test_members_are_low_rank_leaves_that_share_their_base():
+    strategy, weights, state = start(EGGROLL(population=8))
+    stacked, axes = strategy.ask(state, weights)
+    assert isinstance(stacked["w"], LowRank) and stacked["w"].w is not None
+    assert stacked["w"].w.shape == (6, 4) and stacked["w"].a.shape == (8, 6, 1)
+    assert axes["w"].w is None and axes["scale"] == 0
+    x = jnp.ones((2, 6))
+    y = jax.vmap(lambda w: linear(x, w["w"]), in_axes=(axes,))(stacked)
+    whole = jax.vmap(dense, in_axes=(axes,))(stacked)["w"]
+    np.testing.assert_allclose(y, x @ whole, rtol=1e-5, atol=1e-6)
+
+
+def test_entries_have_variance_sigma_squared_for_any_rank():
+    specs = {"w": ParamSpec((40, 50), (None, None))}
+    for rank in (1, 4, None):
+        es = EGGROLL(population=64, rank=rank, sigma=0.5, antithetic=False)
+        strategy, weights, state = start(es, specs)
+        stacked, axes = strategy.ask(state, weights)
+        moved = jax.vmap(dense, in_axes=(axes,))(stacked)["w"] - weights["w"][None]
+        assert float(moved.std()) == pytest.approx(0.5, rel=0.05)
+
+
+def test_noise_is_new_each_generation_and_lives_as_long_as_said():
+    def noise(es, generation):
+        strategy, weights, state = start(es)
+        state = state.replace(generation=jnp.int32(generation))
+        return np.asarray(member(strategy, state, weights, 2)["w"])
+
+    es = EGGROLL(population=4)
+    assert not np.allclose(noise(es, 0), noise(es, 1))
+    lasting = dataclasses.replace(es, noise_lifetime=3)
+    np.testing.assert_array_equal(noise(lasting, 0), noise(lasting, 2))
+    assert not np.allclose(noise(lasting, 2), noise(lasting, 3))
+
+
+def test_the_update_is_the_weighted_sum_of_the_noise():
+    """In chunks too, with either scaling; the oracle sums dense members in float64."""
+    for chunk, scaling in ((1024, "unbiased"), (3, "unbiased"), (3, "paper")):
+        es = EGGROLL(
+            *(16, 2, 0.1), scaling=scaling, directions_at_once=chunk, shape=Raw()
+        )
+        strategy, weights, state = start(es, optimizer=optax.sgd(1.0))
+        z = np.random.default_rng(0).standard_normal(16)
+        new, state_after, _ = strategy.tell(state, weights, jnp.asarray(z, jnp.float32))
+        stacked, axes = strategy.ask(state, weights)
+        whole = jax.vmap(dense, in_axes=(axes,))(stacked)
+        factor = 1 / 0.1 if scaling == "unbiased" else 0.1 * math.sqrt(16)
+        for name, w in weights.items():
+            noise = (np.asarray(whole[name], np.float64) - np.asarray(w)) / 0.1
+            want = factor / 16 * np.einsum("n,n...->...", z, noise)
+            got = np.asarray(new[name]) - np.asarray(w)
+            np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
+        assert int(state_after.generation) == 1
+
+
+@pytest.mark.parametrize("rank", (1, 4, None))
+@pytest.mark.parametrize("pairs", (256, 4096))
+def test_the_cosine_to_the_gradient_is_what_theory_says(rank, pairs):
+    """sqrt(P / (P + d)) for P antithetic pairs and d parameters, within 3%."""
+    shape = (64, 128)
+    d = math.prod(shape)
+    target = jax.random.normal(jax.random.key(5), shape)
+    specs = {"w": ParamSpec(shape, (None, None))}
+    es = EGGROLL(2 * pairs, rank, sigma=1e-3, shape=Raw(), directions_at_once=256)
+
+    def fitness(weights, key):
+        x = target  # a linear function, whose gradient is the target
+        return jnp.sum(linear(jnp.eye(64), weights["w"]) * x) / d
+
+    estimate = jax.jit(es_value_and_grad(fitness, es, specs))
+    cosines = []
+    for seed in range(3):
+        state = State(jax.random.key(seed), jnp.int32(0))
+        _, g, _ = estimate({"w": jnp.zeros(shape)}, state)
+        cosine = jnp.vdot(g["w"], target)
+        cosines.append(cosine / jnp.linalg.norm(g["w"]) / jnp.linalg.norm(target))
+    theory = math.sqrt(pairs / (pairs + d))
+    assert float(np.mean(cosines)) == pytest.approx(theory, rel=0.03)
+
+
+def quadratic(weights, key):
+    sums = jax.tree.leaves(
+        jax.tree.map(
+            lambda w: -jnp.sum((value(w) - 1.0) ** 2),
+            weights,
+            is_leaf=lambda x: isinstance(x, LowRank),
+        )
+    )
+    return sum(sums) + 0.01 * jax.random.normal(key)
+
+
+@pytest.mark.parametrize("update", ("replicated", "sharded"))
+def test_eight_devices_make_the_update_of_one(update):
+    es = EGGROLL(population=32, sigma=0.1, update=update)
+    strategy, weights, state = start(es, optimizer=optax.adam(0.1))
+    step = jax.jit(lambda s, w: strategy.step(s, w, quadratic))
+    want, _, found = step(state, weights)
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    with jax.set_mesh(jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=auto)):
+        got, _, of_mesh = step(state, weights)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want
+    )
+    np.testing.assert_allclose(of_mesh["fitness"], found["fitness"], rtol=1e-5)
+
+
+def test_ask_and_tell_climb():
+    strategy, weights, state = start(EGGROLL(population=128), optimizer=optax.adam(0.1))
+
+    @jax.jit
+    def generation(state, weights):
+        stacked, axes = strategy.ask(state, weights)
+        fitness = jax.vmap(quadratic, in_axes=(axes, None))(stacked, KEY)
+        return strategy.tell(state, weights, fitness)
+
+    first = quadratic(weights, KEY)
+    for _ in range(60):
+        weights, state, found = generation(state, weights)
+    assert quadratic(weights, KEY) > 0.05 * first and found["informative"]
+
+
+def test_a_quantized_base_is_perturbed_and_has_a_dense_gradient():
+    specs = {"w": ParamSpec((6, 4), (None, None))}
+    weights = {"w": quantize(parameters.init(specs, KEY)["w"])}
+    es = EGGROLL(population=8, shape=Raw())
+    fitness = lambda w, key: linear(jnp.ones((1, 6)), w["w"]).sum()  # noqa: E731
+    state = State(KEY, jnp.int32(0))
+    _, g, _ = es_value_and_grad(fitness, es, specs)(weights, state)
+    assert g["w"].shape == (6, 4) and float(jnp.abs(g["w"]).max()) > 0
+
+
+def test_frozen_parameters_have_neither_noise_nor_gradient():
+    es = EGGROLL(population=8, frozen=("scale", "table"))
+    strategy, weights, state = start(es)
+    moved = member(strategy, state, weights, 1)
+    for name in ("scale", "table"):
+        np.testing.assert_array_equal(
+            moved[name].reshape(weights[name].shape), weights[name]
+        )
+    new, _, _ = strategy.tell(state, weights, jnp.arange(8.0))
+    for name in ("scale", "table"):
+        np.testing.assert_array_equal(new[name], weights[name])
+    assert not np.allclose(new["w"], weights["w"])
+
+
+def test_shaping():
+    f = jnp.asarray([3.0, 1.0, jnp.nan, 1.0, 7.0, -jnp.inf])
+    ranks = CentredRanks()(f)
+    np.testing.assert_allclose(ranks, [0.3, -0.2, -0.2, -0.2, 0.5, -0.2], atol=1e-6)
+    z = ZScore()(f)
+    assert float(z.mean()) == pytest.approx(0, abs=1e-6) and float(z[2]) == float(z[1])
+    np.testing.assert_array_equal(Sign()(f), [0.5, -0.5, 0, 0, 0.5, -0.5])
+    grouped = GroupZScore(3)(jnp.asarray([1.0, 2.0, 3.0, 11.0, 12.0, 13.0]))
+    np.testing.assert_allclose(grouped[:3], grouped[3:], atol=1e-6)
+    assert not np.any(ZScore()(jnp.full(4, jnp.nan)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    (
+        ({"population": 7}, "population is 7, but must be even"),
+        ({"rank": 0}, "rank is 0"),
+        ({"sigma": 0.0}, "sigma is 0.0"),
+        ({"noise_lifetime": 0}, "noise_lifetime is 0"),
+        ({"scaling": "both"}, "scaling is 'both'"),
+        ({"shape": Sign(), "antithetic": False}, "antithetic"),
+    ),
+)
+def test_settings_that_cannot_be(changed, message):
+    with pytest.raises(ValueError, match=message):
+        EGGROLL(**changed)
+
+
+def test_errors_name_what_is_wrong():
+    strategy, weights, state = start(EGGROLL(population=8))
+    with pytest.raises(ValueError, match=r"shape \(4,\), but a population of 8"):
+        strategy.tell(state, weights, jnp.zeros(4))
+    with pytest.raises(ValueError, match="All 8 members have the fitness 2.0"):
+        strategy.tell(state, weights, jnp.full(8, 2.0))
+    with pytest.raises(ValueError, match="None of the 8 members has a finite"):
+        strategy.tell(state, weights, jnp.full(8, jnp.nan))
+    with pytest.raises(ValueError, match="Nothing can be moved"):
+        EGGROLL(frozen=(".*",)).build(SPECS, optax.sgd(0.1))
+    narrow = jax.tree.map(lambda w: 100 * w.astype(jnp.bfloat16), weights)
+    with pytest.warns(UserWarning, match=r"below the resolution of .* w \(bfloat16"):
+        EGGROLL(sigma=1e-3).build(SPECS, optax.sgd(0.1)).init(narrow, KEY)
