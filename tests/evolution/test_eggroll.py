@@ -118,10 +118,13 @@ def test_the_update_is_the_weighted_sum_of_the_noise():
 
 
 @pytest.mark.parametrize("rank", (1, 4, None))
-@pytest.mark.parametrize("pairs", (256, 4096))
-def test_the_cosine_to_the_gradient_is_what_theory_says(rank, pairs):
-    """sqrt(P / (P + d)) for P antithetic pairs and d parameters, within 3%."""
-    shape = (64, 128)
+@pytest.mark.parametrize(("pairs", "seeds"), ((64, 192), (1024, 16)))
+def test_the_cosine_to_the_gradient_is_what_theory_says(rank, pairs, seeds):
+    """sqrt(P / (P + d)) for P antithetic pairs and d parameters, within 3%.
+
+    A seed's own spread is about 1 / sqrt(d); the mean's is a third of the bound.
+    """
+    shape = (32, 64)
     d = math.prod(shape)
     target = jax.random.normal(jax.random.key(5), shape)
     specs = {"w": ParamSpec(shape, (None, None))}
@@ -129,11 +132,11 @@ def test_the_cosine_to_the_gradient_is_what_theory_says(rank, pairs):
 
     def fitness(weights, key):
         x = target  # a linear function, whose gradient is the target
-        return jnp.sum(linear(jnp.eye(64), weights["w"]) * x) / d
+        return jnp.sum(linear(jnp.eye(32), weights["w"]) * x) / d
 
     estimate = jax.jit(es_value_and_grad(fitness, es, specs))
     cosines = []
-    for seed in range(3):
+    for seed in range(seeds):
         state = State(jax.random.key(seed), jnp.int32(0))
         _, g, _ = estimate({"w": jnp.zeros(shape)}, state)
         cosine = jnp.vdot(g["w"], target)
