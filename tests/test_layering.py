@@ -14,6 +14,7 @@ MAY_IMPORT = {
     "mixers": {"params", "layers"},
     "models": {"params", "layers", "mixers"},
     "optimizers": {"params"},
+    "evolution": {"params"},
     "data": set(),
     "inference": {"params", "layers", "mixers", "models"},
     "evaluation": {"params", "layers", "mixers", "models", "data"},

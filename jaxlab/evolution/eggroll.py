@@ -30,11 +30,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax.core import Tracer
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxlab.evolution import noise, shaping
-from jaxlab.params import ParamSpec, named_leaves, select, value
+from jaxlab.params import ParamSpec, Quantized, named_leaves, select, value
 
 Fitness = Callable[..., Float[Array, ""]]
 
@@ -69,6 +70,7 @@ class EGGROLL:
             for the published step, sigma^2 sqrt(N) times as long.
         frozen: roles, or patterns of path names, that get neither noise nor update.
         directions_at_once: whose noise is in memory together for the update.
+        members_at_once: that `step` evaluates together, on each device; None for all.
         update: "replicated", where every device makes the whole update, or "sharded",
             where each sums its own members' part; under a mesh.
         axes: the mesh axes that divide the population.
@@ -83,6 +85,7 @@ class EGGROLL:
     scaling: str = "unbiased"
     frozen: tuple[str, ...] = ()
     directions_at_once: int = 1024
+    members_at_once: int | None = None
     update: str = "replicated"
     axes: tuple[str, ...] = ("data", "fsdp")
 
@@ -105,11 +108,10 @@ class EGGROLL:
             )
         if not callable(self.sigma) and not 0 < self.sigma < math.inf:
             raise ValueError(f"sigma is {self.sigma}, but must be above 0.")
-        for name in ("noise_lifetime", "directions_at_once"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}, but must be at least 1."
-                )
+        for name in ("noise_lifetime", "directions_at_once", "members_at_once"):
+            found = getattr(self, name)
+            if found is not None and found < 1:
+                raise ValueError(f"{name} is {found}, but must be at least 1.")
         if isinstance(self.shape, shaping.Sign) and not self.antithetic:
             raise ValueError("Sign compares antithetic pairs; set antithetic=True.")
         for name, known in (
@@ -185,16 +187,31 @@ class _Directions:
 
     def members(self, state: State, params: Any, numbers: Int[Array, " n"]):
         """Trees of parameters stacked over members, and their `in_axes`."""
-        of_direction, sign = numbers, jnp.ones(numbers.shape)
+        if not self.es.antithetic:
+            return self._moved(state, params, self.noise(state, numbers), 1.0)
+        sign = jnp.where(numbers % 2 == 0, 1.0, -1.0)
+        return self._moved(state, params, self.noise(state, numbers // 2), sign)
+
+    def pairs(self, state: State, params: Any, numbers: Int[Array, " n"]):
+        """As `members`, of directions and, antithetically, their opposites.
+
+        Each direction's noise is drawn once.
+        """
+        drawn, sign = self.noise(state, numbers), 1.0
         if self.es.antithetic:
-            of_direction, sign = numbers // 2, jnp.where(numbers % 2 == 0, 1.0, -1.0)
-        drawn = self.noise(state, of_direction)
+            drawn = jax.tree.map(lambda e: jnp.repeat(e, 2, axis=0), drawn)
+            sign = jnp.tile(jnp.asarray([1.0, -1.0]), len(numbers))
+        return self._moved(state, params, drawn, sign)
+
+    def _moved(self, state, params, drawn, sign):
         axes = noise.axes(drawn)
         scale = sign * self.es.sigma_of(state.generation)
-        move = jax.vmap(noise.moved_by, in_axes=(None, 0, 0), out_axes=axes)
+        move = jax.vmap(
+            noise.moved_by, (None, 0, 0 if jnp.ndim(scale) else None), out_axes=axes
+        )
         return move(params, drawn, scale), axes
 
-    def gradient(self, state: State, z: Float[Array, " N"], first=0, count=None):
+    def gradient(self, state: State, z: Float[Array, " N"], first: Any = 0, count=None):
         """sum_i z_i s_i E_i, scaled, over the directions from `first` on.
 
         Args:
@@ -240,9 +257,20 @@ class Strategy:
         """The state before the first generation.
 
         Warns of parameters whose dtype cannot hold a step of sigma.
+
+        Raises:
+            ValueError: a parameter is neither an array nor `Quantized`.
         """
-        _warn_of_resolution(self.es, self._directions, params)
-        return State(key, jnp.zeros((), jnp.int32), self.optimizer.init(params))
+        leaves = _by_name(self._directions, params)
+        for name, w in leaves.items():
+            if not isinstance(w, Array | np.ndarray | Quantized):
+                raise ValueError(
+                    f"{name} is a {type(w).__name__}, to which no step can be added: "
+                    "give value(w), or take es_value_and_grad and add it yourself."
+                )
+        _warn_of_resolution(self.es, self._directions, leaves)
+        dense = jax.tree.map(lambda spec, w: value(w), self._directions.specs, params)
+        return State(key, jnp.zeros((), jnp.int32), self.optimizer.init(dense))
 
     def ask(self, state: State, params: Any, members: Int[Array, " n"] | None = None):
         """Parameters of members, stacked, and the `in_axes` for `jax.vmap` over them.
@@ -250,8 +278,10 @@ class Strategy:
         Args:
             members: their numbers, below the population; None for all.
         """
-        numbers = jnp.arange(self.es.population) if members is None else members
-        return self._directions.members(state, params, numbers)
+        if members is None:
+            everyone = jnp.arange(self.es.directions)
+            return self._directions.pairs(state, params, everyone)
+        return self._directions.members(state, params, members)
 
     def tell(
         self, state: State, params: Any, fitness: Float[Array, " N"]
@@ -267,9 +297,7 @@ class Strategy:
         """
         _check_fitness(self.es, fitness)
         g = self._directions.gradient(state, self.es.shape(fitness))
-        params, optimizer = _ascend(self.optimizer, g, state.optimizer, params)
-        state = State(state.key, state.generation + 1, optimizer)
-        return params, state, figures(fitness)
+        return *_ascend(self.optimizer, g, state, params), figures(fitness)
 
     def step(self, state: State, params: Any, evaluate: Fitness, *args: Any):
         """One generation, divided over a mesh; results as `tell`.
@@ -279,8 +307,7 @@ class Strategy:
                 antithetic pair get the same key.
         """
         _, g, found = _estimate(self._directions, evaluate, state, params, args)
-        params, optimizer = _ascend(self.optimizer, g, state.optimizer, params)
-        return params, State(state.key, state.generation + 1, optimizer), found
+        return *_ascend(self.optimizer, g, state, params), found
 
 
 def es_value_and_grad(function: Fitness, es: EGGROLL, specs: Any):
@@ -320,21 +347,28 @@ def figures(fitness: Float[Array, " N"]) -> dict[str, Array]:
 def _estimate(directions: _Directions, function, state, params, args):
     """Fitness of all members and the gradient, under a mesh each device its part."""
     es = directions.es
+    members_of = es.population // es.directions
+    key = jax.random.fold_in(state.key, state.generation)
+
+    def together(numbers):
+        """Fitness of the members of directions."""
+        stacked, axes = directions.pairs(state, params, numbers)
+        keys = jax.vmap(partial(jax.random.fold_in, key))(numbers)
+        evaluate = jax.vmap(lambda w, key: function(w, key, *args), (axes, 0))
+        return evaluate(stacked, jnp.repeat(keys, members_of))
 
     def fitness_of(numbers):
-        stacked, axes = directions.members(state, params, numbers)
-        pair = numbers // 2 if es.antithetic else numbers
-        keys = jax.random.fold_in(state.key, state.generation)
-        keys = jax.vmap(lambda p: jax.random.fold_in(keys, p))(pair)
-        return jax.vmap(lambda w, key: function(w, key, *args), (axes, 0))(
-            stacked, keys
-        )
+        at_once = -(-(es.members_at_once or es.population) // members_of)
+        whole, rest = divmod(len(numbers), at_once)
+        first, last = jnp.split(numbers, [whole * at_once])
+        parts = [jax.lax.map(together, first.reshape(whole, at_once)).reshape(-1)]
+        return jnp.concatenate([*parts, together(last)] if rest else parts)
 
     mesh = jax.sharding.get_abstract_mesh()
     names = tuple(n for n in es.axes if mesh.shape.get(n, 1) > 1)
     parts = math.prod(mesh.shape[n] for n in names)
     if parts == 1:
-        fitness = fitness_of(jnp.arange(es.population))
+        fitness = fitness_of(jnp.arange(es.directions))
         _check_fitness(es, fitness)
         g = directions.gradient(state, es.shape(fitness))
         return fitness.mean(), g, figures(fitness)
@@ -345,15 +379,14 @@ def _estimate(directions: _Directions, function, state, params, args):
         )
 
     def on_device():
-        index = jax.lax.axis_index(names)
-        count = es.population // parts
-        own = fitness_of(index * count + jnp.arange(count))
+        count = es.directions // parts
+        first = jax.lax.axis_index(names) * count
+        own = fitness_of(first + jnp.arange(count))
         fitness = jax.lax.all_gather(own, names, tiled=True)
         z = es.shape(fitness)
         if es.update == "replicated":
             return fitness, directions.gradient(state, z)
-        count = es.directions // parts
-        part = directions.gradient(state, z, index * count, count)
+        part = directions.gradient(state, z, first, count)
         return fitness, jax.lax.psum(part, names)
 
     fitness, g = jax.shard_map(
@@ -366,12 +399,28 @@ def _estimate(directions: _Directions, function, state, params, args):
     return fitness.mean(), g, figures(fitness)
 
 
-def _ascend(optimizer, g, state, params):
-    """A step of a minimiser up a gradient."""
-    down = jax.tree.map(lambda g, w: -g.astype(w.dtype), g, params)
+def _ascend(optimizer, g, state: State, params: Any) -> tuple[Any, State]:
+    """A step of a minimiser up a gradient, and the state of the next generation."""
+    dense = jax.tree.map(lambda g, w: value(w), g, params)
+    down = jax.tree.map(lambda g, w: -g.astype(w.dtype), g, dense)
     with jax.numpy_dtype_promotion("standard"):  # optax relies on it
-        updates, state = optimizer.update(down, state, params)
-        return optax.apply_updates(params, updates), state
+        updates, memory = optimizer.update(down, state.optimizer, dense)
+        moved = optax.apply_updates(dense, updates)
+    leaves, structure = jax.tree.flatten(moved)
+    keys = jax.random.split(
+        jax.random.fold_in(state.key, ~state.generation), len(leaves)
+    )
+    new = map(_rounded, leaves, structure.flatten_up_to(params), keys)
+    return structure.unflatten(new), State(state.key, state.generation + 1, memory)
+
+
+def _rounded(moved: Array, w: Any, key: Array) -> Any:
+    """What a parameter `w` becomes: int8 rounds up or down at random, unbiased."""
+    if not isinstance(w, Quantized):
+        return moved
+    between = jax.random.uniform(key, moved.shape)
+    q = jnp.clip(jnp.floor(moved / w.scale + between), -127, 127)
+    return Quantized(q.astype(w.q.dtype), w.scale)
 
 
 def _spec_of(leaf) -> ParamSpec:
@@ -388,7 +437,7 @@ def _check_fitness(es: EGGROLL, fitness) -> None:
             f"fitness has shape {fitness.shape}, but a population of {es.population} "
             f"has one number a member, ({es.population},)."
         )
-    if isinstance(fitness, jax.core.Tracer):
+    if isinstance(fitness, Tracer):
         return
     known = np.asarray(fitness)
     if not np.isfinite(known).any():
@@ -403,14 +452,19 @@ def _check_fitness(es: EGGROLL, fitness) -> None:
         )
 
 
-def _warn_of_resolution(es: EGGROLL, directions: _Directions, params: Any) -> None:
-    sigma = float(es.sigma_of(jnp.zeros((), jnp.int32)))
-    moved = jax.tree.leaves(directions.moved)
+def _by_name(directions: _Directions, params: Any) -> dict[str, Any]:
+    """Parameters, whole weights, by their paths."""
+    structure = jax.tree.structure(directions.specs)
     names = [name for name, _ in named_leaves(directions.specs)]
-    leaves = jax.tree.structure(directions.specs).flatten_up_to(params)
+    return dict(zip(names, structure.flatten_up_to(params), strict=True))
+
+
+def _warn_of_resolution(es: EGGROLL, directions: _Directions, leaves: dict) -> None:
+    sigma = float(es.sigma_of(jnp.zeros((), jnp.int32)))
     coarse = []
-    for name, w, moves in zip(names, map(value, leaves), moved, strict=True):
-        if not moves or isinstance(w, jax.core.Tracer):
+    moved = jax.tree.leaves(directions.moved)
+    for (name, w), moves in zip(leaves.items(), moved, strict=True):
+        if not moves or isinstance(w, Tracer | Quantized):
             continue
         size = float(jnp.sqrt(jnp.mean(jnp.square(w.astype(jnp.float32)))))
         step = size * float(jnp.finfo(w.dtype).eps)
