@@ -28,7 +28,7 @@ def main(
     members: int = 1024,
     turns: int = 15,
     dtype: str = "float32",
-    ranks: tuple[int, ...] = (1, 4),
+    ranks: tuple[int, ...] = (1,),
 ) -> None:
     """Measure and record.
 

@@ -15,12 +15,14 @@ MAY_IMPORT = {
     "models": {"params", "layers", "mixers"},
     "optimizers": {"params"},
     "evolution": {"params"},
+    "environments": set(),
+    "rl": {"params", "layers", "models", "inference", "data"},
     "data": set(),
     "inference": {"params", "layers", "mixers", "models"},
     "evaluation": {"params", "layers", "mixers", "models", "data"},
     "training": {
         *("params", "layers", "mixers", "models", "optimizers", "data"),
-        *("inference", "evaluation"),
+        *("inference", "evaluation", "evolution", "environments", "rl"),
     },
 }
 

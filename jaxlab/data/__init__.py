@@ -15,6 +15,7 @@ from jaxlab.data.loader import (
     packed_batches,
 )
 from jaxlab.data.ngrams import ngram_bits_per_byte
+from jaxlab.data.streams import Streams, stream_segments
 from jaxlab.data.synthetic import (
     AssociativeRecall,
     GroupWordProblem,
@@ -41,6 +42,7 @@ __all__ = [
     "InductionHeads",
     "NeedleInHaystack",
     "SelectiveCopying",
+    "Streams",
     "Task",
     "build",
     "group_table",
@@ -49,5 +51,6 @@ __all__ = [
     "ngram_bits_per_byte",
     "open_corpus",
     "packed_batches",
+    "stream_segments",
     "task_batches",
 ]

@@ -4,16 +4,12 @@ import contextlib
 import dataclasses
 import logging
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxlab import models, params
@@ -27,6 +23,7 @@ from jaxlab.training.metrics import MetricWriter, Progress, peak_flops, plot_los
 from jaxlab.training.source import Source, open_source
 from jaxlab.training.state import TrainState, abstract_state, create_state
 from jaxlab.training.step import make_train_step
+from jaxlab.training.stopping import SIGNALS, stop_signals, why_stop
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +75,7 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
         jax.set_mesh(mesh),
         checkpoints,
         MetricWriter(run) as writer,
-        _stop_signals() as received,
+        stop_signals() as received,
     ):
         if saved is None:
             state, step = _first_state(cfg, optimizer, mesh), 0
@@ -114,7 +111,7 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
         train_step = make_train_step(cfg.model, optimizer, cfg.accumulate)
         scores, scored_at, pending, why = {}, None, None, None
         while step < cfg.steps:
-            if why := _why_stop(cfg, step, started, received):
+            if why := why_stop(cfg, step, started, received):
                 break
             batch = params.place_rows(next(source.train), mesh)
             state, metrics = train_step(state, batch)
@@ -147,50 +144,6 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
             _say(f"Stopped at step {step} of {cfg.steps}: {why}; --resume continues.")
         _show_results(cfg, run, source, state, scores)
     return {"step": step, **scores}
-
-
-SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[str]]:
-    """A list that receives the names of stop signals; the second one kills as usual.
-
-    With several processes JAX's own handler makes them stop at the same step.
-    """
-    received: list[str] = []
-    before = {}
-
-    def receive(number, _frame):
-        received.append(signal.Signals(number).name)
-        signal.signal(number, before[number])
-
-    in_main = threading.current_thread() is threading.main_thread()
-    if in_main and jax.process_count() == 1:
-        before = {n: signal.signal(n, receive) for n in SIGNALS.values()}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _why_stop(
-    cfg: TrainConfig, step: int, started: float, received: list[str]
-) -> str | None:
-    """A reason to stop before `step`, the same on every process."""
-    minutes = (time.monotonic() - started) / 60
-    late = cfg.max_minutes is not None and minutes > cfg.max_minutes
-    if jax.process_count() > 1:
-        if multihost_utils.reached_preemption_sync_point(step):
-            return "SIGTERM"
-        if cfg.max_minutes is not None and step % cfg.log_every == 0:
-            late = bool(multihost_utils.broadcast_one_to_all(late))
-        else:
-            late = False
-    elif received:
-        return received[0]
-    return f"max_minutes={cfg.max_minutes} have passed" if late else None
 
 
 def _first_state(cfg: TrainConfig, optimizer, mesh: Mesh) -> TrainState:

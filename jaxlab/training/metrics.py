@@ -292,6 +292,7 @@ def plot_losses(
     baselines: Mapping[str, float] | None = None,
     train: str = "loss",
     held_out: str = "held_out_loss",
+    names: tuple[str, str] = ("train", "held-out"),
     ylabel: str = "loss (nats per token)",
     title: str = "",
 ) -> None:
@@ -303,6 +304,7 @@ def plot_losses(
         baselines: {label: loss}, each a dashed horizontal line, such as the entropy of
           a bigram model.
         train, held_out: names of the metrics; the second may be absent.
+        names: what the picture calls them.
         ylabel: what the losses are measured in.
         title: a line above the picture.
 
@@ -335,7 +337,7 @@ def plot_losses(
         smooth = _moving_average(losses, len(losses) // 100)
         axes.plot(steps, losses, color=blue, alpha=0.25, linewidth=1)
         axes.plot(steps, smooth, color=blue, linewidth=2)
-        labels = [(smooth[-1], f"train {smooth[-1]:.2f}", blue)]
+        labels = [(smooth[-1], f"{names[0]} {smooth[-1]:.2f}", blue)]
         if len(held_steps):
             axes.plot(
                 *(held_steps, held_losses, "o-"),
@@ -343,7 +345,9 @@ def plot_losses(
                 markersize=4,
                 clip_on=False,
             )
-            labels.append((held_losses[-1], f"held-out {held_losses[-1]:.2f}", orange))
+            labels.append(
+                (held_losses[-1], f"{names[1]} {held_losses[-1]:.2f}", orange)
+            )
         for name, loss in (baselines or {}).items():
             axes.axhline(loss, color=grey, linestyle=(0, (5, 4)), linewidth=1)
             labels.append((loss, f"{name} {loss:.2f}", grey))

@@ -16,7 +16,7 @@ class Run(NamedTuple):
     """A trained model.
 
     Attributes:
-        config: what the run was made of.
+        config: what the run was made of; a search of a model has its fields too.
         params: its parameters, on `mesh`.
         step: updates they have seen.
         mesh: the mesh they are on.
@@ -52,6 +52,11 @@ def load_run(
         )
     saved = Checkpoints(folder, config={}).load_config(step)
     cfg = config_file.from_json(saved)
+    if cfg.model is None:
+        raise CheckpointError(
+            f"{directory} is a run of {type(cfg.task).__name__}, which has no language "
+            "model; name a run of text or of a fine-tuning."
+        )
     mesh = params.make_mesh(mesh_config or params.MeshConfig())
     specs = models.spec(cfg.model)
     abstract = jax.tree.map(

@@ -1,0 +1,22 @@
+"""The README's tables, made of benchmarks/results."""
+
+from benchmarks.tables import methods, models, speed
+
+TABLES = {
+    "methods": methods.methods,
+    "language_model": models.language_model,
+    "state_tracking": models.state_tracking,
+    "recall": models.recall,
+    "needle": models.needle,
+    "lact": models.lact,
+    "selective_copying": models.selective_copying,
+    "induction": models.induction,
+    "mom": speed.mom,
+    "lact_recall": speed.lact_recall,
+    "mixers": speed.mixers,
+    "delta_rule": speed.delta_rule,
+    "kernel_cycles": speed.kernel_cycles,
+    "defaults": speed.defaults,
+    "gpu_kernels": speed.gpu_kernels,
+}
+"""By the name in the README's markers; a table without markers there is not shown."""

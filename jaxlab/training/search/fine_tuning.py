@@ -1,0 +1,139 @@
+"""A trained language model, tuned to answer questions, by EGGROLL or by GRPO.
+
+Both see only whether an answer is right. What compares them is the number of answers a
+step: population x questions of the one, questions x group of the other.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxlab import models, params
+from jaxlab.evolution import EGGROLL, Strategy
+from jaxlab.models import LMConfig
+from jaxlab.optimizers import AdamW
+from jaxlab.rl import (
+    GRPO,
+    Copy,
+    Questions,
+    Sums,
+    ask,
+    exact_match_reward,
+    likelihood,
+)
+from jaxlab.training.restore import load_run
+from jaxlab.training.search.policies import ADAM
+from jaxlab.training.search.problem import Problem
+from jaxlab.training.source import TextData
+from jaxlab.training.state import TrainState
+
+FITNESS = ("exact_match", "likelihood")
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuning:
+    """A model, its questions, and how it is tuned."""
+
+    init_from: str = "runs/tiny"  # the run whose parameters are tuned
+    questions: Sums | Copy = Sums(digits=1)
+    method: EGGROLL | GRPO = EGGROLL(population=128, sigma=3e-3)
+    optimizer: AdamW = dataclasses.replace(ADAM, learning_rate=3e-4)
+    questions_a_step: int = 16  # asked of all members, or of each group
+    fitness: str = "exact_match"  # of EGGROLL: share of right answers, or "likelihood"
+    temperature: float = 0.0  # of members' answers; 0 takes the likeliest tokens
+    eval_questions: int = 256  # a score, of each split
+    model: LMConfig | None = None  # of the run `init_from`, filled in
+    data: TextData | None = None  # likewise
+
+    def __post_init__(self):
+        if self.fitness not in FITNESS:
+            raise ValueError(f"fitness={self.fitness!r} is not one of {FITNESS}.")
+        for name in ("questions_a_step", "eval_questions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+
+    @property
+    def answers_a_step(self) -> int:
+        """What the two methods have in common."""
+        each = (
+            self.method.group
+            if isinstance(self.method, GRPO)
+            else self.method.population
+        )
+        return each * self.questions_a_step
+
+    def resolved(self) -> "FineTuning":
+        """With the model and the data of the run that it starts from."""
+        cfg = load_run(self.init_from).config
+        if not isinstance(cfg.data, TextData):
+            raise ValueError(f"{self.init_from} was trained on a task, not on text.")
+        if self.model is not None and self.model != cfg.model:
+            raise ValueError(
+                f"model is given and is not that of {self.init_from}; leave it out."
+            )
+        return dataclasses.replace(self, model=cfg.model, data=cfg.data)
+
+    def _fitness(self, cfg: LMConfig):
+        if self.fitness == "likelihood":
+            return lambda weights, key, asked: likelihood(weights, asked, cfg)
+        return lambda weights, key, asked: exact_match_reward(
+            *(weights, asked, key, cfg), temperature=self.temperature
+        )
+
+    def open(self, steps: int, seed: int) -> Problem:
+        """The problem of a run of so many steps."""
+        run = load_run(self.init_from)
+        cfg, weights = run.config.model, run.params
+        optimizer = self.optimizer.build(models.spec(cfg), steps)
+        key = jax.random.key(seed)
+
+        def questions(number: int) -> Questions:
+            first = number * self.questions_a_step
+            return ask(
+                self.questions, seed, range(first, first + self.questions_a_step)
+            )
+
+        method = self.method
+        if isinstance(method, GRPO):
+            learner, train = method.build(cfg, optimizer), "reward"
+            memory = learner.init(weights)
+            learn = learner.step
+        else:
+            strategy, train = method.build(models.spec(cfg), optimizer), "fitness"
+            memory = strategy.init(weights, key)
+            learn = partial(_generation, strategy, self._fitness(cfg))
+
+        @jax.jit
+        def update(state: TrainState, asked: Questions):
+            own = jax.random.fold_in(key, state.step)
+            tuned, memory, figures = learn(state.opt_state, state.params, asked, own)
+            return TrainState(state.step + 1, tuned, memory), figures
+
+        splits = {
+            name: ask(self.questions, seed + 1, range(self.eval_questions), split)
+            for name, split in (("right", "train"), ("right_held_out", "test"))
+        }
+        answer = jax.jit(partial(exact_match_reward, key=key, cfg=cfg))
+
+        def score(state: TrainState) -> dict[str, float]:
+            return {
+                name: float(answer(state.params, asked))
+                for name, asked in splits.items()
+            }
+
+        return Problem(
+            TrainState(jnp.zeros((), jnp.int32), weights, memory),
+            lambda state, number: update(state, questions(number)),
+            score,
+            f"{self.questions} asked of {self.init_from}, "
+            f"{params.count(models.spec(cfg)):,} parameters, by "
+            f"{type(self.method).__name__} with {self.answers_a_step} answers a step",
+            *(train, "right", "share of right answers"),
+        )
+
+
+def _generation(strategy: Strategy, fitness, state, params, asked, _):
+    """As a learner's step; the state of the strategy has the key."""
+    return strategy.step(state, params, fitness, asked)

@@ -1,0 +1,99 @@
+"""A language model of integers, trained without a gradient and without a float."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlab import data, params
+from jaxlab.evolution import integer_model
+from jaxlab.evolution.integer import IntegerEGGROLL
+from jaxlab.training.search.problem import Problem
+from jaxlab.training.source import TextData
+from jaxlab.training.state import TrainState
+
+ROWS, LENGTH = 64, 256  # of an evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class IntegerTraining:
+    """A corpus of bytes, a model, and its strategy."""
+
+    data: TextData = TextData(sequence_length=32, eval_tokens=2**17)  # rows: segments
+    model: integer_model.Config = integer_model.Config()
+    es: IntegerEGGROLL = IntegerEGGROLL()
+
+    def open(self, steps: int, seed: int) -> Problem:
+        """The problem of a run; the step's number says which segment is read."""
+        corpus = data.build(self.data.corpus)
+        rows = self.es.population // self.es.members_per_sequence
+        segments = data.Streams(
+            corpus.split("train"), rows=rows, length=self.data.sequence_length
+        )
+        strategy = self.es.build(self.model)
+        of_weights, of_noise = jax.random.split(jax.random.key(seed))
+        weights = params.init(integer_model.spec(self.model), of_weights)
+        generation = jax.jit(strategy.step)
+        predictions = rows * self.data.sequence_length
+
+        def step(state: TrainState, number: int):
+            tokens = segments[number]
+            weights, es, found = generation(state.opt_state, state.params, tokens)
+            bits = integer_model.bits(int(np.asarray(found["losses"]).sum()))
+            shared = self.es.members_per_sequence
+            figures = {
+                "bits_per_token": bits / (predictions * shared),
+                "undecided": found["undecided"],
+                "moved": found["moved"],
+            }
+            return TrainState(state.step + 1, weights, es), figures
+
+        def score(state: TrainState) -> dict[str, float]:
+            found = heldout_bits_per_byte(
+                corpus, self.model, state.params, self.data.eval_tokens
+            )
+            return {"bits_per_byte": found}
+
+        return Problem(
+            TrainState(
+                jnp.zeros((), jnp.int32), weights, strategy.init(weights, of_noise)
+            ),
+            *(step, score),
+            f"integer model, {params.count(integer_model.spec(self.model)):,} "
+            f"parameters, by a population of {self.es.population}",
+            *("bits_per_token", "bits_per_byte", "bits per byte"),
+            greater=False,
+            baselines=corpus.baselines,
+        )
+
+
+def heldout_bits_per_byte(
+    corpus: data.Corpus,
+    cfg: integer_model.Config,
+    weights: Any,
+    most: int | None = None,
+) -> float:
+    """Of the parameters themselves, without noise, on held-out text read end to end.
+
+    Args:
+        most: tokens, spread over the rows that read side by side; None for all.
+    """
+    documents = corpus.split("heldout")
+    streams = data.Streams(documents, rows=ROWS, length=LENGTH)
+    count = streams.segments_a_pass
+    if most is not None:
+        count = min(count, max(most // (ROWS * LENGTH), 1))
+    state, sixteenths, size = integer_model.init_state(cfg, ROWS), 0, 0
+    for n in range(count):
+        losses, state = _segment_loss(cfg, weights, streams[n], state)
+        sixteenths += int(np.sum(np.asarray(losses, np.int64)))
+        size += int(documents.token_bytes[streams[n][:, 1:]].sum())
+    return integer_model.bits(sixteenths) / size
+
+
+@partial(jax.jit, static_argnames="cfg")
+def _segment_loss(cfg: integer_model.Config, weights, tokens, state):
+    return integer_model.segment_loss(weights, tokens, cfg, state)

@@ -1,0 +1,94 @@
+"""A network that acts in an environment, found by EGGROLL."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxlab import params
+from jaxlab.environments import Acrobot, Box, CartPole, Pendulum, returns
+from jaxlab.evolution import EGGROLL, policy
+from jaxlab.optimizers import AdamW, WarmupStableDecay
+from jaxlab.training.search.problem import Problem
+from jaxlab.training.state import TrainState
+
+ADAM = AdamW(
+    learning_rate=1e-2,
+    schedule=WarmupStableDecay(warmup=0, decay=0.0),
+    weight_decay=0.0,
+    b2=0.999,
+)
+"""Adam at one rate; its clip does nothing to steps, which it scales by themselves."""
+
+ACTIONS = ("greedy", "sample")
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicySearch:
+    """An environment, a multi-layer perceptron, and how it is searched."""
+
+    environment: CartPole | Pendulum | Acrobot = CartPole()
+    width: int = 64  # of the hidden layers
+    layers: int = 3
+    actions: str = "greedy"  # of numbered ones: the best, or "sample" of the softmax
+    es: EGGROLL = EGGROLL()
+    optimizer: AdamW = ADAM
+    episodes: int = 1  # whose mean return is a member's fitness
+    eval_episodes: int = 16  # of the mean parameters, a score
+
+    def __post_init__(self):
+        if self.actions not in ACTIONS:
+            raise ValueError(f"actions={self.actions!r} is not one of {ACTIONS}.")
+        for name in ("episodes", "eval_episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+
+    def open(self, steps: int, seed: int) -> Problem:
+        """The problem of a run of so many generations."""
+        space = self.environment.actions
+        outputs = space.size if isinstance(space, Box) else space
+        cfg = policy.Config(
+            self.environment.observation_size, outputs, self.width, self.layers
+        )
+        specs = policy.spec(cfg)
+        of_weights, of_noise, of_scores = jax.random.split(jax.random.key(seed), 3)
+        weights = params.init(specs, of_weights)
+        strategy = self.es.build(specs, self.optimizer.build(specs, steps))
+
+        def total(weights, key, episodes):
+            def act(observation, key):
+                if isinstance(space, Box):
+                    bounds = jnp.asarray(space.low), jnp.asarray(space.high)
+                    return policy.bounded(weights, observation, cfg, *bounds)
+                if self.actions == "greedy":
+                    return policy.greedy(weights, observation, cfg)
+                return policy.sample(weights, observation, cfg, key)
+
+            return returns(act, self.environment, key, episodes)
+
+        @jax.jit
+        def generation(state: TrainState):
+            weights, es, figures = strategy.step(
+                *(state.opt_state, state.params),
+                lambda weights, key: total(weights, key, self.episodes).mean(),
+            )
+            return TrainState(state.step + 1, weights, es), figures
+
+        @jax.jit
+        def play(weights):
+            return total(weights, of_scores, self.eval_episodes)
+
+        def score(state: TrainState) -> dict[str, float]:
+            found = play(state.params)
+            return {"return": float(found.mean()), "return_worst": float(found.min())}
+
+        return Problem(
+            TrainState(
+                jnp.zeros((), jnp.int32), weights, strategy.init(weights, of_noise)
+            ),
+            lambda state, _: generation(state),
+            score,
+            f"{type(self.environment).__name__} by a population of "
+            f"{self.es.population}, {params.count(specs):,} parameters",
+            *("fitness", "return", "return of an episode"),
+        )

@@ -1,0 +1,34 @@
+"""What a task gives the loop of `run`."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxtyping import Array
+
+from jaxlab.training.state import TrainState
+
+
+class Problem(NamedTuple):
+    """A task made ready.
+
+    Attributes:
+        state: before the first step; `opt_state` is the method's own.
+        step: (state, number of the step from 0) to the next state and figures. A pure
+            function, so that a run goes on where its checkpoint ends.
+        score: figures of the state's parameters by themselves.
+        headline: what is searched, and how.
+        train, held_out: the figure of `step` and that of `score` that are drawn.
+        unit: theirs.
+        greater: whether more of it is better.
+        baselines: levels to draw beside them.
+    """
+
+    state: TrainState
+    step: Callable[[TrainState, int], tuple[TrainState, dict[str, Array]]]
+    score: Callable[[TrainState], dict[str, float]]
+    headline: str
+    train: str
+    held_out: str
+    unit: str
+    greater: bool = True
+    baselines: dict[str, float] = {}

@@ -1,0 +1,34 @@
+"""Search a config: python scripts/evolve.py configs/cartpole.py [--resume] [--steps 20]
+
+Evolution strategies, and the policy gradients beside them: whatever makes its own data.
+Every field of the config is an option; --help after the config lists them. --resume
+continues the search of that name.
+"""
+
+import logging
+import sys
+
+from jaxlab.training import config_file
+from jaxlab.training.search import SearchConfig, search
+
+
+def main() -> None:
+    logging.basicConfig(
+        level=logging.WARNING, format="%(levelname)s: %(message)s", force=True
+    )
+    arguments = sys.argv[1:]
+    cfg = config_file.parse_cli([a for a in arguments if a != "--resume"])
+    if not isinstance(cfg, SearchConfig):
+        sys.exit(
+            f"error: {arguments[0]} is a {type(cfg).__name__}, not a SearchConfig; "
+            "scripts/train.py trains by gradients."
+        )
+    try:
+        search(cfg, resume="--resume" in arguments)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        logging.getLogger(__name__).debug("Traceback:", exc_info=True)
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
