@@ -1,0 +1,22 @@
+"""Sums by GRPO, the policy gradient beside configs/sums_eggroll.py.
+
+A step is 2048 answers: 8 drawn for each of 256 questions.
+
+Paper: Shao et al., DeepSeekMath, arXiv 2402.03300.
+Expected: see the README.
+Command: make train, then python scripts/evolve.py configs/sums_grpo.py
+"""
+
+from jaxlab.rl import GRPO, Sums
+from jaxlab.training.search import FineTuning, SearchConfig
+
+config = SearchConfig(
+    name="sums_grpo",
+    task=FineTuning(
+        init_from="runs/tiny",
+        questions=Sums(largest=9, digits=1),
+        method=GRPO(group=8),
+        questions_a_step=256,
+    ),
+    steps=100,
+)
