@@ -347,56 +347,68 @@ def figures(fitness: Float[Array, " N"]) -> dict[str, Array]:
 def _estimate(directions: _Directions, function, state, params, args):
     """Fitness of all members and the gradient, under a mesh each device its part."""
     es = directions.es
-    members_of = es.population // es.directions
-    key = jax.random.fold_in(state.key, state.generation)
-
-    def together(numbers):
-        """Fitness of the members of directions."""
-        stacked, axes = directions.pairs(state, params, numbers)
-        keys = jax.vmap(partial(jax.random.fold_in, key))(numbers)
-        evaluate = jax.vmap(lambda w, key: function(w, key, *args), (axes, 0))
-        return evaluate(stacked, jnp.repeat(keys, members_of))
-
-    def fitness_of(numbers):
-        at_once = -(-(es.members_at_once or es.population) // members_of)
-        whole, rest = divmod(len(numbers), at_once)
-        first, last = jnp.split(numbers, [whole * at_once])
-        parts = [jax.lax.map(together, first.reshape(whole, at_once)).reshape(-1)]
-        return jnp.concatenate([*parts, together(last)] if rest else parts)
-
     mesh = jax.sharding.get_abstract_mesh()
     names = tuple(n for n in es.axes if mesh.shape.get(n, 1) > 1)
     parts = math.prod(mesh.shape[n] for n in names)
-    if parts == 1:
-        fitness = fitness_of(jnp.arange(es.directions))
-        _check_fitness(es, fitness)
-        g = directions.gradient(state, es.shape(fitness))
-        return fitness.mean(), g, figures(fitness)
     if es.directions % parts:
         raise ValueError(
             f"The mesh axes {names} have {parts} devices, which do not divide "
             f"{es.directions} directions of a population of {es.population}."
         )
+    count = es.directions // parts
 
-    def on_device():
-        count = es.directions // parts
+    def part(state, params, args, first):
+        """Fitness of the members of `count` directions, in their order."""
+        numbers = first + jnp.arange(count)
+        return _fitness(directions, function, state, params, args, numbers)
+
+    if parts == 1:
+        fitness = part(state, params, args, 0)
+        _check_fitness(es, fitness)
+        g = directions.gradient(state, es.shape(fitness))
+        return fitness.mean(), g, figures(fitness)
+
+    @partial(
+        jax.shard_map,
+        in_specs=(PartitionSpec(),) * 3,
+        out_specs=PartitionSpec(),
+        axis_names=set(names),
+        check_vma=False,  # every device makes the same of what was gathered
+    )
+    def on_device(state, params, args):
         first = jax.lax.axis_index(names) * count
-        own = fitness_of(first + jnp.arange(count))
+        own = part(state, params, args, first)
         fitness = jax.lax.all_gather(own, names, tiled=True)
         z = es.shape(fitness)
         if es.update == "replicated":
             return fitness, directions.gradient(state, z)
-        part = directions.gradient(state, z, first, count)
-        return fitness, jax.lax.psum(part, names)
+        own = directions.gradient(state, z, first, count)
+        return fitness, jax.lax.psum(own, names)
 
-    fitness, g = jax.shard_map(
-        on_device,
-        in_specs=(),
-        out_specs=PartitionSpec(),
-        axis_names=set(names),
-        check_vma=False,  # every device makes the same of what was gathered
-    )()
+    fitness, g = on_device(state, params, args)
     return fitness.mean(), g, figures(fitness)
+
+
+def _fitness(directions: _Directions, function, state, params, args, numbers):
+    """Of the members of directions, at most `members_at_once` in memory together."""
+    es = directions.es
+    each = es.population // es.directions
+    key = jax.random.fold_in(state.key, state.generation)
+
+    def together(numbers):
+        stacked, axes = directions.pairs(state, params, numbers)
+        keys = jax.vmap(partial(jax.random.fold_in, key))(numbers)
+        evaluate = jax.vmap(lambda w, key: function(w, key, *args), (axes, 0))
+        return evaluate(stacked, jnp.repeat(keys, each))
+
+    at_once = -(-(es.members_at_once or es.population) // each)
+    whole, rest = divmod(len(numbers), at_once)
+    first, last = jnp.split(numbers, [whole * at_once])
+    found = [together(last)] if rest else []
+    if whole:
+        first = jax.lax.map(together, first.reshape(whole, at_once))
+        found = [first.reshape(-1), *found]
+    return jnp.concatenate(found)
 
 
 def _ascend(optimizer, g, state: State, params: Any) -> tuple[Any, State]:

@@ -1,0 +1,152 @@
+"""Searches from beginning to end: they climb, stop, go on, and refuse another's run."""
+
+import dataclasses
+import pathlib
+import string
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab.data import CorpusConfig
+from jaxlab.environments import CartPole, Pendulum
+from jaxlab.evolution import EGGROLL, integer_model
+from jaxlab.evolution.integer import IntegerEGGROLL
+from jaxlab.mixers import delta_product
+from jaxlab.models import LMConfig
+from jaxlab.optimizers import AdamW, WarmupCosine
+from jaxlab.rl import GRPO, Copy
+from jaxlab.training import CheckpointError, TextData, TrainConfig, load_run, train
+from jaxlab.training.metrics import read_metrics
+from jaxlab.training.search import (
+    FineTuning,
+    IntegerTraining,
+    PolicySearch,
+    SearchConfig,
+    search,
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        words = rng.choice(["def ", "self.x = x\n", "1\n"], rng.integers(20, 60))
+        (folder / f"{i}.txt").write_text("".join(words))
+    return CorpusConfig(directory=str(folder / "corpus"), sources=(str(folder),))
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    mixer = delta_product.Config(16, n_heads=2)
+    cfg = TrainConfig(
+        name="base",
+        directory=str(folder),
+        data=TextData(corpus, sequence_length=24, eval_tokens=64),
+        model=LMConfig(width=16, n_layers=1, pattern=(mixer,)),
+        optimizer=AdamW(schedule=WarmupCosine(warmup=1)),
+        batch_size=8,
+        steps=2,
+    )
+    train(cfg)
+    return str(folder / "base")
+
+
+def cartpole(directory, **changed):
+    task = PolicySearch(width=16, layers=1, es=EGGROLL(population=64), eval_episodes=8)
+    return SearchConfig(
+        **{"name": "cartpole", "directory": str(directory), "task": task, "steps": 6}
+        | {"eval_every": 3, "checkpoint_every": 2}
+        | changed
+    )
+
+
+def recorded(cfg, name):
+    lines = read_metrics(pathlib.Path(cfg.directory) / cfg.name / "metrics.jsonl")
+    return [line[name] for line in lines if name in line]
+
+
+def test_a_search_resumed_is_the_search_that_was_not_stopped(tmp_path):
+    whole = cartpole(tmp_path / "whole", steps=6)
+    end = search(whole)
+    stopped = cartpole(tmp_path / "stopped", steps=4)
+    search(stopped)
+    again = dataclasses.replace(stopped, steps=6)
+    with pytest.raises(CheckpointError, match="already holds a run, saved at step 4"):
+        search(again)
+    assert search(again, resume=True) == end
+    fitness = recorded(whole, "train/fitness")
+    assert len(fitness) == 6 and recorded(again, "train/fitness") == fitness
+    other = dataclasses.replace(again.task, width=8)
+    with pytest.raises(CheckpointError, match=r"task.width: 16 in the run, 8 now"):
+        search(dataclasses.replace(again, task=other), resume=True)
+
+
+def test_until_stops_where_the_score_is_reached(tmp_path):
+    end = search(cartpole(tmp_path, steps=50, eval_every=1, until=9.0))
+    assert end["return"] >= 9 and end["step"] < 50
+    with pytest.raises(CheckpointError, match="PolicySearch, which has no language"):
+        load_run(tmp_path / "cartpole")
+
+
+def test_every_environment_and_way_to_act_runs(tmp_path):
+    for name, task in {
+        "box": PolicySearch(Pendulum(max_steps=9), 8, 1, es=EGGROLL(16), episodes=2),
+        "drawn": PolicySearch(CartPole(), 8, 1, "sample", es=EGGROLL(16)),
+    }.items():
+        cfg = cartpole(tmp_path, name=name, task=task, steps=2, eval_every=1)
+        assert np.isfinite(search(cfg)["return"])
+
+
+@pytest.mark.parametrize(
+    ("method", "learns"),
+    ((EGGROLL(population=16, sigma=0.02), True), (GRPO(group=4), False)),
+    ids=("eggroll", "grpo"),
+)
+def test_a_tuned_model_is_a_run_of_its_own(method, learns, trained, tmp_path):
+    """No answer of an untrained model is right, so that GRPO has no signal."""
+    task = FineTuning(
+        init_from=trained,
+        questions=Copy(names=tuple(string.ascii_letters)),
+        method=method,
+        questions_a_step=2,
+        fitness="likelihood",
+        eval_questions=8,
+    )
+    cfg = cartpole(tmp_path, name="tuned", task=task, steps=2, eval_every=1)
+    end = search(cfg)
+    assert 0 <= end["right"] <= 1 and 0 <= end["right_held_out"] <= 1
+    base, tuned = load_run(trained), load_run(tmp_path / "tuned")
+    assert tuned.config.model == base.config.model
+    assert tuned.config.data == base.config.data
+    same = jax.tree.map(jnp.array_equal, base.params, tuned.params)
+    assert all(jax.tree.leaves(same)) is not learns
+
+
+def test_the_integer_model_learns_in_a_run(corpus, tmp_path):
+    task = IntegerTraining(
+        data=TextData(corpus, sequence_length=16, eval_tokens=2**14),
+        model=integer_model.Config(width=16),
+        es=IntegerEGGROLL(population=64, members_per_sequence=8, table_size=2**14),
+    )
+    cfg = cartpole(tmp_path, name="integer", task=task, steps=30, eval_every=15)
+    search(cfg)
+    first, last = recorded(cfg, "score/bits_per_byte")
+    assert last < first
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    (
+        (lambda: SearchConfig(steps=0), "steps=0 must be at least 1"),
+        (lambda: PolicySearch(actions="best"), "actions='best' is not one of"),
+        (lambda: PolicySearch(episodes=0), "episodes=0 must be at least 1"),
+        (lambda: FineTuning(fitness="taste"), "fitness='taste' is not one of"),
+    ),
+)
+def test_settings_that_cannot_be(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
