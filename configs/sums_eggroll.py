@@ -1,8 +1,8 @@
 """Sums by EGGROLL: the model of `make train` learns them from right and wrong alone.
 
-A question is a doctest, ">>> 3 + 4\\n", and the answer is right where it is "7\\n". A
-generation is 2048 answers: 128 members, all asked the same 16 questions, answer by
-their likeliest bytes. configs/sums_grpo.py has as many a step.
+A question is "self.assertEqual(3 + 4, ", and the answer is right where it is "7". The
+model is right once in 40 draws to begin with. A generation is 2048 answers: 128
+members, all asked the same 16 questions. configs/sums_grpo.py has as many a step.
 
 Paper: Sarkar et al., Evolution Strategies at the Hyperscale, arXiv 2511.16652.
 Expected: see the README.
@@ -17,7 +17,7 @@ config = SearchConfig(
     name="sums_eggroll",
     task=FineTuning(
         init_from="runs/tiny",
-        questions=Sums(largest=9, digits=1),
+        questions=Sums(largest=9, digits=1, end=""),
         method=EGGROLL(population=128, sigma=3e-3, members_at_once=32),
         questions_a_step=16,
     ),

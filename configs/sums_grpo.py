@@ -14,7 +14,7 @@ config = SearchConfig(
     name="sums_grpo",
     task=FineTuning(
         init_from="runs/tiny",
-        questions=Sums(largest=9, digits=1),
+        questions=Sums(largest=9, digits=1, end=""),
         method=GRPO(group=8),
         questions_a_step=256,
     ),

@@ -20,9 +20,6 @@ from jaxtyping import Array, Float, Int
 
 from jaxlab.data import ByteTokenizer
 
-STOP = ord("\n")
-"""The token that ends every answer of these tasks."""
-
 HELD_OUT = 8  # one question in so many
 ATTEMPTS = 1000  # draws before a split counts as empty
 
@@ -123,17 +120,21 @@ def _check(rule: bool, task: Any, message: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Sums:
-    r"""A sum as a doctest: ">>> 3 + 4\n", answer "7\n".
+    """A sum as a test has it: "        self.assertEqual(3 + 4, ", answer "7)".
 
-    The first operand is uniform over those that have a second, then the second.
+    Where Python source has a number next about every other time, so that a small model
+    of it is right now and then. The first operand is uniform over those that have a
+    second, then the second.
 
     Attributes:
         largest: operand; the smallest is 0.
         digits: of the answer; None for any number of them.
+        end: that the answer has to have; "" where it may go on.
     """
 
     largest: int = 9
     digits: int | None = None
+    end: str = ")"
 
     def __post_init__(self):
         _check(self.largest >= 1, self, "largest must be at least 1.")
@@ -155,13 +156,19 @@ class Sums:
 
     @property
     def longest(self) -> tuple[str, str]:
-        return f">>> {self.largest} + {self.largest}\n", f"{self.range[1]}\n"
+        return self._question(self.largest, self.largest)[
+            0
+        ], f"{self.range[1]}{self.end}"
 
     def sample(self, rng: np.random.Generator) -> tuple[str, str]:
         low, high = self.range
         first = rng.integers(max(low - self.largest, 0), min(self.largest, high) + 1)
         second = rng.integers(max(low - first, 0), min(self.largest, high - first) + 1)
-        return f">>> {first} + {second}\n", f"{first + second}\n"
+        return self._question(first, second)
+
+    def _question(self, first: int, second: int) -> tuple[str, str]:
+        prompt = f"        self.assertEqual({first} + {second}, "
+        return prompt, f"{first + second}{self.end}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxlab.data import ByteTokenizer
-from jaxlab.rl.questions import STOP, Copy, Sums, ask, held_out
+from jaxlab.rl.questions import Copy, Sums, ask, held_out
 
 TASKS = (Sums(), Sums(largest=120), Sums(digits=1), Copy(), Copy(names=("abc", "x_1")))
 
@@ -37,28 +37,34 @@ def test_prompts_end_and_answers_begin_at_the_same_place(task):
         assert not prompts[row, :-length].any()
         size = int(mask[row].sum())
         np.testing.assert_array_equal(mask[row], np.arange(mask.shape[1]) < size)
-        assert answers[row, size - 1] == STOP and not answers[row, size:].any()
+        assert answers[row, size - 1] in b"\n)" and not answers[row, size:].any()
 
 
-def test_sums_are_doctests_that_pass():
+def test_sums_are_tests_that_pass():
     for task, fits in (
         (Sums(largest=120), lambda total: True),
         (Sums(largest=120, digits=2), lambda total: 10 <= total <= 99),
         (Sums(largest=50, digits=3), lambda total: total == 100),
-        (Sums(digits=1), lambda total: total <= 9),
+        (Sums(digits=1, end=""), lambda total: total <= 9),
     ):
         asked = [task.sample(np.random.default_rng(seed)) for seed in range(1500)]
         for prompt, answer in asked:
-            assert prompt.startswith(">>> ") and prompt.endswith("\n")
-            expression = ast.parse(prompt[4:-1], mode="eval").body
-            assert isinstance(expression, ast.BinOp)
-            operands = [ast.literal_eval(expression.left)]
-            operands.append(ast.literal_eval(expression.right))
-            assert all(0 <= operand <= task.largest for operand in operands)
-            assert answer == f"{sum(operands)}\n" and fits(sum(operands))
+            whole = prompt.strip() + answer + (")" if task.end == "" else "")
+            call = ast.parse(whole, mode="eval").body
+            assert isinstance(call, ast.Call) and isinstance(call.args[0], ast.BinOp)
+            left, right, total = map(
+                ast.literal_eval, (call.args[0].left, call.args[0].right, call.args[1])
+            )
+            assert 0 <= left <= task.largest and 0 <= right <= task.largest
+            assert total == left + right and fits(total)
+            assert answer == f"{total}{task.end}"
     assert {prompt for prompt, _ in asked} == {
-        f">>> {a} + {b}\n" for a in range(10) for b in range(10 - a)
+        prompt_of(a, b) for a in range(10) for b in range(10 - a)
     }
+
+
+def prompt_of(a, b):
+    return f"        self.assertEqual({a} + {b}, "
 
 
 def test_a_copy_asks_for_the_name():
@@ -87,10 +93,10 @@ def test_no_question_is_in_both_splits():
         for split in ("train", "test")
     ]
     assert not splits[0] & splits[1] and len(splits[0] | splits[1]) == 100
-    assert len(splits[1]) == 13
+    assert len(splits[1]) == 10
     for a in range(10):
         for b in range(10):
-            assert held_out(f">>> {a} + {b}\n") == held_out(f">>> {b} + {a}\n")
+            assert held_out(prompt_of(a, b)) == held_out(prompt_of(b, a))
 
 
 @pytest.mark.parametrize(
