@@ -1,6 +1,6 @@
 """Tune the model of `make train` by EGGROLL and by GRPO, at equal numbers of answers.
 
-    python -m benchmarks.fine_tuning [--seeds 3] [--steps 100]
+    python -m benchmarks.fine_tuning [--seeds 3] [--steps 150]
 
 Both get configs/sums_*.py: 2048 answers a step, right or wrong and nothing else. A
 score is the share of greedy answers that are right, of questions like those asked and
@@ -13,18 +13,21 @@ import pathlib
 import shutil
 import time
 
+import jax
 import tyro
 
 from benchmarks.record import RESULTS, ROOT, record
+from jaxlab.rl import ask, exact_match_reward
 from jaxlab.training import config_file, load_run
 from jaxlab.training.metrics import read_metrics
 from jaxlab.training.search import FineTuning, SearchConfig, search
 
 METHODS = {"EGGROLL": "sums_eggroll", "GRPO": "sums_grpo"}
+KEY = jax.random.key(0)
 RUNS = ROOT / "runs" / "fine_tuning"
 
 
-def main(seeds: int = 3, steps: int = 100) -> None:
+def main(seeds: int = 3, steps: int = 150) -> None:
     """Run, record and draw.
 
     Args:
@@ -50,10 +53,14 @@ def main(seeds: int = 3, steps: int = 100) -> None:
         methods[method] = {"config": config_file.to_json(cfg), "runs": runs}
     task = cfg.task
     assert isinstance(task, FineTuning)
+    base = load_run(task.init_from)
+    asked = ask(task.questions, 1, range(task.eval_questions))
+    right = float(exact_match_reward(base.params, asked, KEY, base.config.model))
     path = record(
         "fine_tuning",
         base=task.init_from,
-        base_step=load_run(task.init_from).step,
+        base_step=base.step,
+        base_right=round(right, 4),
         answers_a_step=task.answers_a_step,
         methods=methods,
     )

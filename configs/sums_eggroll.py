@@ -1,25 +1,29 @@
 """Sums by EGGROLL: the model of `make train` learns them from right and wrong alone.
 
-A question is "self.assertEqual(3 + 4, ", and the answer is right where it is "7". The
-model is right once in 40 draws to begin with. A generation is 2048 answers: 128
-members, all asked the same 16 questions. configs/sums_grpo.py has as many a step.
+A question is "(3, 4, ", and the answer is right where it is "7". The model is right
+once in 20 draws to begin with. A generation is 2048 answers: 128 members, all asked the
+same 16 questions. configs/sums_grpo.py has as many a step.
 
 Paper: Sarkar et al., Evolution Strategies at the Hyperscale, arXiv 2511.16652.
 Expected: see the README.
 Command: make train, then python scripts/evolve.py configs/sums_eggroll.py
 """
 
+import dataclasses
+
 from jaxlab.evolution import EGGROLL
 from jaxlab.rl import Sums
-from jaxlab.training.search import FineTuning, SearchConfig
+from jaxlab.training.search import ADAM, FineTuning, SearchConfig
 
 config = SearchConfig(
     name="sums_eggroll",
     task=FineTuning(
         init_from="runs/tiny",
         questions=Sums(largest=9, digits=1, end=""),
-        method=EGGROLL(population=128, sigma=3e-3, members_at_once=32),
+        method=EGGROLL(population=128, sigma=0.02, members_at_once=32),
+        optimizer=dataclasses.replace(ADAM, learning_rate=4e-3),
         questions_a_step=16,
+        temperature=1.0,
     ),
-    steps=100,
+    steps=150,
 )

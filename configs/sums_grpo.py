@@ -18,5 +18,5 @@ config = SearchConfig(
         method=GRPO(group=8),
         questions_a_step=256,
     ),
-    steps=100,
+    steps=150,
 )

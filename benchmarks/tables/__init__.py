@@ -1,6 +1,6 @@
 """The README's tables, made of benchmarks/results."""
 
-from benchmarks.tables import methods, models, speed
+from benchmarks.tables import evolution, methods, models, speed
 
 TABLES = {
     "methods": methods.methods,
@@ -11,6 +11,10 @@ TABLES = {
     "lact": models.lact,
     "selective_copying": models.selective_copying,
     "induction": models.induction,
+    "cartpole": evolution.cartpole,
+    "population": evolution.population,
+    "integer_model": evolution.integer_model,
+    "fine_tuning": evolution.fine_tuning,
     "mom": speed.mom,
     "lact_recall": speed.lact_recall,
     "mixers": speed.mixers,

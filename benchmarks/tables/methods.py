@@ -20,6 +20,11 @@ def methods() -> str:
     compiled = results("gpu_kernels")["compiled"]
     paged = compiled["paged attention, 32 heads of 128, 8 of keys"]["paged_attention"]
 
+    pole = results("cartpole")["generations"]["rank 1"]
+    tuned = results("fine_tuning")
+    before = tuned["base_right"]
+    after = max(run["right"][-1][1] for run in tuned["methods"]["GRPO"]["runs"])
+
     def file(name):
         return f"[`{name}.py`](jaxlab/mixers/{name}.py)"
 
@@ -50,6 +55,8 @@ def methods() -> str:
             "[`paged_attention`](pallas_kernels/paged_attention)",
             "XLA; TPU; GPU (decoding)",
         ),
+        ("EGGROLL", "2511.16652", "[`evolution`](jaxlab/evolution)", ""),
+        ("GRPO", "2402.03300", "[`grpo.py`](jaxlab/rl/grpo.py)", ""),
     ]
     measures = [
         f"{bits['DeltaProduct']}; S3 {s3['max']:.1%} right",
@@ -64,6 +71,8 @@ def methods() -> str:
         training("aaren"),
         bits["attention"],
         f"compiled for an H100: {paged['registers']} registers, no spills",
+        f"CartPole in {min(pole)} to {max(pole)} generations",
+        f"sums from {before:.0%} to {after:.0%} right",
     ]
     return table(
         ["method", "paper", "file", "kernels", "measured on CPU"],

@@ -56,13 +56,33 @@ class State:
 
 
 @dataclasses.dataclass(frozen=True)
+class Decay:
+    """A step that falls: start * rate^generation, not below `least`."""
+
+    start: float = 0.05
+    rate: float = 0.999
+    least: float = 0.0
+
+    def __post_init__(self):
+        if not 0 < self.start < math.inf or not 0 < self.rate <= 1 or self.least < 0:
+            raise ValueError(
+                f"{self} is no step that falls: start must be above 0, rate in (0, 1] "
+                "and least at least 0."
+            )
+
+    def __call__(self, generation: Array) -> Array:
+        return jnp.maximum(self.start * self.rate**generation, self.least)
+
+
+@dataclasses.dataclass(frozen=True)
 class EGGROLL:
     """Settings of the strategy.
 
     Attributes:
         population: members a generation, N.
         rank: of a matrix's noise; None for a full normal, for comparison.
-        sigma: the step to a member, a number or a function of the generation.
+        sigma: the step to a member, a number or a function of the generation, such as
+            `Decay`.
         antithetic: whether members come in pairs of opposite noise.
         noise_lifetime: generations that share their directions.
         shape: fitness to weights; see `shaping`.

@@ -120,11 +120,11 @@ def _check(rule: bool, task: Any, message: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Sums:
-    """A sum as a test has it: "        self.assertEqual(3 + 4, ", answer "7)".
+    """Two numbers and their sum as a tuple: "(3, 4, ", answer "7)".
 
-    Where Python source has a number next about every other time, so that a small model
-    of it is right now and then. The first operand is uniform over those that have a
-    second, then the second.
+    Python source mostly has a number there, so that a small model of it is right now
+    and then. The first operand is uniform over those that have a second, then the
+    second.
 
     Attributes:
         largest: operand; the smallest is 0.
@@ -167,8 +167,7 @@ class Sums:
         return self._question(first, second)
 
     def _question(self, first: int, second: int) -> tuple[str, str]:
-        prompt = f"        self.assertEqual({first} + {second}, "
-        return prompt, f"{first + second}{self.end}"
+        return f"({first}, {second}, ", f"{first + second}{self.end}"
 
 
 @dataclasses.dataclass(frozen=True)

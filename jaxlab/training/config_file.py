@@ -9,11 +9,15 @@ any depth, is an option. A checkpoint keeps the same config as JSON.
 import ast
 import dataclasses
 import difflib
+import functools
 import importlib
 import importlib.util
+import operator
 import re
 import sys
-from collections.abc import Iterable, Sequence
+import types
+import typing
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -300,14 +304,26 @@ def _classes_of_defaults() -> ConstructorRegistry:
         if not isinstance(spec, StructConstructorSpec):
             return None
         fields = tuple(
-            dataclasses.replace(field, type=type(field.default))
-            if _is_config(field.default)
-            else field
+            dataclasses.replace(
+                field,
+                type=type(field.default)
+                if _is_config(field.default)
+                else _without_functions(field.type),
+            )
             for field in spec.fields
         )
         return dataclasses.replace(spec, fields=fields)
 
     return registry
+
+
+def _without_functions(annotation: Any) -> Any:
+    """A union less its functions, which no command line can give."""
+    arms = typing.get_args(annotation)
+    if not isinstance(annotation, types.UnionType):
+        return annotation
+    rest = [arm for arm in arms if typing.get_origin(arm) is not Callable]
+    return functools.reduce(operator.or_, rest) if rest else annotation
 
 
 def _is_config(value: Any) -> bool:

@@ -13,6 +13,7 @@ from jaxlab import params as parameters
 from jaxlab.evolution import (
     EGGROLL,
     CentredRanks,
+    Decay,
     GroupZScore,
     Raw,
     Sign,
@@ -95,6 +96,21 @@ def test_noise_is_new_each_generation_and_lives_as_long_as_said():
     lasting = dataclasses.replace(es, noise_lifetime=3)
     np.testing.assert_array_equal(noise(lasting, 0), noise(lasting, 2))
     assert not np.allclose(noise(lasting, 2), noise(lasting, 3))
+
+
+def test_sigma_may_be_a_function_of_the_generation():
+    weights = {"w": jnp.zeros((6, 4))}
+
+    def steps(sigma, generation):
+        strategy = EGGROLL(population=4, sigma=sigma).build(weights, optax.sgd(0.1))
+        state = strategy.init(weights, KEY).replace(generation=jnp.int32(generation))
+        return member(strategy, state, weights, 0)["w"]
+
+    falling = Decay(0.4, 0.5, least=0.05)
+    np.testing.assert_allclose(steps(falling, 2), steps(0.1, 2), rtol=1e-6)
+    np.testing.assert_allclose(steps(falling, 9), steps(0.05, 9), rtol=1e-6)
+    with pytest.raises(ValueError, match="no step that falls"):
+        Decay(rate=2.0)
 
 
 def test_the_update_is_the_weighted_sum_of_the_noise():

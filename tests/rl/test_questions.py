@@ -40,7 +40,7 @@ def test_prompts_end_and_answers_begin_at_the_same_place(task):
         assert answers[row, size - 1] in b"\n)" and not answers[row, size:].any()
 
 
-def test_sums_are_tests_that_pass():
+def test_sums_are_right():
     for task, fits in (
         (Sums(largest=120), lambda total: True),
         (Sums(largest=120, digits=2), lambda total: 10 <= total <= 99),
@@ -49,12 +49,8 @@ def test_sums_are_tests_that_pass():
     ):
         asked = [task.sample(np.random.default_rng(seed)) for seed in range(1500)]
         for prompt, answer in asked:
-            whole = prompt.strip() + answer + (")" if task.end == "" else "")
-            call = ast.parse(whole, mode="eval").body
-            assert isinstance(call, ast.Call) and isinstance(call.args[0], ast.BinOp)
-            left, right, total = map(
-                ast.literal_eval, (call.args[0].left, call.args[0].right, call.args[1])
-            )
+            whole = prompt + answer + (")" if task.end == "" else "")
+            left, right, total = ast.literal_eval(whole)
             assert 0 <= left <= task.largest and 0 <= right <= task.largest
             assert total == left + right and fits(total)
             assert answer == f"{total}{task.end}"
@@ -64,7 +60,7 @@ def test_sums_are_tests_that_pass():
 
 
 def prompt_of(a, b):
-    return f"        self.assertEqual({a} + {b}, "
+    return f"({a}, {b}, "
 
 
 def test_a_copy_asks_for_the_name():
@@ -93,7 +89,7 @@ def test_no_question_is_in_both_splits():
         for split in ("train", "test")
     ]
     assert not splits[0] & splits[1] and len(splits[0] | splits[1]) == 100
-    assert len(splits[1]) == 10
+    assert len(splits[1]) == 14
     for a in range(10):
         for b in range(10):
             assert held_out(prompt_of(a, b)) == held_out(prompt_of(b, a))

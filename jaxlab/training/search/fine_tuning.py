@@ -38,7 +38,7 @@ class FineTuning:
 
     init_from: str = "runs/tiny"  # the run whose parameters are tuned
     questions: Sums | Copy = Sums(digits=1, end="")
-    method: EGGROLL | GRPO = EGGROLL(population=128, sigma=3e-3)
+    method: EGGROLL | GRPO = GRPO()
     optimizer: AdamW = dataclasses.replace(ADAM, learning_rate=3e-4)
     questions_a_step: int = 16  # asked of all members, or of each group
     fitness: str = "exact_match"  # of EGGROLL: share of right answers, or "likelihood"

@@ -1,0 +1,98 @@
+"""What evolution strategies reach, and what a population costs."""
+
+import statistics
+
+from benchmarks.tables.form import measured, results, table
+
+
+def cartpole() -> str:
+    data = results("cartpole")
+    rows = []
+    for name, generations in data["generations"].items():
+        time = data["generation"][name]
+        low, high = time["ratio"]["quartiles"]
+        rows.append(
+            [
+                name,
+                ", ".join(map(str, generations)),
+                f"{time['milliseconds']['median']:.0f}",
+                f"{time['ratio']['median']:.2f} ({low:.2f} to {high:.2f})",
+            ]
+        )
+    header = ["noise", "generations, seeds 1 to 5", "ms a generation", "over full"]
+    text = (
+        f"Generations of {data['population']} members until the mean parameters "
+        f"balance the pole for 500 steps in all {data['evaluation_episodes']} episodes "
+        "of an evaluation; and the time of one in which every member lives for 500 "
+        "steps, median and quartiles of the ratio."
+    )
+    return "\n\n".join((text, table(header, rows), measured(data)))
+
+
+def population() -> str:
+    data = results("population")
+    rows = [
+        [
+            name,
+            f"{each['milliseconds']['median']:.1f}",
+            f"{each['share']['median']:.1%} ({each['share']['quartiles'][0]:.1%} to "
+            f"{each['share']['quartiles'][1]:.1%})",
+        ]
+        for name, each in data["cases"].items()
+        if name != "plain"
+    ]
+    text = (
+        f"Throughput of {data['members']} members, a vector each through a matrix of "
+        f"width {data['width']}, over that of plain inference with as many vectors "
+        f"({data['cases']['plain']['milliseconds']['median']:.1f} ms)."
+    )
+    header = ["population", "ms", "share of plain inference"]
+    return "\n\n".join((text, table(header, rows), measured(data)))
+
+
+def integer_model() -> str:
+    data = results("integer_model")
+    rows = [
+        _integer_row(population, runs)
+        for population, runs in data["populations"].items()
+    ]
+    rows.append(
+        _integer_row(f"{data['longer']['strategy']['population']}", [data["longer"]])
+    )
+    rows += [[n, "", "", "", f"{x:.2f}"] for n, x in data["baselines"].items()]
+    header = [
+        *("population", "generations", "bytes read", "minutes"),
+        "held-out bits per byte",
+    ]
+    return table(header, rows) + "\n\n" + measured(data)
+
+
+def _integer_row(population: str, runs: list[dict]) -> list[str]:
+    first = runs[0]
+    found = " ".join(f"{run['bits_per_byte']:.2f}" for run in runs)
+    minutes = statistics.mean(run["seconds"] for run in runs) / 60
+    return [
+        *(population, str(first["steps"]), f"{first['bytes_read'] / 1e6:.2f}M"),
+        *(f"{minutes:.1f}", f"**{found}**"),
+    ]
+
+
+def fine_tuning() -> str:
+    data = results("fine_tuning")
+    rows = []
+    for method, found in data["methods"].items():
+        runs = found["runs"]
+        rows.append(
+            [
+                method,
+                *(_last(runs, name) for name in ("right", "right_held_out")),
+                f"{runs[0]['right'][-1][0] * data['answers_a_step'] / 1e6:.2f}M",
+                f"{statistics.mean(run['seconds'] for run in runs) / 60:.1f}",
+            ]
+        )
+    header = ["method", "right", "right, held out", "answers seen", "minutes"]
+    return table(header, rows) + "\n\n" + measured(data)
+
+
+def _last(runs: list[dict], name: str) -> str:
+    return ", ".join(f"{run[name][-1][1]:.0%}" for run in runs)
