@@ -9,7 +9,8 @@ and it is solved where all of them last 500 steps.
 
 A generation gets slower as members live longer. So the time is taken in a CartPole
 without limits, where all 512 live for 500 steps, from noise to update, without the
-evaluation; ranks take turns. Writes `results/cartpole.json`.
+evaluation; ranks take turns. Layers of 256 are those of the paper's networks. Writes
+`results/cartpole.json`.
 """
 
 import math
@@ -29,8 +30,15 @@ RANKS = {"rank 1": 1, "rank 4": 4, "full": None}
 SEEDS = (1, 2, 3, 4, 5)
 EPISODES = 16  # of an evaluation
 MOST = 100  # generations
-CFG = policy.Config(CartPole().observation_size, CartPole().actions)
-SPECS = policy.spec(CFG)
+WIDTHS = (64, 256)  # the first is that of the runs
+
+
+def network(width: int = WIDTHS[0]) -> policy.Config:
+    """Three hidden layers."""
+    return policy.Config(CartPole().observation_size, CartPole().actions, width)
+
+
+CFG = network()
 
 
 def main(turns: int = 9) -> None:
@@ -45,14 +53,19 @@ def main(turns: int = 9) -> None:
         solved[name] = [solve(step, rank, seed) for seed in SEEDS]
         print(name, *solved[name], flush=True)
     endless = CartPole(x_limit=math.inf, angle_limit=math.inf)
-    functions = {name: timed(generation(rank, endless)) for name, rank in RANKS.items()}
-    times = summarise(alternate(functions, turns), "full")
-    report("A generation of 512 members, each alive for 500 steps", times)
+    times = {}
+    for width in WIDTHS:
+        functions = {
+            name: timed(generation(rank, endless, network(width)))
+            for name, rank in RANKS.items()
+        }
+        times[width] = summarise(alternate(functions, turns), "full")
+        report(f"A generation, layers of {width}", times[width])
     path = record(
         "cartpole",
         turns=turns,
         population=strategy(1).es.population,
-        parameters=params.count(SPECS),
+        parameters=params.count(policy.spec(CFG)),
         evaluation_episodes=EPISODES,
         seeds=SEEDS,
         generations={
@@ -68,33 +81,33 @@ def main(turns: int = 9) -> None:
     print(f"Wrote {path}.")
 
 
-def strategy(rank: int | None):
+def strategy(rank: int | None, cfg: policy.Config = CFG):
     """EGGROLL with Adam."""
     es = EGGROLL(population=512, rank=rank, sigma=0.05)
-    return es.build(SPECS, optax.adam(1e-2))
+    return es.build(policy.spec(cfg), optax.adam(1e-2))
 
 
-def start(es, seed: int):
+def start(es, seed: int, cfg: policy.Config = CFG):
     """State and parameters before the first generation."""
     of_weights, of_noise = jax.random.split(jax.random.key(seed))
-    weights = params.init(SPECS, of_weights)
+    weights = params.init(policy.spec(cfg), of_weights)
     return es.init(weights, of_noise), weights
 
 
-def generation(rank: int | None, environment: CartPole):
+def generation(rank: int | None, environment: CartPole, cfg: policy.Config = CFG):
     """The compiled program of one generation, and its first arguments."""
-    es = strategy(rank)
+    es = strategy(rank, cfg)
 
     def fitness(weights, key):
         return episode(
-            lambda o, _: policy.greedy(weights, o, CFG), environment, key
+            lambda o, _: policy.greedy(weights, o, cfg), environment, key
         ).total
 
     def step(state, weights):
         weights, state, _ = es.step(state, weights, fitness)
         return state, weights
 
-    arguments = start(es, seed=0)
+    arguments = start(es, 0, cfg)
     return jax.jit(step).lower(*arguments).compile(), arguments
 
 

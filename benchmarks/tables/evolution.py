@@ -9,24 +9,27 @@ def cartpole() -> str:
     data = results("cartpole")
     rows = []
     for name, generations in data["generations"].items():
-        time = data["generation"][name]
-        low, high = time["ratio"]["quartiles"]
-        rows.append(
-            [
-                name,
-                ", ".join(map(str, generations)),
-                f"{time['milliseconds']['median']:.0f}",
-                f"{time['ratio']['median']:.2f} ({low:.2f} to {high:.2f})",
-            ]
-        )
-    header = ["noise", "generations, seeds 1 to 5", "ms a generation", "over full"]
+        cells = [times[name] for times in data["generation"].values()]
+        rows.append([name, ", ".join(map(str, generations)), *map(_cost, cells)])
+    header = [
+        *("noise", "generations, seeds 1 to 5"),
+        *(f"layers of {width}: ms, over full" for width in data["generation"]),
+    ]
     text = (
         f"Generations of {data['population']} members until the mean parameters "
         f"balance the pole for 500 steps in all {data['evaluation_episodes']} episodes "
         "of an evaluation; and the time of one in which every member lives for 500 "
-        "steps, median and quartiles of the ratio."
+        "steps, with the quartiles of its ratio to that with full noise."
     )
     return "\n\n".join((text, table(header, rows), measured(data)))
+
+
+def _cost(time: dict) -> str:
+    low, high = time["ratio"]["quartiles"]
+    middle = time["ratio"]["median"]
+    return (
+        f"{time['milliseconds']['median']:.0f}, {middle:.2f} ({low:.2f} to {high:.2f})"
+    )
 
 
 def population() -> str:

@@ -184,16 +184,18 @@ class _Directions:
     def of(cls, es: EGGROLL, specs: Any):
         specs = jax.tree.map(_spec_of, specs)
         rules = [*((pattern, False) for pattern in es.frozen), (".*", True)]
-        moved = jax.tree.map(
-            lambda spec, moves: moves and jnp.issubdtype(spec.dtype, jnp.floating),
-            specs,
-            select(specs, rules),
-        )
+        moved = select(specs, rules)
+        named = named_leaves(specs)
+        for (name, spec), moves in zip(named, jax.tree.leaves(moved), strict=True):
+            if moves and not jnp.issubdtype(spec.dtype, jnp.floating):
+                raise ValueError(
+                    f"{name} is {jnp.dtype(spec.dtype).name}, which no noise can move; "
+                    "name it in `frozen`, or make it floating-point."
+                )
         if not any(jax.tree.leaves(moved)):
-            names = [name for name, _ in named_leaves(specs)][:4]
             raise ValueError(
-                f"Nothing can be moved: of the parameters {names} and the others each "
-                f"is frozen by {es.frozen} or has no floating-point dtype."
+                f"Nothing can be moved: frozen={es.frozen} names each of the "
+                f"{len(named)} parameters, such as {named[0][0]}."
             )
         return cls(es, specs, moved)
 
@@ -352,7 +354,7 @@ def es_value_and_grad(function: Fitness, es: EGGROLL, specs: Any):
 
 
 def figures(fitness: Float[Array, " N"]) -> dict[str, Array]:
-    """What a generation's fitness says of it."""
+    """What a generation's fitness says of it; ``no_signal`` is 1 where all is equal."""
     finite = jnp.isfinite(fitness)
     best = shaping.finite(fitness)
     return {
@@ -360,7 +362,7 @@ def figures(fitness: Float[Array, " N"]) -> dict[str, Array]:
         "fitness_best": best.max(),
         "fitness_deviation": best.std(),
         "not_finite": jnp.sum(~finite),
-        "informative": shaping.informative(fitness),
+        "no_signal": (~shaping.informative(fitness)).astype(jnp.float32),
     }
 
 

@@ -106,7 +106,7 @@ def test_every_environment_and_way_to_act_runs(tmp_path):
     ((EGGROLL(population=16, sigma=0.02), True), (GRPO(group=4), False)),
     ids=("eggroll", "grpo"),
 )
-def test_a_tuned_model_is_a_run_of_its_own(method, learns, trained, tmp_path):
+def test_a_tuned_model_is_a_run_of_its_own(method, learns, trained, tmp_path, caplog):
     """No answer of an untrained model is right, so that GRPO has no signal."""
     task = FineTuning(
         init_from=trained,
@@ -124,6 +124,7 @@ def test_a_tuned_model_is_a_run_of_its_own(method, learns, trained, tmp_path):
     assert tuned.config.data == base.config.data
     same = jax.tree.map(jnp.array_equal, base.params, tuned.params)
     assert all(jax.tree.leaves(same)) is not learns
+    assert ("nothing was learned" in caplog.text) is not learns
 
 
 def test_the_integer_model_learns_in_a_run(corpus, tmp_path):

@@ -1,6 +1,7 @@
 """The loop of a search: step -> metrics -> scores -> checkpoint."""
 
 import dataclasses
+import logging
 import time
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from jaxlab.training.search.policies import PolicySearch
 from jaxlab.training.search.problem import Problem
 from jaxlab.training.source import TextData
 from jaxlab.training.stopping import SIGNALS, stop_signals, why_stop
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,13 +96,14 @@ def search(cfg: SearchConfig, *, resume: bool = False) -> dict[str, float]:
         writer.truncate_after(step)
         _say(f"{run}: {problem.headline}, {cfg.steps} steps")
         started = time.monotonic()
-        scores, scored_at, why = {}, None, None
+        scores, scored_at, why, warned = {}, None, None, set()
         while step < cfg.steps:
             if why := why_stop(cfg, step, started, received):
                 break
             begin = time.monotonic()
             state, figures = jax.block_until_ready(problem.step(state, step))
             step, seconds = step + 1, time.monotonic() - begin
+            warned = _warn_once(step, figures, warned)
             if step % cfg.log_every == 0 or step == cfg.steps:
                 writer.write(step, {f"train/{k}": v for k, v in figures.items()})
             if step % cfg.eval_every == 0 or step == cfg.steps:
@@ -143,6 +147,24 @@ def _check_continues(cfg: SearchConfig, checkpoints: Checkpoints, run, resume) -
             f"{run} is another search: {'; '.join(found)}. Continue it as it was, or "
             "give the new one another --name."
         )
+
+
+def _warn_once(step: int, figures: dict, warned: set[str]) -> set[str]:
+    """Say what a compiled step cannot refuse; all that was said so far."""
+    found = {}
+    if float(figures.get("no_signal", 0)) == 1:
+        found["no_signal"] = (
+            "everything got the same fitness or reward, so nothing was learned from "
+            "it; try larger noise, or a finer fitness"
+        )
+    if float(figures.get("not_finite", 0)) > 0:
+        found["not_finite"] = (
+            "the fitness of some members is not finite and counts as the worst; try a "
+            "smaller sigma"
+        )
+    for name in found.keys() - warned:
+        log.warning("Step %d: %s.", step, found[name])
+    return warned | found.keys()
 
 
 def _abstract(x):
