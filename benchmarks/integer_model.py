@@ -23,10 +23,10 @@ from jaxlab import data, params
 from jaxlab.evolution import integer_model as model
 from jaxlab.evolution.integer import IntegerEGGROLL
 from jaxlab.training import TextData
+from jaxlab.training.search.integers import heldout_bits_per_byte
 
 POPULATIONS = {16: 16, 128: 16, 1024: 16, 4096: 64}  # members: members a sequence
 SEGMENT = 32
-ROWS = 64  # of the evaluation
 EVALUATIONS = 12  # of a run
 
 
@@ -125,28 +125,6 @@ def run(corpus, es: IntegerEGGROLL, cfg: model.Config, steps: int, seed: int) ->
         "step_seconds_bits_per_byte": curve,
         "bits_per_byte": curve[-1][-1],
     }
-
-
-def heldout_bits_per_byte(corpus, cfg: model.Config, weights, most: int | None):
-    """Of held-out text, or of the first `most` tokens of it, spread over its rows."""
-    documents = corpus.split("heldout")
-    streams = data.Streams(documents, rows=ROWS, length=256)
-    count = streams.segments_a_pass
-    if most is not None:
-        count = min(count, most // (ROWS * 256))
-    state, sixteenths, size = model.init_state(cfg, ROWS), 0, 0
-    for n in range(count):
-        losses, state = _evaluate(cfg, weights, streams[n], state)
-        sixteenths += int(np.sum(np.asarray(losses, np.int64)))
-        size += int(documents.token_bytes[streams[n][:, 1:]].sum())
-    return model.bits(sixteenths) / size
-
-
-def _segment_loss(cfg, weights, tokens, state):
-    return model.segment_loss(weights, tokens, cfg, state)
-
-
-_evaluate = jax.jit(_segment_loss, static_argnums=0)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ config = SearchConfig(
         init_from="runs/tiny",
         questions=Sums(largest=9, digits=1, end=""),
         method=EGGROLL(population=128, sigma=0.02, members_at_once=32),
-        optimizer=dataclasses.replace(ADAM, learning_rate=4e-3),
+        optimizer=dataclasses.replace(ADAM, learning_rate=4e-3, clip=1.0),
         questions_a_step=16,
         temperature=1.0,
     ),

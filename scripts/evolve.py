@@ -1,7 +1,8 @@
 """Search a config: python scripts/evolve.py configs/cartpole.py [--resume] [--steps 20]
 
 Evolution strategies, and the policy gradients beside them: whatever makes its own data.
-Every field of the config is an option; --help after the config lists them. --resume
+Every number and name in the config is an option, which --help after the config lists;
+another environment, method or shaping is another config. --resume
 continues the search of that name.
 """
 
@@ -10,6 +11,8 @@ import sys
 
 from jaxlab.training import config_file
 from jaxlab.training.search import SearchConfig, search
+
+ERRORS = (ValueError, TypeError, ArithmeticError, OSError, RuntimeError, ImportError)
 
 
 def main() -> None:
@@ -25,7 +28,7 @@ def main() -> None:
         )
     try:
         search(cfg, resume="--resume" in arguments)
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
+    except ERRORS as error:
         logging.getLogger(__name__).debug("Traceback:", exc_info=True)
         sys.exit(f"error: {error}")
 

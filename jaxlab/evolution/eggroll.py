@@ -61,13 +61,13 @@ class Decay:
 
     start: float = 0.05
     rate: float = 0.999
-    least: float = 0.0
+    least: float = 1e-4
 
     def __post_init__(self):
-        if not 0 < self.start < math.inf or not 0 < self.rate <= 1 or self.least < 0:
+        if not 0 < self.least <= self.start < math.inf or not 0 < self.rate <= 1:
             raise ValueError(
-                f"{self} is no step that falls: start must be above 0, rate in (0, 1] "
-                "and least at least 0."
+                f"{self} is no step that falls: rate must be in (0, 1], and least "
+                "above 0 (the gradient is divided by the step) and at most start."
             )
 
     def __call__(self, generation: Array) -> Array:
@@ -132,6 +132,8 @@ class EGGROLL:
             found = getattr(self, name)
             if found is not None and found < 1:
                 raise ValueError(f"{name} is {found}, but must be at least 1.")
+        if isinstance(self.shape, shaping.GroupZScore):
+            self.shape.check(self.population)
         if isinstance(self.shape, shaping.Sign) and not self.antithetic:
             raise ValueError("Sign compares antithetic pairs; set antithetic=True.")
         for name, known in (
@@ -317,9 +319,10 @@ class Strategy:
             ValueError: fitness of another shape; or, where it is known before the
                 program runs, nothing finite in it or no difference.
         """
+        fitness = jnp.asarray(fitness).astype(jnp.float32)
         _check_fitness(self.es, fitness)
-        g = self._directions.gradient(state, self.es.shape(fitness))
-        return *_ascend(self.optimizer, g, state, params), figures(fitness)
+        g = self._directions.gradient(state, _weights(self.es, fitness))
+        return *self._ascend(g, state, params), figures(fitness)
 
     def step(self, state: State, params: Any, evaluate: Fitness, *args: Any):
         """One generation, divided over a mesh; results as `tell`.
@@ -329,7 +332,24 @@ class Strategy:
                 antithetic pair get the same key.
         """
         _, g, found = _estimate(self._directions, evaluate, state, params, args)
-        return *_ascend(self.optimizer, g, state, params), found
+        return *self._ascend(g, state, params), found
+
+    def _ascend(self, g: Any, state: State, params: Any) -> tuple[Any, State]:
+        """A step of a minimiser up a gradient, and the next generation's state."""
+        dense = jax.tree.map(lambda g, w: value(w), g, params)
+        down = jax.tree.map(lambda g, w: -g.astype(w.dtype), g, dense)
+        key = jax.random.fold_in(state.key, ~state.generation)
+        leaves, structure = jax.tree.flatten(self._directions.moved)
+        keys = jax.random.split(key, len(leaves))
+        with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+            updates, memory = self.optimizer.update(down, state.optimizer, dense)
+            new = map(
+                _added,
+                *(structure.flatten_up_to(params), leaves),
+                *(structure.flatten_up_to(updates), keys),
+            )
+            params = structure.unflatten(new)
+        return params, State(state.key, state.generation + 1, memory)
 
 
 def es_value_and_grad(function: Fitness, es: EGGROLL, specs: Any):
@@ -356,7 +376,7 @@ def es_value_and_grad(function: Fitness, es: EGGROLL, specs: Any):
 def figures(fitness: Float[Array, " N"]) -> dict[str, Array]:
     """What a generation's fitness says of it; ``no_signal`` is 1 where all is equal."""
     finite = jnp.isfinite(fitness)
-    best = shaping.finite(fitness)
+    best = jnp.where(finite.any(), shaping.finite(fitness), jnp.nan)
     return {
         "fitness": best.mean(),
         "fitness_best": best.max(),
@@ -387,7 +407,7 @@ def _estimate(directions: _Directions, function, state, params, args):
     if parts == 1:
         fitness = part(state, params, args, 0)
         _check_fitness(es, fitness)
-        g = directions.gradient(state, es.shape(fitness))
+        g = directions.gradient(state, _weights(es, fitness))
         return fitness.mean(), g, figures(fitness)
 
     @partial(
@@ -401,7 +421,7 @@ def _estimate(directions: _Directions, function, state, params, args):
         first = jax.lax.axis_index(names) * count
         own = part(state, params, args, first)
         fitness = jax.lax.all_gather(own, names, tiled=True)
-        z = es.shape(fitness)
+        z = _weights(es, fitness)
         if es.update == "replicated":
             return fitness, directions.gradient(state, z)
         own = directions.gradient(state, z, first, count)
@@ -421,7 +441,13 @@ def _fitness(directions: _Directions, function, state, params, args, numbers):
         stacked, axes = directions.pairs(state, params, numbers)
         keys = jax.vmap(partial(jax.random.fold_in, key))(numbers)
         evaluate = jax.vmap(lambda w, key: function(w, key, *args), (axes, 0))
-        return evaluate(stacked, jnp.repeat(keys, each))
+        found = evaluate(stacked, jnp.repeat(keys, each))
+        if found.ndim != 1:
+            raise ValueError(
+                f"The fitness of one member has shape {found.shape[1:]}, but must be "
+                "one number; take its mean."
+            )
+        return found.astype(jnp.float32)
 
     at_once = -(-(es.members_at_once or es.population) // each)
     whole, rest = divmod(len(numbers), at_once)
@@ -433,28 +459,20 @@ def _fitness(directions: _Directions, function, state, params, args, numbers):
     return jnp.concatenate(found)
 
 
-def _ascend(optimizer, g, state: State, params: Any) -> tuple[Any, State]:
-    """A step of a minimiser up a gradient, and the state of the next generation."""
-    dense = jax.tree.map(lambda g, w: value(w), g, params)
-    down = jax.tree.map(lambda g, w: -g.astype(w.dtype), g, dense)
-    with jax.numpy_dtype_promotion("standard"):  # optax relies on it
-        updates, memory = optimizer.update(down, state.optimizer, dense)
-        moved = optax.apply_updates(dense, updates)
-    leaves, structure = jax.tree.flatten(moved)
-    keys = jax.random.split(
-        jax.random.fold_in(state.key, ~state.generation), len(leaves)
-    )
-    new = map(_rounded, leaves, structure.flatten_up_to(params), keys)
-    return structure.unflatten(new), State(state.key, state.generation + 1, memory)
-
-
-def _rounded(moved: Array, w: Any, key: Array) -> Any:
-    """What a parameter `w` becomes: int8 rounds up or down at random, unbiased."""
+def _added(w: Any, moves: bool, update: Array, key: Array) -> Any:
+    """A parameter after its update; int8 rounds up or down at random, unbiased."""
+    if not moves:
+        return w
     if not isinstance(w, Quantized):
-        return moved
-    between = jax.random.uniform(key, moved.shape)
-    q = jnp.clip(jnp.floor(moved / w.scale + between), -127, 127)
+        return optax.apply_updates(w, update)
+    steps = jnp.floor(update / w.scale + jax.random.uniform(key, update.shape))
+    q = jnp.clip(w.q.astype(jnp.float32) + steps, -127, 127)
     return Quantized(q.astype(w.q.dtype), w.scale)
+
+
+def _weights(es: EGGROLL, fitness: Float[Array, " N"]) -> Float[Array, " N"]:
+    """What members count for: exactly nothing where all have the same fitness."""
+    return jnp.where(shaping.informative(fitness), es.shape(fitness), 0.0)
 
 
 def _spec_of(leaf) -> ParamSpec:

@@ -97,7 +97,8 @@ def moved_by(params: Any, noise: Any, scale: Float[Array, ""]) -> Any:
                 a = e.a * (scale / math.sqrt(e.a.shape[-1]))
                 return LowRank(w, a, e.b)
             case _:
-                return (value(w) + scale * e).astype(value(w).dtype)
+                base = value(w)
+                return (base.astype(jnp.float32) + scale * e).astype(base.dtype)
 
     return jax.tree.map(one, noise, params, is_leaf=is_noise)
 

@@ -73,12 +73,16 @@ class GroupZScore:
 
     size: int
 
-    def __call__(self, fitness: Float[Array, " N"]) -> Float[Array, " N"]:
-        if len(fitness) % self.size:
+    def check(self, population: int) -> None:
+        """Raises ValueError where groups do not divide a population."""
+        if self.size < 2 or population % self.size:
             raise ValueError(
-                f"A group has {self.size} members, which does not divide the "
-                f"population of {len(fitness)}."
+                f"A group has {self.size} members, but must have at least 2 and divide "
+                f"the population of {population}."
             )
+
+    def __call__(self, fitness: Float[Array, " N"]) -> Float[Array, " N"]:
+        self.check(len(fitness))
         fitness = finite(fitness)
         groups = fitness.reshape(-1, self.size)
         centred = (groups - groups.mean(1, keepdims=True)).reshape(-1)

@@ -164,7 +164,7 @@ class Sums:
         low, high = self.range
         first = rng.integers(max(low - self.largest, 0), min(self.largest, high) + 1)
         second = rng.integers(max(low - first, 0), min(self.largest, high - first) + 1)
-        return self._question(first, second)
+        return self._question(int(first), int(second))
 
     def _question(self, first: int, second: int) -> tuple[str, str]:
         return f"({first}, {second}, ", f"{first + second}{self.end}"

@@ -277,6 +277,50 @@ def test_frozen_parameters_have_neither_noise_nor_gradient():
     assert not np.allclose(new["w"], weights["w"])
 
 
+def test_a_frozen_parameter_is_not_decayed_and_a_quantized_one_does_not_drift():
+    optimizer = optax.adamw(1e-2, weight_decay=0.1)
+    q = quantize(jax.random.normal(KEY, (100, 100)))
+    weights = {"scale": jnp.ones(4), "q": q, "w": jnp.ones((4, 4))}
+    specs = {
+        "scale": ParamSpec((4,), (None,), role="scale"),
+        "q": ParamSpec((100, 100), (None, None)),
+        "w": ParamSpec((4, 4), (None, None)),
+    }
+    for frozen, chosen in ((("scale", "q"), optimizer), (("scale",), optax.sgd(0.0))):
+        strategy = EGGROLL(population=8, frozen=frozen).build(specs, chosen)
+        state, moved = strategy.init(weights, KEY), weights
+        for _ in range(3):
+            moved, state, _ = strategy.tell(state, moved, jnp.arange(8.0))
+        np.testing.assert_array_equal(moved["scale"], weights["scale"])
+        np.testing.assert_array_equal(moved["q"].q, q.q)
+
+
+@pytest.mark.parametrize("shape", (Raw(), ZScore(), CentredRanks()))
+def test_equal_fitness_moves_nothing(shape):
+    """Within jit, where nothing can be refused; Adam would scale up any rounding."""
+    es = EGGROLL(population=10, antithetic=False, shape=shape)
+    strategy, weights, state = start(es, optimizer=optax.adam(0.1))
+    equal = lambda w, key: jnp.float32(0.1)  # noqa: E731
+    new, _, found = jax.jit(lambda s, w: strategy.step(s, w, equal))(state, weights)
+    jax.tree.map(np.testing.assert_array_equal, new, weights)
+    assert found["no_signal"] == 1
+
+
+def test_bfloat16_parameters_and_fitness():
+    es = EGGROLL(population=16, sigma=0.1)
+    strategy = es.build(SPECS, optax.adam(0.1))
+    weights = parameters.init(SPECS, jax.random.key(1))
+    weights = jax.tree.map(lambda w: w.astype(jnp.bfloat16), weights)
+
+    def fitness(w, key):
+        return -jnp.sum(linear(jnp.ones((1, 6), jnp.bfloat16), w["w"]) ** 2)
+
+    state = strategy.init(weights, KEY)
+    new, _, _ = jax.jit(lambda s, w: strategy.step(s, w, fitness))(state, weights)
+    assert {w.dtype for w in jax.tree.leaves(new)} == {jnp.dtype("bfloat16")}
+    assert not jnp.array_equal(new["w"], weights["w"])
+
+
 def test_shaping():
     f = jnp.asarray([3.0, 1.0, jnp.nan, 1.0, 7.0, -jnp.inf])
     ranks = CentredRanks()(f)
@@ -307,6 +351,10 @@ def test_settings_that_cannot_be(changed, message):
 
 def test_errors_name_what_is_wrong():
     strategy, weights, state = start(EGGROLL(population=8))
+    with pytest.raises(ValueError, match=r"of one member has shape \(2,\)"):
+        strategy.step(state, weights, lambda w, key: jnp.ones(2))
+    with pytest.raises(ValueError, match="3 members, but must have at least 2 and"):
+        EGGROLL(population=8, shape=GroupZScore(3))
     with pytest.raises(ValueError, match=r"shape \(4,\), but a population of 8"):
         strategy.tell(state, weights, jnp.zeros(4))
     with pytest.raises(ValueError, match="All 8 members have the fitness 2.0"):

@@ -78,6 +78,9 @@ def test_a_search_resumed_is_the_search_that_was_not_stopped(tmp_path):
     with pytest.raises(CheckpointError, match="already holds a run, saved at step 4"):
         search(again)
     assert search(again, resume=True) == end
+    assert (
+        search(again, resume=True) == end and len(recorded(again, "score/return")) == 3
+    )
     fitness = recorded(whole, "train/fitness")
     assert len(fitness) == 6 and recorded(again, "train/fitness") == fitness
     other = dataclasses.replace(again.task, width=8)
@@ -137,6 +140,14 @@ def test_the_integer_model_learns_in_a_run(corpus, tmp_path):
     search(cfg)
     first, last = recorded(cfg, "score/bits_per_byte")
     assert last < first
+
+
+def test_the_integer_model_and_its_corpus_have_to_fit(corpus, tmp_path):
+    task = IntegerTraining(
+        data=TextData(corpus), model=integer_model.Config(vocab_size=64, separator=0)
+    )
+    with pytest.raises(ValueError, match="but the corpus 257 ids, of which 256"):
+        search(cartpole(tmp_path, task=task))
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ class FineTuning:
     init_from: str = "runs/tiny"  # the run whose parameters are tuned
     questions: Sums | Copy = Sums(digits=1, end="")
     method: EGGROLL | GRPO = GRPO()
-    optimizer: AdamW = dataclasses.replace(ADAM, learning_rate=3e-4)
+    optimizer: AdamW = dataclasses.replace(ADAM, learning_rate=3e-4, clip=1.0)
     questions_a_step: int = 16  # asked of all members, or of each group
     fitness: str = "exact_match"  # of EGGROLL: share of right answers, or "likelihood"
     temperature: float = 0.0  # of members' answers; 0 takes the likeliest tokens
@@ -69,6 +69,11 @@ class FineTuning:
         cfg = load_run(self.init_from).config
         if not isinstance(cfg.data, TextData):
             raise ValueError(f"{self.init_from} was trained on a task, not on text.")
+        if cfg.data.corpus.tokenizer != "bytes":
+            raise ValueError(
+                f"{self.init_from} has the tokenizer {cfg.data.corpus.tokenizer}, but "
+                "questions are asked in bytes; name a run of bytes."
+            )
         if self.model is not None and self.model != cfg.model:
             raise ValueError(
                 f"model is given and is not that of {self.init_from}; leave it out."

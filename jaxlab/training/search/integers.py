@@ -29,6 +29,17 @@ class IntegerTraining:
     def open(self, steps: int, seed: int) -> Problem:
         """The problem of a run; the step's number says which segment is read."""
         corpus = data.build(self.data.corpus)
+        separator = corpus.tokenizer.separator
+        if (
+            self.model.vocab_size < corpus.vocab_size
+            or self.model.separator != separator
+        ):
+            raise ValueError(
+                f"The model has vocab_size={self.model.vocab_size} and separator="
+                f"{self.model.separator}, but the corpus {corpus.vocab_size} ids, of "
+                f"which {separator} separates documents; set --task.model.vocab-size "
+                "and --task.model.separator."
+            )
         rows = self.es.population // self.es.members_per_sequence
         segments = data.Streams(
             corpus.split("train"), rows=rows, length=self.data.sequence_length

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import time
 from pathlib import Path
 
@@ -30,7 +31,7 @@ class SearchConfig:
     name: str = "search"  # of the directory under `directory`
     directory: str = "runs"  # where runs put checkpoints, metrics and pictures
     task: PolicySearch | FineTuning | IntegerTraining = PolicySearch()
-    mesh: MeshConfig = MeshConfig()  # its axes data and fsdp divide a population
+    mesh: MeshConfig = MeshConfig()  # data and fsdp divide populations (of floats)
     steps: int = 100  # generations, or updates of a policy gradient
     seed: int = 0  # of first parameters, noise and data
     until: float | None = None  # stop where the score is as good as this
@@ -72,6 +73,7 @@ def search(cfg: SearchConfig, *, resume: bool = False) -> dict[str, float]:
     Raises:
         ValueError: parts of the config do not fit each other or the devices.
         CheckpointError: the directory holds another run.
+        FloatingPointError: a figure of a step is not finite.
     """
     if isinstance(cfg.task, FineTuning):
         cfg = dataclasses.replace(cfg, task=cfg.task.resolved())
@@ -91,18 +93,23 @@ def search(cfg: SearchConfig, *, resume: bool = False) -> dict[str, float]:
     ):
         problem = cfg.task.open(cfg.steps, cfg.seed)
         state, step = problem.state, 0
+        scores, scored_at, why, warned = {}, None, None, set()
         if saved is not None:
             step, state = checkpoints.restore(jax.tree.map(_abstract, state))
+            scores, scored_at = problem.score(state), step
         writer.truncate_after(step)
         _say(f"{run}: {problem.headline}, {cfg.steps} steps")
         started = time.monotonic()
-        scores, scored_at, why, warned = {}, None, None, set()
         while step < cfg.steps:
+            if scored_at == step and _reached(cfg, problem, scores):
+                why = f"{problem.held_out} has reached {cfg.until:g}"
+                break
             if why := why_stop(cfg, step, started, received):
                 break
             begin = time.monotonic()
             state, figures = jax.block_until_ready(problem.step(state, step))
             step, seconds = step + 1, time.monotonic() - begin
+            _check_finite(step, figures)
             warned = _warn_once(step, figures, warned)
             if step % cfg.log_every == 0 or step == cfg.steps:
                 writer.write(step, {f"train/{k}": v for k, v in figures.items()})
@@ -110,9 +117,6 @@ def search(cfg: SearchConfig, *, resume: bool = False) -> dict[str, float]:
                 scores, scored_at = problem.score(state), step
                 writer.write(step, {f"score/{k}": v for k, v in scores.items()})
                 _say(_line(cfg, problem, step, figures, scores, seconds))
-                if _reached(cfg, problem, scores):
-                    why = f"{problem.held_out} has reached {cfg.until:g}"
-                    break
             if step % cfg.checkpoint_every == 0 and step < cfg.steps:
                 checkpoints.save(step, state)
         if why not in SIGNALS and scored_at != step:
@@ -146,6 +150,15 @@ def _check_continues(cfg: SearchConfig, checkpoints: Checkpoints, run, resume) -
         raise CheckpointError(
             f"{run} is another search: {'; '.join(found)}. Continue it as it was, or "
             "give the new one another --name."
+        )
+
+
+def _check_finite(step: int, figures: dict) -> None:
+    found = {name: float(x) for name, x in figures.items()}
+    if not all(map(math.isfinite, found.values())):
+        raise FloatingPointError(
+            f"Step {step} is not finite ({found}); nothing was saved of it. Try a "
+            "lower --task.optimizer.learning-rate, or a smaller sigma."
         )
 
 
