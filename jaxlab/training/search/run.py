@@ -212,7 +212,7 @@ def _draw(cfg: SearchConfig, problem: Problem, run: Path) -> None:
             baselines=problem.baselines,
             train=f"train/{problem.train}",
             held_out=f"score/{problem.held_out}",
-            names=("members", "their mean"),
+            names=(problem.train, problem.held_out),
             ylabel=problem.unit,
             title=cfg.name,
         )
