@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlab import params
 from jaxlab.data import CorpusConfig
 from jaxlab.environments import CartPole, Pendulum
 from jaxlab.evolution import EGGROLL, integer_model
@@ -128,6 +129,22 @@ def test_a_tuned_model_is_a_run_of_its_own(method, learns, trained, tmp_path, ca
     same = jax.tree.map(jnp.array_equal, base.params, tuned.params)
     assert all(jax.tree.leaves(same)) is not learns
     assert ("nothing was learned" in caplog.text) is not learns
+
+
+def test_a_step_leaves_the_state_as_it_lies_on_a_mesh(trained, tmp_path):
+    task = FineTuning(
+        init_from=trained,
+        questions=Copy(names=tuple(string.ascii_letters)),
+        method=EGGROLL(population=16, sigma=0.02),
+        questions_a_step=2,
+        fitness="likelihood",
+        eval_questions=8,
+    )
+    with jax.set_mesh(params.make_mesh(params.MeshConfig(data=4, tensor=2))):
+        problem = task.resolved().open(steps=2, seed=0)
+        state, _ = problem.step(problem.state, 0)
+        lies = jax.tree.map(lambda x: x.sharding, state)
+        assert lies == jax.tree.map(lambda x: x.sharding, problem.state)
 
 
 def test_the_integer_model_learns_in_a_run(corpus, tmp_path):

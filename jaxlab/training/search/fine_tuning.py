@@ -25,7 +25,7 @@ from jaxlab.rl import (
 )
 from jaxlab.training.restore import load_run
 from jaxlab.training.search.policies import ADAM
-from jaxlab.training.search.problem import Problem
+from jaxlab.training.search.problem import Problem, compiled
 from jaxlab.training.source import TextData
 from jaxlab.training.state import TrainState
 
@@ -89,7 +89,8 @@ class FineTuning:
 
     def open(self, steps: int, seed: int) -> Problem:
         """The problem of a run of so many steps."""
-        run = load_run(self.init_from)
+        mesh = jax.sharding.get_mesh()
+        run = load_run(self.init_from, mesh_config=params.MeshConfig(**mesh.shape))
         cfg, weights = run.config.model, run.params
         optimizer = self.optimizer.build(models.spec(cfg), steps)
         key = jax.random.key(seed)
@@ -110,12 +111,13 @@ class FineTuning:
             memory = strategy.init(weights, key)
             learn = partial(_generation, strategy, self._fitness(cfg))
 
-        @jax.jit
         def update(state: TrainState, asked: Questions):
             own = jax.random.fold_in(key, state.step)
             tuned, memory, figures = learn(state.opt_state, state.params, asked, own)
             return TrainState(state.step + 1, tuned, memory), figures
 
+        start = TrainState(jnp.zeros((), jnp.int32), weights, memory)
+        update, start = compiled(update, start)
         splits = {
             name: ask(self.questions, seed + 1, range(self.eval_questions), split)
             for name, split in (("right", "train"), ("right_held_out", "test"))
@@ -129,7 +131,7 @@ class FineTuning:
             }
 
         return Problem(
-            TrainState(jnp.zeros((), jnp.int32), weights, memory),
+            start,
             lambda state, number: update(state, questions(number)),
             score,
             f"{self.questions} asked of {self.init_from}, "

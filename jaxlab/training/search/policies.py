@@ -9,7 +9,7 @@ from jaxlab import params
 from jaxlab.environments import Acrobot, Box, CartPole, Pendulum, returns
 from jaxlab.evolution import EGGROLL, policy
 from jaxlab.optimizers import AdamW, WarmupStableDecay
-from jaxlab.training.search.problem import Problem
+from jaxlab.training.search.problem import Problem, compiled
 from jaxlab.training.state import TrainState
 
 ADAM = AdamW(
@@ -67,7 +67,6 @@ class PolicySearch:
 
             return returns(act, self.environment, key, episodes)
 
-        @jax.jit
         def generation(state: TrainState):
             weights, es, figures = strategy.step(
                 *(state.opt_state, state.params),
@@ -83,10 +82,11 @@ class PolicySearch:
             found = play(state.params)
             return {"return": float(found.mean()), "return_worst": float(found.min())}
 
+        memory = strategy.init(weights, of_noise)
+        start = TrainState(jnp.zeros((), jnp.int32), weights, memory)
+        generation, start = compiled(generation, start)
         return Problem(
-            TrainState(
-                jnp.zeros((), jnp.int32), weights, strategy.init(weights, of_noise)
-            ),
+            start,
             lambda state, _: generation(state),
             score,
             f"{type(self.environment).__name__} by a population of "

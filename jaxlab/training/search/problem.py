@@ -1,8 +1,10 @@
 """What a task gives the loop of `run`."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from jaxlab.training.state import TrainState
@@ -32,3 +34,22 @@ class Problem(NamedTuple):
     unit: str
     greater: bool = True
     baselines: dict[str, float] = {}
+
+
+def compiled(
+    update: Callable[..., tuple[TrainState, Any]], state: TrainState
+) -> tuple[Callable[..., tuple[TrainState, Any]], TrainState]:
+    """An update that leaves the state on the devices as it found it, and the state.
+
+    So that the first step's program is that of all. What is on no mesh yet is copied to
+    all devices of the one in use.
+    """
+    whole = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
+
+    def placed(x: Array) -> Array:
+        lies = isinstance(x.sharding, NamedSharding)
+        return x if lies else jax.device_put(x, whole)
+
+    state = jax.tree.map(placed, state)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(update, out_shardings=(shardings, None)), state
