@@ -133,6 +133,7 @@ def test_the_update_is_the_weighted_sum_of_the_noise():
         assert int(state_after.generation) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", (1, 4, None))
 @pytest.mark.parametrize(("pairs", "seeds"), ((1024, 32), (4096, 8)))
 def test_the_cosine_to_the_gradient_is_what_theory_says(rank, pairs, seeds):

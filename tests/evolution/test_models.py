@@ -56,6 +56,7 @@ def test_members_of_every_mixer_compute_what_their_matrices_say(name):
     assert float(np.ptp(got)) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", (True, False))
 def test_the_estimate_is_the_gradient_on_average(tied):
     """Of a whole language model; a tied table has one noise in both its uses."""

@@ -173,6 +173,7 @@ def bandit(questions=4):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     (
@@ -206,6 +207,7 @@ def test_a_small_model_learns_a_bandit(how):
     assert float(greedy) == 1
 
 
+@pytest.mark.slow
 def test_one_step_moves_along_the_gradient_of_its_own_draws():
     """Against the loss by loops, of the sampler's numbers, and its written slope.
 

@@ -96,6 +96,7 @@ def test_until_stops_where_the_score_is_reached(tmp_path):
         load_run(tmp_path / "cartpole")
 
 
+@pytest.mark.slow
 def test_every_environment_and_way_to_act_runs(tmp_path):
     for name, task in {
         "box": PolicySearch(Pendulum(max_steps=9), 8, 1, es=EGGROLL(16), episodes=2),
@@ -131,6 +132,7 @@ def test_a_tuned_model_is_a_run_of_its_own(method, learns, trained, tmp_path, ca
     assert ("nothing was learned" in caplog.text) is not learns
 
 
+@pytest.mark.slow
 def test_a_step_leaves_the_state_as_it_lies_on_a_mesh(trained, tmp_path):
     task = FineTuning(
         init_from=trained,
