@@ -90,10 +90,9 @@ def fine_tuning() -> str:
                 method,
                 *(_last(runs, name) for name in ("right", "right_held_out")),
                 f"{runs[0]['right'][-1][0] * data['answers_a_step'] / 1e6:.2f}M",
-                f"{statistics.mean(run['seconds'] for run in runs) / 60:.1f}",
             ]
         )
-    header = ["method", "right", "right, held out", "answers seen", "minutes"]
+    header = ["method", "right", "right, held out", "answers seen"]
     return table(header, rows) + "\n\n" + measured(data)
 
 

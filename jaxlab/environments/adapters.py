@@ -139,7 +139,7 @@ def _library(name: str) -> Any:
     except ImportError as error:
         raise ImportError(
             f"{name} cannot be imported ({error}). It belongs to the extra `rl`: "
-            "install it with pip install 'jaxlab[rl]'."
+            "install it with pip install -e '.[rl]'."
         ) from error
 
 

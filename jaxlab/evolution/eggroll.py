@@ -110,17 +110,15 @@ class EGGROLL:
     axes: tuple[str, ...] = ("data", "fsdp")
 
     def __post_init__(self):
-        least = 2
-        if self.population < least or (self.antithetic and self.population % 2):
+        if self.antithetic and self.population % 2:
             raise ValueError(
-                f"population is {self.population}, but must be "
-                f"{'even' if self.antithetic else 'at least 2'}: "
-                + (
-                    "antithetic members come in pairs; add one, or set "
-                    "antithetic=False."
-                    if self.antithetic
-                    else "one member has nobody to differ from."
-                )
+                f"population is {self.population}, but must be even: antithetic "
+                "members come in pairs; add one, or set antithetic=False."
+            )
+        if self.population < 2:
+            raise ValueError(
+                f"population is {self.population}, but must be at least 2: one member "
+                "has nobody to differ from."
             )
         if self.rank is not None and self.rank < 1:
             raise ValueError(
@@ -146,9 +144,14 @@ class EGGROLL:
                 )
 
     @property
+    def members_of_direction(self) -> int:
+        """1, or 2 where members come in pairs."""
+        return 2 if self.antithetic else 1
+
+    @property
     def directions(self) -> int:
         """P: members that are not another's opposite."""
-        return self.population // (2 if self.antithetic else 1)
+        return self.population // self.members_of_direction
 
     def sigma_of(self, generation: Int[Array, ""]) -> Float[Array, ""]:
         """The step of a generation."""
@@ -211,28 +214,22 @@ class _Directions:
 
     def members(self, state: State, params: Any, numbers: Int[Array, " n"]):
         """Trees of parameters stacked over members, and their `in_axes`."""
-        if not self.es.antithetic:
-            return self._moved(state, params, self.noise(state, numbers), 1.0)
-        sign = jnp.where(numbers % 2 == 0, 1.0, -1.0)
-        return self._moved(state, params, self.noise(state, numbers // 2), sign)
+        each = self.es.members_of_direction
+        sign = jnp.where(numbers % each == 0, 1.0, -1.0)
+        return self._moved(state, params, self.noise(state, numbers // each), sign)
 
-    def pairs(self, state: State, params: Any, numbers: Int[Array, " n"]):
-        """As `members`, of directions and, antithetically, their opposites.
-
-        Each direction's noise is drawn once.
-        """
-        drawn, sign = self.noise(state, numbers), 1.0
-        if self.es.antithetic:
-            drawn = jax.tree.map(lambda e: jnp.repeat(e, 2, axis=0), drawn)
-            sign = jnp.tile(jnp.asarray([1.0, -1.0]), len(numbers))
+    def together(self, state: State, params: Any, numbers: Int[Array, " n"]):
+        """As `members`, all those of directions, whose noise is drawn once."""
+        each = self.es.members_of_direction
+        drawn = self.noise(state, numbers)
+        drawn = jax.tree.map(lambda e: jnp.repeat(e, each, axis=0), drawn)
+        sign = jnp.tile(jnp.asarray([1.0, -1.0][:each]), len(numbers))
         return self._moved(state, params, drawn, sign)
 
     def _moved(self, state, params, drawn, sign):
         axes = noise.axes(drawn)
         scale = sign * self.es.sigma_of(state.generation)
-        move = jax.vmap(
-            noise.moved_by, (None, 0, 0 if jnp.ndim(scale) else None), out_axes=axes
-        )
+        move = jax.vmap(noise.moved_by, in_axes=(None, 0, 0), out_axes=axes)
         return move(params, drawn, scale), axes
 
     def gradient(self, state: State, z: Float[Array, " N"], first: Any = 0, count=None):
@@ -304,7 +301,7 @@ class Strategy:
         """
         if members is None:
             everyone = jnp.arange(self.es.directions)
-            return self._directions.pairs(state, params, everyone)
+            return self._directions.together(state, params, everyone)
         return self._directions.members(state, params, members)
 
     def tell(
@@ -355,15 +352,15 @@ class Strategy:
 def es_value_and_grad(function: Fitness, es: EGGROLL, specs: Any):
     """The value of a function and the estimate of its gradient, as for jax.grad.
 
-    Returns:
-        A function of (params, state, *args) to (mean of `function` over the members,
-        its gradient at `params` as far as `es.shape` keeps it, figures); the state's
-        generation makes the noise and is the caller's to increment.
-
     Args:
         function: (params, key, *args) to a number.
         es: settings.
         specs: tree of `ParamSpec` or of arrays.
+
+    Returns:
+        A function of (params, state, *args) to (mean of `function` over the members,
+        its gradient at `params` as far as `es.shape` keeps it, figures); the state's
+        generation makes the noise and is the caller's to increment.
     """
     directions = _Directions.of(es, specs)
 
@@ -434,11 +431,11 @@ def _estimate(directions: _Directions, function, state, params, args):
 def _fitness(directions: _Directions, function, state, params, args, numbers):
     """Of the members of directions, at most `members_at_once` in memory together."""
     es = directions.es
-    each = es.population // es.directions
+    each = es.members_of_direction
     key = jax.random.fold_in(state.key, state.generation)
 
     def together(numbers):
-        stacked, axes = directions.pairs(state, params, numbers)
+        stacked, axes = directions.together(state, params, numbers)
         keys = jax.vmap(partial(jax.random.fold_in, key))(numbers)
         evaluate = jax.vmap(lambda w, key: function(w, key, *args), (axes, 0))
         found = evaluate(stacked, jnp.repeat(keys, each))

@@ -66,8 +66,8 @@ def direction(
 def _normal(key: Array, shape: tuple[int, ...]) -> Array:
     """Normals of 16 random bits each, sqrt(2) erf^-1((2 u + 1) / 2^16 - 1).
 
-    Two of a random word, which costs more than all else of a generation of one matrix;
-    none is beyond 4.2. Drawn in a row: a short last axis would be slow on a CPU.
+    Two of a random word, because drawing is most of what a population costs; none is
+    beyond 4.4. Drawn in a row: a short last axis would be slow on a CPU.
     """
     size = math.prod(shape)
     words = jax.random.bits(key, (-(-size // 2),))

@@ -1,8 +1,8 @@
 """Fitness to weights: what a population's members count for in the update.
 
 Fitness is to be maximised. Whatever is not finite counts as the worst of the finite.
-A population without a difference has no direction: its weights are all zero, and
-`informative` says so.
+A population without a difference has no direction, which `informative` says; the
+strategy then gives nobody a weight.
 """
 
 import dataclasses

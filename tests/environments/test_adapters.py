@@ -158,5 +158,5 @@ def test_made_by_name(monkeypatch):
 )
 def test_a_missing_library_is_named_with_its_extra(make, library, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(ImportError, match=rf"{library}.*extra `rl`.*jaxlab\[rl\]"):
+    with pytest.raises(ImportError, match=rf"{library}.*extra `rl`.*'\.\[rl\]'"):
         make("any")

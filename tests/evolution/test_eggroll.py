@@ -20,6 +20,7 @@ from jaxlab.evolution import (
     State,
     ZScore,
     es_value_and_grad,
+    noise,
 )
 from jaxlab.params import LowRank, ParamSpec, linear, quantize, value
 
@@ -85,17 +86,34 @@ def test_entries_have_variance_sigma_squared_for_any_rank():
         assert float(moved.std()) == pytest.approx(0.5, rel=0.05)
 
 
+def test_noise_is_normal():
+    """Moments and tails within five of their deviations; the two of a word apart."""
+    n = 400_001  # odd: half of the last word is left over
+    x = np.asarray(noise._normal(KEY, (n,)), np.float64)
+    for power, want, spread in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert abs(np.mean(x**power) - want) < 5 * math.sqrt(spread / n)
+    for edge in (0.5, 1, 2, 3):
+        share = math.erfc(edge / math.sqrt(2))
+        assert abs(np.mean(abs(x) > edge) - share) < 5 * math.sqrt(share / n)
+    half = (n + 1) // 2
+    first, second = x[: n - half], x[half:]
+    for power in (1, 2):
+        correlation = np.corrcoef(first**power, second**power)[0, 1]
+        assert abs(correlation) < 5 / math.sqrt(half)
+    assert 4 < abs(x).max() < 4.4
+
+
 def test_noise_is_new_each_generation_and_lives_as_long_as_said():
-    def noise(es, generation):
+    def drawn(es, generation):
         strategy, weights, state = start(es)
         state = state.replace(generation=jnp.int32(generation))
         return np.asarray(member(strategy, state, weights, 2)["w"])
 
     es = EGGROLL(population=4)
-    assert not np.allclose(noise(es, 0), noise(es, 1))
+    assert not np.allclose(drawn(es, 0), drawn(es, 1))
     lasting = dataclasses.replace(es, noise_lifetime=3)
-    np.testing.assert_array_equal(noise(lasting, 0), noise(lasting, 2))
-    assert not np.allclose(noise(lasting, 2), noise(lasting, 3))
+    np.testing.assert_array_equal(drawn(lasting, 0), drawn(lasting, 2))
+    assert not np.allclose(drawn(lasting, 2), drawn(lasting, 3))
 
 
 def test_sigma_may_be_a_function_of_the_generation():
@@ -338,6 +356,8 @@ def test_shaping():
     ("changed", "message"),
     (
         ({"population": 7}, "population is 7, but must be even"),
+        ({"population": 0}, "population is 0, but must be at least 2"),
+        ({"population": 1, "antithetic": False}, "one member has nobody"),
         ({"rank": 0}, "rank is 0"),
         ({"sigma": 0.0}, "sigma is 0.0"),
         ({"noise_lifetime": 0}, "noise_lifetime is 0"),
