@@ -80,16 +80,16 @@ def start(es: EGGROLL, w):
     return strategy, strategy.init({"w": w}, jax.random.key(2))
 
 
-def forward(x, members, axes):
-    """A vector a member."""
-    return jax.vmap(lambda x, w: linear(x, w["w"]), (0, axes))(x, members)
+def forward(w, x):
+    """A member's vector through its matrix."""
+    return linear(x, w["w"])
 
 
 def made_before(rank: int, x, w):
     """Members' factors are arguments."""
     strategy, state = start(EGGROLL(len(x), rank), w)
     members, axes = strategy.ask(state, {"w": w})
-    return compiled(lambda x, members: forward(x, members, axes), x, members)
+    return compiled(jax.vmap(forward, (axes, 0)), members, x)
 
 
 def made_anew(rank: int, x, w):
@@ -97,7 +97,7 @@ def made_anew(rank: int, x, w):
     strategy, state = start(EGGROLL(len(x), rank), w)
 
     def program(x, w, state):
-        return forward(x, *strategy.ask(state, {"w": w}))
+        return strategy.map(forward, state, {"w": w}, x)
 
     return compiled(program, x, w, state)
 
@@ -108,8 +108,8 @@ def full_noise(x, w):
 
     def program(x, w, state):
         def part(numbers):
-            members = strategy.ask(state, {"w": w}, numbers)
-            return forward(x[numbers], *members)
+            members, axes = strategy.ask(state, {"w": w}, numbers)
+            return jax.vmap(forward, (axes, 0))(members, x[numbers])
 
         return jax.lax.map(part, jnp.arange(len(x)).reshape(-1, FULL_AT_ONCE))
 

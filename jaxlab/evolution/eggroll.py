@@ -216,21 +216,30 @@ class _Directions:
         """Trees of parameters stacked over members, and their `in_axes`."""
         each = self.es.members_of_direction
         sign = jnp.where(numbers % each == 0, 1.0, -1.0)
-        return self._moved(state, params, self.noise(state, numbers // each), sign)
-
-    def together(self, state: State, params: Any, numbers: Int[Array, " n"]):
-        """As `members`, all those of directions, whose noise is drawn once."""
-        each = self.es.members_of_direction
-        drawn = self.noise(state, numbers)
-        drawn = jax.tree.map(lambda e: jnp.repeat(e, each, axis=0), drawn)
-        sign = jnp.tile(jnp.asarray([1.0, -1.0][:each]), len(numbers))
-        return self._moved(state, params, drawn, sign)
-
-    def _moved(self, state, params, drawn, sign):
+        drawn = self.noise(state, numbers // each)
         axes = noise.axes(drawn)
-        scale = sign * self.es.sigma_of(state.generation)
         move = jax.vmap(noise.moved_by, in_axes=(None, 0, 0), out_axes=axes)
-        return move(params, drawn, scale), axes
+        return move(params, drawn, sign * self.es.sigma_of(state.generation)), axes
+
+    def map(self, function, state: State, params: Any, numbers: Int[Array, " n"], *own):
+        """`function` of the members of directions, whose noise is drawn once.
+
+        Args:
+            own: trees of what each member has of its own, in the order of members.
+        """
+        each, sigma = self.es.members_of_direction, self.es.sigma_of(state.generation)
+        drawn = self.noise(state, numbers)
+        own = jax.tree.map(lambda x: x.reshape(-1, each, *x.shape[1:]), own)
+
+        def member(scale, e, *own):
+            return function(noise.moved_by(params, e, scale), *own)
+
+        # Signs outside: factors are one array for both, and what follows them runs
+        # along the many directions, not along the two of a pair.
+        one = jax.vmap(member, (None, 0, *(0 for _ in own)))
+        both = jax.vmap(one, (0, None, *(1 for _ in own)), out_axes=1)
+        found = both(sigma * jnp.asarray([1.0, -1.0][:each]), drawn, *own)
+        return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), found)
 
     def gradient(self, state: State, z: Float[Array, " N"], first: Any = 0, count=None):
         """sum_i z_i s_i E_i, scaled, over the directions from `first` on.
@@ -299,10 +308,20 @@ class Strategy:
         Args:
             members: their numbers, below the population; None for all.
         """
-        if members is None:
-            everyone = jnp.arange(self.es.directions)
-            return self._directions.together(state, params, everyone)
+        members = jnp.arange(self.es.population) if members is None else members
         return self._directions.members(state, params, members)
+
+    def map(self, function: Callable, state: State, params: Any, *own: Any) -> Any:
+        """`function` (params, *own) of every member, stacked in their order.
+
+        As `jax.vmap` over what `ask` gives, but the two of a pair share their noise,
+        which is drawn and read once.
+
+        Args:
+            own: trees of what each member has of its own, stacked.
+        """
+        everyone = jnp.arange(self.es.directions)
+        return self._directions.map(function, state, params, everyone, *own)
 
     def tell(
         self, state: State, params: Any, fitness: Float[Array, " N"]
@@ -386,14 +405,8 @@ def figures(fitness: Float[Array, " N"]) -> dict[str, Array]:
 def _estimate(directions: _Directions, function, state, params, args):
     """Fitness of all members and the gradient, under a mesh each device its part."""
     es = directions.es
-    mesh = jax.sharding.get_abstract_mesh()
-    names = tuple(n for n in es.axes if mesh.shape.get(n, 1) > 1)
-    parts = math.prod(mesh.shape[n] for n in names)
-    if es.directions % parts:
-        raise ValueError(
-            f"The mesh axes {names} have {parts} devices, which do not divide "
-            f"{es.directions} directions of a population of {es.population}."
-        )
+    what = f"directions of a population of {es.population}"
+    names, parts = noise.divided(es.axes, es.directions, what)
     count = es.directions // parts
 
     def part(state, params, args, first):
@@ -435,10 +448,9 @@ def _fitness(directions: _Directions, function, state, params, args, numbers):
     key = jax.random.fold_in(state.key, state.generation)
 
     def together(numbers):
-        stacked, axes = directions.together(state, params, numbers)
-        keys = jax.vmap(partial(jax.random.fold_in, key))(numbers)
-        evaluate = jax.vmap(lambda w, key: function(w, key, *args), (axes, 0))
-        found = evaluate(stacked, jnp.repeat(keys, each))
+        keys = jnp.repeat(jax.vmap(partial(jax.random.fold_in, key))(numbers), each)
+        evaluate = lambda w, key: function(w, key, *args)  # noqa: E731
+        found = directions.map(evaluate, state, params, numbers, keys)
         if found.ndim != 1:
             raise ValueError(
                 f"The fitness of one member has shape {found.shape[1:]}, but must be "

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.core import Tracer
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int8, Int32
 
 from jaxlab.evolution.integer_model import (
@@ -44,11 +45,12 @@ from jaxlab.evolution.integer_model import (
     segment_loss,
     spec,
 )
-from jaxlab.evolution.noise import LOW_RANK_ROLES
+from jaxlab.evolution.noise import LOW_RANK_ROLES, divided
 from jaxlab.params import ParamSpec, named_leaves
 
 LARGEST_NOISE = 63
 MOST_MEMBERS = 2**20  # whose votes 63^2 fit int32
+TEXTS = "texts that a population reads"
 
 
 @struct.dataclass
@@ -102,6 +104,7 @@ class IntegerEGGROLL:
         members_at_once: whose activations are in memory together, at most; the pairs
             are divided evenly, so that a population with small factors is best.
         table_size: entries of noise, a power of 2.
+        axes: the mesh axes that divide the population; devices exchange their votes.
     """
 
     population: int = 1024
@@ -111,6 +114,7 @@ class IntegerEGGROLL:
     generations: int = 2**15
     members_at_once: int = 128
     table_size: int = 2**22
+    axes: tuple[str, ...] = ("data", "fsdp")
 
     def __post_init__(self):
         if self.population % 2 or not 2 <= self.population <= MOST_MEMBERS:
@@ -156,11 +160,10 @@ class IntegerEGGROLL:
         """P."""
         return self.population // 2
 
-    @property
-    def pairs_at_once(self) -> int:
-        """The most pairs within `members_at_once` that divide all of them."""
-        most = min(self.members_at_once // 2, self.pairs)
-        return next(n for n in range(most, 0, -1) if self.pairs % n == 0)
+    def at_once(self, pairs: int) -> int:
+        """The most pairs within `members_at_once` that divide so many."""
+        most = min(self.members_at_once // 2, pairs)
+        return next(n for n in range(most, 0, -1) if pairs % n == 0)
 
     def share(self, generation: int) -> float:
         """alpha: of entries, what a generation moves under no preference."""
@@ -264,25 +267,24 @@ class IntegerStrategy:
             ValueError: another number of rows, or nothing to predict.
         """
         tokens = self._checked(jnp.asarray(tokens))
-        at_once = self.es.pairs_at_once
-        chunks = self.es.pairs // at_once
-        pairs_a_row = self.es.members_per_sequence // 2
+        names, parts = divided(self.es.axes, len(tokens), TEXTS)
 
-        def chunk(votes, given):
-            first, hidden = given
-            numbers = first * at_once + jnp.arange(at_once)
-            noise = jax.vmap(self.noise, (None, 0))(state, numbers)
-            evaluate = jax.vmap(self._pair, (None, 0, 0, 0))
-            own = tokens[numbers // pairs_a_row]
-            losses, hidden = evaluate(params, noise, own, hidden)
-            found = count_votes(noise, preferences(losses))
-            return jax.tree.map(jnp.add, votes, found), (losses, hidden)
+        def part(state, params, hidden, tokens):
+            first = jax.lax.axis_index(names) * len(hidden) if names else 0
+            votes, *found = self._votes(state, params, hidden, tokens, first)
+            return jax.lax.psum(votes, names) if names else votes, *found
 
-        zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.int32), params)
-        hidden = state.hidden.reshape(chunks, at_once, *state.hidden.shape[1:])
-        given = jnp.arange(chunks), hidden
-        votes, (losses, hidden) = jax.lax.scan(chunk, zeros, given)
-        losses = losses.reshape(self.es.pairs, 2)
+        if parts > 1:
+            everywhere, own = PartitionSpec(), PartitionSpec(names)
+            part = jax.shard_map(
+                part,
+                in_specs=(everywhere, everywhere, own, own),
+                out_specs=(everywhere, own, own),
+                axis_names=set(names),
+                check_vma=False,  # the sum of votes is the same on every device
+            )
+        shared = dataclasses.replace(state, hidden=None)
+        votes, losses, hidden = part(shared, params, state.hidden, tokens)
 
         last = len(self._thresholds) - 1
         threshold = jnp.asarray(self._thresholds)[jnp.minimum(state.generation, last)]
@@ -292,9 +294,29 @@ class IntegerStrategy:
             "undecided": _count(preferences(losses) == 0),
             "moved": sum(_count(move != 0) for move in jax.tree.leaves(moves)),
         }
-        hidden = hidden.reshape(state.hidden.shape)
         state = IntegerState(state.key, state.generation + 1, hidden, state.table)
         return jax.tree.map(_moved, params, moves), state, figures
+
+    def _votes(self, state, params, hidden, tokens, first):
+        """Of the pairs from `first` on: the sum, each pair's losses, next states."""
+        pairs, pairs_a_row = len(hidden), self.es.members_per_sequence // 2
+        at_once = self.es.at_once(pairs)
+
+        def chunk(votes, given):
+            start, hidden = given
+            numbers = start + jnp.arange(at_once)
+            noise = jax.vmap(self.noise, (None, 0))(state, first + numbers)
+            evaluate = jax.vmap(self._pair, (None, 0, 0, 0))
+            own = tokens[numbers // pairs_a_row]
+            losses, hidden = evaluate(params, noise, own, hidden)
+            found = count_votes(noise, preferences(losses))
+            return jax.tree.map(jnp.add, votes, found), (losses, hidden)
+
+        zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.int32), params)
+        stacked = hidden.reshape(-1, at_once, *hidden.shape[1:])
+        given = jnp.arange(0, pairs, at_once), stacked
+        votes, (losses, after) = jax.lax.scan(chunk, zeros, given)
+        return votes, losses.reshape(pairs, 2), after.reshape(hidden.shape)
 
     def _pair(self, params, noise, tokens, hidden):
         """Losses [2] and hidden states of two members of opposite noise."""

@@ -76,6 +76,28 @@ def _normal(key: Array, shape: tuple[int, ...]) -> Array:
     return (math.sqrt(2) * jax.lax.erf_inv(between)).reshape(shape)
 
 
+def divided(axes: tuple[str, ...], size: int, what: str) -> tuple[tuple[str, ...], int]:
+    """The axes of the mesh in use that divide a population, and their devices.
+
+    Args:
+        axes: that may.
+        size: what has to be divisible.
+        what: it is, for the error.
+
+    Raises:
+        ValueError: the devices do not divide it.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    names = tuple(name for name in axes if mesh.shape.get(name, 1) > 1)
+    parts = math.prod(mesh.shape[name] for name in names)
+    if size % parts:
+        raise ValueError(
+            f"The mesh axes {names} have {parts} devices, which do not divide "
+            f"{size} {what}."
+        )
+    return names, parts
+
+
 def is_noise(x: Any) -> bool:
     """Whether a node of a tree of noise is one parameter's."""
     return x is None or isinstance(x, Factors)
@@ -94,8 +116,9 @@ def moved_by(params: Any, noise: Any, scale: Float[Array, ""]) -> Any:
             case None:
                 return w
             case Factors():
-                a = e.a * (scale / math.sqrt(e.a.shape[-1]))
-                return LowRank(w, a, e.b)
+                *stack, _, rank = e.a.shape
+                own = jnp.broadcast_to(scale / math.sqrt(rank), tuple(stack))
+                return LowRank(w, e.a, e.b, own)
             case _:
                 base = value(w)
                 return (base.astype(jnp.float32) + scale * e).astype(base.dtype)
@@ -111,7 +134,7 @@ def axes(noise: Any) -> Any:
             case None:
                 return None
             case Factors():
-                return LowRank(None, 0, 0)  # pyright: ignore[reportArgumentType]
+                return LowRank(None, 0, 0, 0)  # pyright: ignore[reportArgumentType]
             case _:
                 return 0
 

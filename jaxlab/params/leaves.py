@@ -4,8 +4,8 @@ Models use weights only through `linear`, `linear_t`, `grouped_linear`, `embed` 
 `value`. A weight is an array ``[in, out]`` or one of the structured leaves below, which
 nest, so every model works with all of them and never asks which it holds:
 
-- `LowRank(w, a, b)`: ``w + a b^T`` without forming the sum (a member of an evolution
-  strategy's population, or an adapter).
+- `LowRank(w, a, b, scale)`: ``w + scale a b^T`` without forming the sum (a member of an
+  evolution strategy's population, or an adapter).
 - `Quantized(q, scale)`: ``q * scale``, int8 with one scale an output channel.
 - `Tapped(w, tap)`: ``w``; the gradient with respect to `tap` is not a derivative but
   the statistics of the product (what Kronecker-factored optimizers need).
@@ -41,12 +41,13 @@ class _NotAnArray:
 
 @struct.dataclass
 class LowRank(_NotAnArray):
-    """The weight ``w + a b^T``, never formed: ``x w + (x a) b^T``.
+    """The weight ``w + scale a b^T``, never formed: ``x w + scale (x a) b^T``.
 
     Attributes:
         w: base weight ``[in, out]``, any leaf.
         a: ``[in, rank]``.
         b: ``[out, rank]``.
+        scale: float32 number, so that weights may share a and b; None for 1.
 
     Reference: "Evolution Strategies at the Hyperscale", arXiv 2511.16652.
     """
@@ -54,6 +55,7 @@ class LowRank(_NotAnArray):
     w: Weight
     a: Float[Array, "*stack in rank"]
     b: Float[Array, "*stack out rank"]
+    scale: Float[Array, "*stack"] | None = None
 
 
 @struct.dataclass
@@ -122,7 +124,7 @@ def linear(x: Float[Array, "*rows in"], w: Weight) -> Float[Array, "*rows out"]:
     """``x w`` in the dtype of `x`."""
     match w:
         case LowRank():
-            return linear(x, w.w) + linear_t(linear(x, w.a), w.b)
+            return linear(x, w.w) + linear_t(_scaled(linear(x, w.a), w.scale), w.b)
         case Quantized():
             return (x @ w.q.astype(x.dtype)) * _row(w.scale, x)
         case Tapped():
@@ -135,7 +137,7 @@ def linear_t(x: Float[Array, "*rows out"], w: Weight) -> Float[Array, "*rows in"
     """``x w^T`` in the dtype of `x` (a tied head: `w` is the embedding table)."""
     match w:
         case LowRank():
-            return linear_t(x, w.w) + linear_t(linear(x, w.b), w.a)
+            return linear_t(x, w.w) + linear_t(_scaled(linear(x, w.b), w.scale), w.a)
         case Quantized():
             return (x * _row(w.scale, x)) @ w.q.astype(x.dtype).mT
         case Tapped():
@@ -156,7 +158,7 @@ def grouped_linear(
     """
     match w:
         case LowRank():
-            inner = grouped_linear(x, w.a, sizes)
+            inner = grouped_linear(x, _scaled_columns(w), sizes)
             return grouped_linear(x, w.w, sizes) + grouped_linear(inner, w.b.mT, sizes)
         case Quantized():
             return grouped_matmul(x, value(w).astype(x.dtype), sizes)
@@ -172,7 +174,8 @@ def embed(
     """Rows `ids` of the table `w` ``[in, out]``, in `dtype`."""
     match w:
         case LowRank():
-            return embed(w.w, ids, dtype) + linear_t(embed(w.a, ids, dtype), w.b)
+            inner = _scaled(embed(w.a, ids, dtype), w.scale)
+            return embed(w.w, ids, dtype) + linear_t(inner, w.b)
         case Quantized():
             rows = w.q[ids].astype(dtype)
             return rows * _row(w.scale, rows)
@@ -187,13 +190,23 @@ def value(w: Weight) -> Array:
     """The dense array that `w` stands for."""
     match w:
         case LowRank():
-            return value(w.w) + w.a @ w.b.mT
+            return value(w.w) + _scaled_columns(w) @ w.b.mT
         case Quantized():
             return w.q.astype(w.scale.dtype) * w.scale
         case Tapped():
             return value(w.w)
         case _:
             return w
+
+
+def _scaled(x: Array, scale: Array | None) -> Array:
+    """``scale x`` in the dtype of `x`, multiplied in float32."""
+    return x if scale is None else (scale * x.astype(jnp.float32)).astype(x.dtype)
+
+
+def _scaled_columns(w: LowRank) -> Array:
+    """``scale a``, of each of stacked weights."""
+    return w.a if w.scale is None else w.scale[..., None, None] * w.a
 
 
 def _row(scale: Array, like: Array) -> Array:

@@ -123,8 +123,8 @@ class Sums:
     """Two numbers and their sum as a tuple: "(3, 4, ", answer "7)".
 
     Python source mostly has a number there, so that a small model of it is right now
-    and then. The first operand is uniform over those that have a second, then the
-    second.
+    and then. All answers are equally frequent, and then all first operands, so that no
+    answer is a good guess.
 
     Attributes:
         largest: operand; the smallest is 0.
@@ -162,9 +162,10 @@ class Sums:
 
     def sample(self, rng: np.random.Generator) -> tuple[str, str]:
         low, high = self.range
-        first = rng.integers(max(low - self.largest, 0), min(self.largest, high) + 1)
-        second = rng.integers(max(low - first, 0), min(self.largest, high - first) + 1)
-        return self._question(int(first), int(second))
+        answer = int(rng.integers(low, high + 1))
+        smallest, greatest = max(answer - self.largest, 0), min(self.largest, answer)
+        first = int(rng.integers(smallest, greatest + 1))
+        return self._question(first, answer - first)
 
     def _question(self, first: int, second: int) -> tuple[str, str]:
         return f"({first}, {second}, ", f"{first + second}{self.end}"

@@ -230,6 +230,29 @@ def test_step_is_ask_and_tell_however_many_at_once(antithetic):
         assert float(of_step["fitness"]) == pytest.approx(float(found["fitness"]))
 
 
+@pytest.mark.parametrize("antithetic", (True, False))
+@pytest.mark.parametrize("rank", (2, None))
+def test_map_is_vmap_over_members(rank, antithetic):
+    """In their order, with what each has of its own, a tree or none."""
+    es = EGGROLL(population=6, rank=rank, antithetic=antithetic)
+    strategy, weights, state = start(es)
+    own = {"x": jax.random.normal(KEY, (6, 3, 6)), "y": jnp.arange(6.0)}
+
+    def function(w, own):
+        return {"z": linear(own["x"], w["w"]) * w["scale"][None], "y": own["y"]}
+
+    stacked, axes = strategy.ask(state, weights)
+    want = jax.vmap(function, (axes, 0))(stacked, own)
+    got = strategy.map(function, state, weights, own)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want
+    )
+    alone = strategy.map(lambda w: w["scale"].sum(), state, weights)
+    np.testing.assert_allclose(
+        alone, jax.vmap(lambda w: w["scale"].sum(), (axes,))(stacked), rtol=1e-5
+    )
+
+
 def test_ask_and_tell_climb():
     strategy, weights, state = start(EGGROLL(population=128), optimizer=optax.adam(0.1))
 

@@ -221,11 +221,30 @@ def test_any_chunks_give_the_same(members_at_once, pairs):
     want = stepping(strategy)(state, weights, tokens)
     es = dataclasses.replace(es, members_at_once=members_at_once)
     strategy, state, weights = start(es)
-    assert es.pairs_at_once == pairs
+    assert es.at_once(es.pairs) == pairs
     found = stepping(strategy)(state, weights, tokens)
     arrays = lambda tree: jax.tree.leaves((tree[0], tree[1].hidden, tree[2]))  # noqa: E731
     for a, b in zip(arrays(found), arrays(want), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_eight_devices_give_the_same_to_the_bit():
+    es = dataclasses.replace(ES, population=64, members_per_sequence=4)
+    strategy, state, weights = start(es)
+    tokens = text(TINY, 16, 6)
+    one = eight = weights, state, None
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=auto)
+    for _ in range(2):
+        one = stepping(strategy)(one[1], one[0], tokens)
+        with jax.set_mesh(mesh):
+            eight = jax.jit(strategy.step)(eight[1], eight[0], tokens)
+        arrays = lambda run: jax.tree.leaves((run[0], run[1].hidden, run[2]))  # noqa: E731
+        for a, b in zip(arrays(one), arrays(eight), strict=True):
+            np.testing.assert_array_equal(a, b)
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="do not divide 4 texts"):
+        other = dataclasses.replace(es, members_per_sequence=16).build(TINY)
+        jax.eval_shape(other.step, state, weights, text(TINY, 4, 6))
 
 
 def test_members_that_share_a_sequence_read_the_same():

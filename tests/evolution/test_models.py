@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxlab import models
+from jaxlab import models, params
 from jaxlab.evolution import EGGROLL, Raw, State, es_value_and_grad
 from jaxlab.mixers import MIXERS
 from jaxlab.models import LMConfig
@@ -37,6 +37,12 @@ def log_likelihood(weights, key, cfg):
     return -nats.mean()
 
 
+def quantized(weights):
+    """The matrices of the blocks in int8."""
+    of = lambda w: params.quantize(w) if w.ndim == 3 else w  # noqa: E731
+    return {**weights, "blocks": jax.tree.map(of, weights["blocks"])}
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_members_of_every_mixer_compute_what_their_matrices_say(name):
     """Members by shared bases and thin products, against one dense model at a time."""
@@ -54,6 +60,29 @@ def test_members_of_every_mixer_compute_what_their_matrices_say(name):
     want = [one(jax.tree.map(lambda w, n=n: w[n], whole)) for n in range(MEMBERS)]
     np.testing.assert_allclose(got, np.asarray(want), rtol=1e-5, atol=1e-5)
     assert float(np.ptp(got)) > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", (lambda w: w, quantized), ids=("dense", "quantized"))
+@pytest.mark.parametrize("update", ("replicated", "sharded"))
+def test_a_generation_on_a_mesh_with_a_tensor_axis(base, update):
+    """The population over one axis, each member's weights over the other."""
+    cfg = model(MIXERS["attention"].Config(WIDTH))
+    specs, weights = models.spec(cfg), base(models.init(cfg, jax.random.key(0)))
+    fitness = functools.partial(log_likelihood, cfg=cfg)
+    es = EGGROLL(16, sigma=0.05, update=update)
+    strategy = es.build(specs, optax.sgd(0.1))
+    state = strategy.init(weights, jax.random.key(1))
+    step = jax.jit(lambda state, weights: strategy.step(state, weights, fitness))
+    want, _, found = step(state, weights)
+    mesh = params.make_mesh(params.MeshConfig(data=4, tensor=2))
+    with jax.set_mesh(mesh):
+        if base is not quantized:
+            weights = jax.device_put(weights, params.shardings(specs, mesh))
+        got, _, of_mesh = step(state, weights)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, jax.device_get(got), jax.device_get(want))
+    close(of_mesh["fitness"], found["fitness"])
 
 
 @pytest.mark.slow

@@ -30,6 +30,9 @@ def low_rank(key):
 LEAVES = {
     "dense": dense,
     "low_rank": low_rank,
+    "scaled_low_rank": lambda key: low_rank(key).replace(
+        scale=jnp.array([0.5, 1.0, -2.0])
+    ),
     "quantized": lambda key: params.quantize(dense(key)),
     "tapped_low_rank": lambda key: params.tapped(low_rank(key)),
 }

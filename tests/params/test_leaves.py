@@ -21,9 +21,14 @@ def low_rank(key, base=dense):
     return LowRank(base(kw), a, jax.random.normal(kb, (OUT, RANK)))
 
 
+def scaled(key):
+    return low_rank(key).replace(scale=jnp.float32(-0.3))
+
+
 LEAVES = {
     "dense": dense,
     "low_rank": low_rank,
+    "scaled_low_rank": scaled,
     "quantized": lambda key: params.quantize(dense(key)),
     "tapped": lambda key: params.tapped(dense(key)),
     "low_rank_of_quantized": lambda key: low_rank(
@@ -98,6 +103,7 @@ def weight_square(weight, key):
                 weight_square(weight.w, kw),
                 jax.random.normal(ka, (IN, RANK)),
                 jax.random.normal(kb, (IN, RANK)),
+                weight.scale,
             )
         case Quantized():
             return params.quantize(jax.random.normal(key, (IN, IN)))
@@ -123,6 +129,14 @@ def test_population_shares_the_base_weight(key):
         flops(LowRank(base, a, b))
         < apart.lower(x, everyone).compile().cost_analysis()["flops"]
     )
+
+
+def test_weights_may_share_factors_and_differ_in_scale(key):
+    pair = scaled(key).replace(scale=jnp.array([0.5, -0.5]))
+    x = jax.random.normal(key, (3, IN))
+    y = jax.vmap(linear, (None, LowRank(None, None, None, 0)))(x, pair)
+    for n, scale in enumerate((0.5, -0.5)):
+        close(y[n], x @ (pair.w + scale * pair.a @ pair.b.T))
 
 
 def statistics(x, tapped_weight, product=linear):

@@ -1,6 +1,7 @@
 """Questions: what is asked, where it stands in the arrays, and what is held out."""
 
 import ast
+import math
 
 import numpy as np
 import pytest
@@ -57,6 +58,12 @@ def test_sums_are_right():
     assert {prompt for prompt, _ in asked} == {
         prompt_of(a, b) for a in range(10) for b in range(10 - a)
     }
+
+
+def test_no_answer_is_a_good_guess():
+    rng = np.random.default_rng(0)
+    drawn = [int(Sums(digits=1, end="").sample(rng)[1]) for _ in range(4000)]
+    assert np.abs(np.bincount(drawn) - 400).max() < 5 * math.sqrt(400 * 0.9)
 
 
 def prompt_of(a, b):

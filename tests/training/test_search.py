@@ -107,19 +107,29 @@ def test_every_environment_and_way_to_act_runs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "learns"),
-    ((EGGROLL(population=16, sigma=0.02), True), (GRPO(group=4), False)),
-    ids=("eggroll", "grpo"),
+    ("method", "how", "learns"),
+    (
+        (EGGROLL(population=16, sigma=0.02), {"fitness": "likelihood"}, True),
+        (
+            EGGROLL(population=16, sigma=0.02),
+            {"fitness": "pass_at_k", "samples": 3, "k": 2, "temperature": 1.0},
+            False,
+        ),
+        (GRPO(group=4), {}, False),
+    ),
+    ids=("likelihood", "pass_at_k", "grpo"),
 )
-def test_a_tuned_model_is_a_run_of_its_own(method, learns, trained, tmp_path, caplog):
-    """No answer of an untrained model is right, so that GRPO has no signal."""
+def test_a_tuned_model_is_a_run_of_its_own(
+    method, how, learns, trained, tmp_path, caplog
+):
+    """No answer of an untrained model is right, so that rewards are no signal."""
     task = FineTuning(
         init_from=trained,
         questions=Copy(names=tuple(string.ascii_letters)),
         method=method,
         questions_a_step=2,
-        fitness="likelihood",
         eval_questions=8,
+        **how,
     )
     cfg = cartpole(tmp_path, name="tuned", task=task, steps=2, eval_every=1)
     end = search(cfg)
@@ -149,6 +159,14 @@ def test_a_step_leaves_the_state_as_it_lies_on_a_mesh(trained, tmp_path):
         assert lies == jax.tree.map(lambda x: x.sharding, problem.state)
 
 
+def test_answers_a_step_are_what_methods_are_compared_by():
+    by_evolution = FineTuning(
+        method=EGGROLL(population=64), questions_a_step=8, samples=4, temperature=1.0
+    )
+    by_gradient = FineTuning(method=GRPO(group=8), questions_a_step=256)
+    assert by_evolution.answers_a_step == by_gradient.answers_a_step == 2048
+
+
 def test_the_integer_model_learns_in_a_run(corpus, tmp_path):
     task = IntegerTraining(
         data=TextData(corpus, sequence_length=16, eval_tokens=2**14),
@@ -176,6 +194,8 @@ def test_the_integer_model_and_its_corpus_have_to_fit(corpus, tmp_path):
         (lambda: PolicySearch(actions="best"), "actions='best' is not one of"),
         (lambda: PolicySearch(episodes=0), "episodes=0 must be at least 1"),
         (lambda: FineTuning(fitness="taste"), "fitness='taste' is not one of"),
+        (lambda: FineTuning(samples=2, k=3), "k=3 must be from 1 to samples=2"),
+        (lambda: FineTuning(samples=2), "at temperature=0 are all the same"),
     ),
 )
 def test_settings_that_cannot_be(make, message):

@@ -22,6 +22,7 @@ from jaxlab.rl import (
     ask,
     exact_match_reward,
     likelihood,
+    pass_at_k_reward,
 )
 from jaxlab.training.restore import load_run
 from jaxlab.training.search.policies import ADAM
@@ -29,7 +30,7 @@ from jaxlab.training.search.problem import Problem, compiled
 from jaxlab.training.source import TextData
 from jaxlab.training.state import TrainState
 
-FITNESS = ("exact_match", "likelihood")
+FITNESS = ("exact_match", "pass_at_k", "likelihood")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,9 @@ class FineTuning:
     method: EGGROLL | GRPO = GRPO()
     optimizer: AdamW = dataclasses.replace(ADAM, learning_rate=3e-4, clip=1.0)
     questions_a_step: int = 16  # asked of all members, or of each group
-    fitness: str = "exact_match"  # of EGGROLL: share of right answers, or "likelihood"
+    fitness: str = "exact_match"  # of EGGROLL: one of `FITNESS`, of `jaxlab.rl`
+    samples: int = 1  # answers of a member to a question
+    k: int = 1  # of them that pass_at_k takes
     temperature: float = 0.0  # of members' answers; 0 takes the likeliest tokens
     eval_questions: int = 256  # a score, of each split
     model: LMConfig | None = None  # of the run `init_from`, filled in
@@ -50,9 +53,16 @@ class FineTuning:
     def __post_init__(self):
         if self.fitness not in FITNESS:
             raise ValueError(f"fitness={self.fitness!r} is not one of {FITNESS}.")
-        for name in ("questions_a_step", "eval_questions"):
+        for name in ("questions_a_step", "eval_questions", "samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if not 1 <= self.k <= self.samples:
+            raise ValueError(f"k={self.k} must be from 1 to samples={self.samples}.")
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"samples={self.samples} at temperature=0 are all the same; set a "
+                "temperature above 0, or samples=1."
+            )
 
     @property
     def answers_a_step(self) -> int:
@@ -60,7 +70,7 @@ class FineTuning:
         each = (
             self.method.group
             if isinstance(self.method, GRPO)
-            else self.method.population
+            else self.method.population * self.samples
         )
         return each * self.questions_a_step
 
@@ -83,9 +93,11 @@ class FineTuning:
     def _fitness(self, cfg: LMConfig):
         if self.fitness == "likelihood":
             return lambda weights, key, asked: likelihood(weights, asked, cfg)
-        return lambda weights, key, asked: exact_match_reward(
-            *(weights, asked, key, cfg), temperature=self.temperature
-        )
+        reward = exact_match_reward
+        if self.fitness == "pass_at_k":
+            reward = partial(pass_at_k_reward, k=self.k)
+        how = {"samples": self.samples, "temperature": self.temperature}
+        return lambda weights, key, asked: reward(weights, asked, key, cfg, **how)
 
     def open(self, steps: int, seed: int) -> Problem:
         """The problem of a run of so many steps."""

@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlab import data, params
 from jaxlab.evolution import integer_model
-from jaxlab.evolution.integer import IntegerEGGROLL
-from jaxlab.training.search.problem import Problem
+from jaxlab.evolution.integer import TEXTS, IntegerEGGROLL
+from jaxlab.evolution.noise import divided
+from jaxlab.training.search.problem import Problem, compiled
 from jaxlab.training.source import TextData
 from jaxlab.training.state import TrainState
 
@@ -47,12 +49,21 @@ class IntegerTraining:
         strategy = self.es.build(self.model)
         of_weights, of_noise = jax.random.split(jax.random.key(seed))
         weights = params.init(integer_model.spec(self.model), of_weights)
-        generation = jax.jit(strategy.step)
+        memory = strategy.init(weights, of_noise)
+        names, _ = divided(self.es.axes, rows, TEXTS)
+        own = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(names))
+        memory = dataclasses.replace(memory, hidden=jax.device_put(memory.hidden, own))
+
+        def generation(state: TrainState, tokens):
+            weights, es, found = strategy.step(state.opt_state, state.params, tokens)
+            return TrainState(state.step + 1, weights, es), found
+
+        start = TrainState(jnp.zeros((), jnp.int32), weights, memory)
+        generation, start = compiled(generation, start)
         predictions = rows * self.data.sequence_length
 
         def step(state: TrainState, number: int):
-            tokens = segments[number]
-            weights, es, found = generation(state.opt_state, state.params, tokens)
+            state, found = generation(state, segments[number])
             bits = integer_model.bits(int(np.asarray(found["losses"]).sum()))
             shared = self.es.members_per_sequence
             figures = {
@@ -60,7 +71,7 @@ class IntegerTraining:
                 "undecided": found["undecided"],
                 "moved": found["moved"],
             }
-            return TrainState(state.step + 1, weights, es), figures
+            return state, figures
 
         def score(state: TrainState) -> dict[str, float]:
             found = heldout_bits_per_byte(
@@ -69,10 +80,7 @@ class IntegerTraining:
             return {"bits_per_byte": found}
 
         return Problem(
-            TrainState(
-                jnp.zeros((), jnp.int32), weights, strategy.init(weights, of_noise)
-            ),
-            *(step, score),
+            *(start, step, score),
             f"integer model, {params.count(integer_model.spec(self.model)):,} "
             f"parameters, by a population of {self.es.population}",
             *("bits_per_token", "bits_per_byte", "bits per byte"),
