@@ -11,7 +11,9 @@ from jaxlab.params.leaves import (
     linear,
     linear_t,
     quantize,
+    tap,
     tapped,
+    untap,
     value,
 )
 from jaxlab.params.paths import named_leaves, path_name
@@ -67,6 +69,8 @@ __all__ = [
     "select",
     "shardings",
     "stack",
+    "tap",
     "tapped",
+    "untap",
     "value",
 ]

@@ -75,6 +75,9 @@ class Quantized(_NotAnArray):
 class Tap:
     """Sums over the rows of one or more products ``y = x w``.
 
+    A row on which the loss does not depend, such as padding, is not summed: it is known
+    by the gradient of its output, which is all zeros.
+
     Attributes:
         a: float32 ``[in]``, sum of the vectors on the weight's input side.
         g: float32 ``[out]``, sum of the vectors on its output side.
@@ -118,6 +121,29 @@ def tapped(w: Weight) -> Tapped:
     *stack, n_in, n_out = jax.eval_shape(value, w).shape
     zeros = lambda *shape: jnp.zeros((*stack, *shape), jnp.float32)  # noqa: E731
     return Tapped(w, Tap(a=zeros(n_in), g=zeros(n_out), rows=zeros()))
+
+
+def tap(tree: Any, where: Any) -> Any:
+    """The tree with fresh taps on its weights.
+
+    Args:
+        tree: parameters.
+        where: tree of booleans, one a weight, such as `select` gives.
+    """
+    return jax.tree.map(lambda tap, w: tapped(w) if tap else w, where, tree)
+
+
+def untap(tree: Any) -> tuple[Any, Any]:
+    """A tree of weights or of gradients without taps; and the taps, None elsewhere."""
+    is_tapped = lambda w: isinstance(w, Tapped)  # noqa: E731
+
+    def split(part):
+        return jax.tree.map(part, tree, is_leaf=is_tapped)
+
+    return (
+        split(lambda w: w.w if is_tapped(w) else w),
+        split(lambda w: w.tap if is_tapped(w) else None),
+    )
 
 
 def linear(x: Float[Array, "*rows in"], w: Weight) -> Float[Array, "*rows out"]:
@@ -236,25 +262,36 @@ def _tap_backward(product, sides, residuals, dy):
 _tap.defvjp(_tap_forward, _tap_backward)
 
 
-def _sum_rows(x: Array) -> Array:
-    return jnp.sum(x.astype(jnp.float32), axis=tuple(range(x.ndim - 1)))
+def _counted(dy: Array) -> Float[Array, " rows"]:
+    """1 for the rows on which the loss depends."""
+    return jnp.any(dy != 0, axis=-1).reshape(-1).astype(jnp.float32)
 
 
-def _rows(x: Array) -> Array:
-    return jnp.float32(x.size // x.shape[-1])
+def _sum_rows(x: Array, counted: Float[Array, " rows"]) -> Array:
+    """A product, which reads the rows in their own dtype and sums in float32."""
+    rows = x.reshape(-1, x.shape[-1])
+    return jnp.dot(
+        counted.astype(x.dtype),
+        rows,
+        precision="highest",
+        preferred_element_type=jnp.float32,
+    )
 
 
 def _linear_sides(x, dy, tap):
-    return Tap(a=_sum_rows(x), g=_sum_rows(dy), rows=_rows(dy))
+    counted = _counted(dy)
+    return Tap(_sum_rows(x, counted), _sum_rows(dy, counted), jnp.sum(counted))
 
 
 def _linear_t_sides(x, dy, tap):
-    return Tap(a=_sum_rows(dy), g=_sum_rows(x), rows=_rows(dy))
+    counted = _counted(dy)
+    return Tap(_sum_rows(dy, counted), _sum_rows(x, counted), jnp.sum(counted))
 
 
 def _embed_sides(ids, dy, tap):
-    a = jnp.zeros_like(tap.a).at[ids].add(1.0)
-    return Tap(a=a, g=_sum_rows(dy), rows=_rows(dy))
+    counted = _counted(dy)
+    a = jnp.zeros_like(tap.a).at[ids.reshape(-1)].add(counted)
+    return Tap(a, _sum_rows(dy, counted), jnp.sum(counted))
 
 
 def _grouped(grouped_rows, w):
@@ -266,5 +303,6 @@ def _grouped_sides(grouped_rows, dy, tap):
     x, sizes = grouped_rows
     group = jnp.arange(sizes.shape[0], dtype=sizes.dtype)
     own = group[:, None] == group_of_rows(sizes, x.shape[0])[None]
-    sums = lambda x: own.astype(jnp.float32) @ x.astype(jnp.float32)  # noqa: E731
-    return Tap(a=sums(x), g=sums(dy), rows=sizes.astype(jnp.float32))
+    own = own.astype(jnp.float32) * _counted(dy)[None]
+    sums = lambda x: own @ x.astype(jnp.float32)  # noqa: E731
+    return Tap(a=sums(x), g=sums(dy), rows=jnp.sum(own, axis=1))

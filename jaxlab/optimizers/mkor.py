@@ -1,0 +1,320 @@
+"""MKOR: Kronecker-factored second-order steps by rank-one updates of inverses.
+
+The gradient G [in, out] of a weight in y = x W is taken between two factors,
+
+    U = A G B,    U <- U ||G|| / ||U||,
+
+A [in, in] of the layer's inputs and B [out, out] of the gradients at its outputs. Each
+is kept by one vector v a step, the mean of the inputs or the sum of the gradients at
+the outputs, which is the gradient of a bias. So an update costs O(d^2), devices
+exchange vectors, and nothing is inverted. With F for either factor:
+
+- "released", the authors' code: P = decay F + (1 - decay) I, then
+  F <- P - P v v^T P / (1 + v^T P v), which is the inverse of P^-1 + v v^T. All
+  eigenvalues stay in (0, 1].
+- "exact": F <- [F - (1 - decay) F v v^T F / (decay + (1 - decay) v^T F v)] / decay, the
+  inverse of the moving average decay C + (1 - decay) v v^T. It grows where no v
+  points, as decay^-t, so that a factor whose norm is above `threshold` is mixed with
+  the identity: F <- blend F + (1 - blend) I.
+
+The formula printed in the paper's Algorithm 1 adds where the Sherman-Morrison formula
+subtracts: it is the inverse of neither, grows without bound where v points, and is not
+here.
+
+A factor is stored as D = I - F, what it lacks to the identity: in bfloat16 its small
+eigenvalues keep their sign, mixing with the identity is a product, and an empty D
+leaves G as it is to the bit. In D the released update is
+
+    u = v - decay D v,    D <- decay D + u u^T / (1 + v^T u).
+
+Differs from the released code in: vectors are not clipped at 100, because bfloat16
+holds them; the norm of a weight and its bias is their joint one; the first step's
+vectors count; and a factor whose vector is not finite keeps its value and is counted.
+
+Reference: Mozaffari et al., MKOR: Momentum-Enabled Kronecker-Factor-Based Optimizer
+Using Rank-1 Updates, arXiv 2306.01685.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from jaxlab.params import Tap, named_leaves, select
+
+VARIANTS = ("released", "exact")
+
+EXACTLY = jax.lax.Precision.HIGHEST
+
+
+class Lacks(NamedTuple):
+    """What the factors of one weight lack to the identity."""
+
+    a: Float[Array, "*stack in in"]
+    b: Float[Array, "*stack out out"]
+
+
+class MKORState(NamedTuple):
+    """What `scale_by_mkor` remembers.
+
+    Attributes:
+        count: steps made.
+        lacks: for each preconditioned weight, by its path.
+        skipped: updates of factors left out because of what was not finite.
+    """
+
+    count: Int[Array, ""]
+    lacks: dict[str, Lacks]
+    skipped: Int[Array, ""]
+
+
+def preconditioned(specs: Any, excluded: Sequence[str] = ()) -> Any:
+    """Tree of booleans: the weights that MKOR takes, all of role "matrix".
+
+    Args:
+        specs: tree of `ParamSpec`.
+        excluded: patterns of the paths of matrices that it shall leave alone.
+    """
+    rules = [(pattern, False) for pattern in excluded]
+    return select(specs, [*rules, ("matrix", True), (".*", False)])
+
+
+def scale_by_mkor(
+    specs: Any,
+    *,
+    variant: str = "released",
+    decay: float = 0.95,
+    period: int = 1,
+    dtype: Any = jnp.bfloat16,
+    largest: int = 8192,
+    excluded: Sequence[str] = (),
+    biases: Sequence[tuple[str, str]] = (),
+    threshold: float = 10.0,
+    blend: float = 0.9,
+) -> optax.GradientTransformationExtraArgs:
+    """Gradients between the two factors of each weight, with their own norms.
+
+    `update` takes ``stats``, the taps of `jaxlab.params.untap`: of gradients with
+    respect to ``tap(params, preconditioned(specs))``, for the loss whose gradient it
+    is given. Weights that are not preconditioned pass unchanged.
+
+    Args:
+        specs: tree of `ParamSpec`.
+        variant: "released" or "exact".
+        decay: of a factor's memory.
+        period: steps between updates of the factors.
+        dtype: of stored factors; arithmetic is in float32.
+        largest: side of a factor.
+        excluded: patterns of the paths of matrices that are not preconditioned.
+        biases: pairs (pattern of weights' paths, replacement), as of `re.sub`, that
+            name a weight's bias, such as ``(r"(.*)/w", r"\\1/b")``: one more row of its
+            G, whose input is 1.
+        threshold: norm of an exact factor, its largest sum of a row's absolute values,
+            that mixes it with the identity.
+        blend: share that is left of it.
+
+    Raises:
+        ValueError: a setting out of its range, a factor that would be too large, a
+            bias that is not there or does not fit.
+    """
+    _check(variant, decay, period, threshold, blend)
+    weights = _weights(specs, excluded, biases, largest)
+    structure = jax.tree.structure(specs)
+    names = [name for name, _ in named_leaves(specs)]
+
+    def init(params: Any) -> MKORState:
+        del params  # the specs have the shapes
+        zeros = lambda stack, n: jnp.zeros((*stack, n, n), dtype)  # noqa: E731
+        lacks = {
+            name: Lacks(zeros(w.stack, w.n_in), zeros(w.stack, w.n_out))
+            for name, w in weights.items()
+        }
+        return MKORState(jnp.zeros((), jnp.int32), lacks, jnp.zeros((), jnp.int32))
+
+    def update(updates, state: Any, params=None, *, stats=None, **_):
+        del params
+        leaves = dict(zip(names, structure.flatten_up_to(updates), strict=True))
+        vectors = _vectors(weights, names, structure, stats)
+
+        def renew(lacks):
+            found = {
+                name: Lacks(*map(one, lacks[name], vectors[name])) for name in weights
+            }
+            new = {name: Lacks(*(d for d, _ in pair)) for name, pair in found.items()}
+            skipped = sum(n for pair in found.values() for _, n in pair)
+            return new, jnp.asarray(skipped, jnp.int32)
+
+        def one(lack, v):
+            new, ok = _renewed(
+                lack.astype(jnp.float32), v, variant, decay, threshold, blend
+            )
+            if variant == "released":  # so that rounding leaves no eigenvalue below 0
+                new = new * (1 - float(jnp.finfo(dtype).eps))
+            keep = ok[..., None, None]
+            return jnp.where(keep, new.astype(dtype), lack), jnp.sum(~ok)
+
+        if period == 1:
+            lacks, skipped = renew(state.lacks)
+        else:
+            lacks, skipped = jax.lax.cond(
+                state.count % period == 0,
+                renew,
+                lambda lacks: (lacks, jnp.zeros((), jnp.int32)),
+                state.lacks,
+            )
+        for name, w in weights.items():
+            g = leaves[name].astype(jnp.float32)
+            if w.bias:
+                row = leaves[w.bias].astype(jnp.float32)[..., None, :]
+                g = jnp.concatenate([g, row], axis=-2)
+            u = _between(g, lacks[name])
+            if w.bias:
+                u, row = u[..., :-1, :], u[..., -1, :]
+                leaves[w.bias] = row.astype(leaves[w.bias].dtype)
+            leaves[name] = u.astype(leaves[name].dtype)
+        count = optax.safe_increment(state.count)
+        state = MKORState(count, lacks, state.skipped + skipped)
+        return structure.unflatten(leaves.values()), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _renewed(D, v, variant, decay, threshold, blend):
+    """The next D from the vector v, and whether it is finite; both ``[*stack]``."""
+    keep = decay if variant == "released" else 1.0
+    u = v - keep * _times(D, v)  # P v, or F v
+    vu = jnp.sum(v * u, axis=-1)
+    ok = jnp.isfinite(vu)
+    outer = u[..., :, None] * u[..., None, :]
+    if variant == "released":
+        return decay * D + outer / (1 + vu)[..., None, None], ok
+    eye = jnp.eye(D.shape[-1])[(None,) * (D.ndim - 2)]
+    outer *= ((1 - decay) / (decay + (1 - decay) * vu))[..., None, None]
+    new = (D - (1 - decay) * eye + outer) / decay
+    norm = jnp.max(jnp.sum(jnp.abs(eye - new), axis=-1), axis=-1)
+    mixed = jnp.where(norm > threshold, blend, 1.0)
+    return mixed[..., None, None] * new, ok
+
+
+def _between(g, lacks: Lacks):
+    """A G B with the norm of G."""
+    a, b = (x.astype(jnp.float32) for x in lacks)
+    left = g - jnp.matmul(a, g, precision=EXACTLY)
+    u = left - jnp.matmul(left, b, precision=EXACTLY)
+    norm = lambda x: jnp.linalg.norm(x, axis=(-2, -1), keepdims=True)  # noqa: E731
+    ratio = norm(g) / norm(u)
+    return jnp.where(jnp.isfinite(ratio), ratio, 1.0) * u
+
+
+def _times(m, v):
+    return jnp.einsum("...ij,...j->...i", m, v, precision=EXACTLY)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Weight:
+    """Sizes of a preconditioned weight's factors, and the path of its bias."""
+
+    stack: tuple[int, ...]
+    n_in: int  # with the bias's row
+    n_out: int
+    bias: str | None
+
+
+def _weights(specs, excluded, biases, largest) -> dict[str, _Weight]:
+    chosen = jax.tree.leaves(preconditioned(specs, excluded))
+    named = named_leaves(specs)
+    shapes = {name: spec.shape for name, spec in named}
+    found = {}
+    for (name, spec), takes in zip(named, chosen, strict=True):
+        if not takes:
+            continue
+        *stack, n_in, n_out = spec.shape
+        bias = _bias_of(name, biases)
+        if bias is not None and shapes.get(bias) != (*stack, n_out):
+            raise ValueError(
+                f"biases names {bias} as the bias of {name} {spec.shape}, but its "
+                f"shape is {shapes.get(bias)} (None: there is no such parameter), and "
+                f"must be {(*stack, n_out)}."
+            )
+        if max(n_in + (bias is not None), n_out) > largest:
+            raise ValueError(
+                f"{name} {spec.shape} would have a factor above largest={largest}, "
+                "whose memory and time grow with its square; name it in `excluded`, or "
+                "raise `largest`."
+            )
+        found[name] = _Weight(tuple(stack), n_in + (bias is not None), n_out, bias)
+    if not found:
+        raise ValueError(
+            f"No parameter is preconditioned: none of {len(named)} has the role "
+            f"'matrix' and is not excluded by {tuple(excluded)}."
+        )
+    return found
+
+
+def _bias_of(name: str, biases) -> str | None:
+    for pattern, replacement in biases:
+        if re.fullmatch(pattern, name):
+            return re.sub(pattern, replacement, name)
+    return None
+
+
+def _vectors(weights, names, structure, stats) -> dict[str, Lacks]:
+    """The vectors of a step, in the place of the factors that they renew."""
+    if stats is None:
+        raise ValueError(
+            "MKOR needs statistics: differentiate with respect to tap(params, "
+            "preconditioned(specs)), split the gradient by untap, and call "
+            "update(gradient, state, params, stats=taps)."
+        )
+    try:
+        taps = dict(zip(names, structure.flatten_up_to(stats), strict=True))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"stats are no tree like the parameters, with a Tap a weight: {error}"
+        ) from error
+    extra = [n for n, tap in taps.items() if tap is not None and n not in weights]
+    if extra:
+        raise ValueError(
+            f"stats hold a tap for {', '.join(extra[:4])}, which is not "
+            "preconditioned: tap(params, preconditioned(specs, excluded)) taps those "
+            "that are."
+        )
+    found = {}
+    for name, w in weights.items():
+        tap = taps[name]
+        if not isinstance(tap, Tap):
+            raise ValueError(
+                f"stats hold no tap for {name} (but {type(tap).__name__}), which is "
+                "preconditioned; tap it, or name it in `excluded`."
+            )
+        shapes = (*w.stack, w.n_in - (w.bias is not None)), (*w.stack, w.n_out)
+        if (tap.a.shape, tap.g.shape) != shapes:
+            raise ValueError(
+                f"The tap of {name} has a {tap.a.shape} and g {tap.g.shape}, but must "
+                f"have {shapes[0]} and {shapes[1]}."
+            )
+        rows = jnp.maximum(tap.rows, 1.0)[..., None]
+        a = tap.a / rows
+        if w.bias:
+            a = jnp.concatenate([a, jnp.ones((*w.stack, 1))], axis=-1)
+        found[name] = Lacks(a, tap.g)
+    return found
+
+
+def _check(variant, decay, period, threshold, blend) -> None:
+    if variant not in VARIANTS:
+        raise ValueError(f"variant={variant!r} is not one of {VARIANTS}.")
+    if not 0 < decay < 1:
+        raise ValueError(f"decay={decay} must be between 0 and 1.")
+    if period < 1:
+        raise ValueError(f"period={period} must be at least 1.")
+    if threshold <= 1 or not 0 <= blend <= 1:
+        raise ValueError(
+            f"threshold={threshold} must be above 1, the norm of the identity, and "
+            f"blend={blend} in [0, 1]."
+        )
