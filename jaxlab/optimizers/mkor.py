@@ -142,12 +142,12 @@ def scale_by_mkor(
         vectors = _vectors(weights, names, structure, stats)
 
         def renew(lacks):
-            found = {
-                name: Lacks(*map(one, lacks[name], vectors[name])) for name in weights
-            }
-            new = {name: Lacks(*(d for d, _ in pair)) for name, pair in found.items()}
-            skipped = sum(n for pair in found.values() for _, n in pair)
-            return new, jnp.asarray(skipped, jnp.int32)
+            new, skipped = {}, jnp.zeros((), jnp.int32)
+            for name in weights:
+                a, left = one(lacks[name].a, vectors[name].a)
+                b, right = one(lacks[name].b, vectors[name].b)
+                new[name], skipped = Lacks(a, b), skipped + left + right
+            return new, skipped
 
         def one(lack, v):
             new, ok = _renewed(
@@ -177,8 +177,7 @@ def scale_by_mkor(
                 u, row = u[..., :-1, :], u[..., -1, :]
                 leaves[w.bias] = row.astype(leaves[w.bias].dtype)
             leaves[name] = u.astype(leaves[name].dtype)
-        count = optax.safe_increment(state.count)
-        state = MKORState(count, lacks, state.skipped + skipped)
+        state = MKORState(state.count + 1, lacks, state.skipped + skipped)
         return structure.unflatten(leaves.values()), state
 
     return optax.GradientTransformationExtraArgs(init, update)
