@@ -27,7 +27,7 @@ from jaxlab.training.search.integers import heldout_bits_per_byte
 
 POPULATIONS = {16: 16, 128: 16, 1024: 16, 4096: 64}  # members: members a sequence
 SEGMENT = 32
-EVALUATIONS = 12  # of a run
+EVALUATIONS = 20  # of a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Longer:
 
     population: int = 16_384
     members_per_sequence: int = 16
-    sigma_shift: int = 3
-    decay: float = 0.015
+    sigma_shift: int = 4
+    decay: float = 0.005
     width: int = 64
     layers: int = 1
-    steps: int = 1200
+    steps: int = 2000
     seed: int = 0
 
 
