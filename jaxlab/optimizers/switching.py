@@ -127,6 +127,8 @@ def left_at(state: Any) -> int | None:
     is_switch = lambda x: isinstance(x, SwitchState)  # noqa: E731
     found = [x for x in jax.tree.leaves(state, is_leaf=is_switch) if is_switch(x)]
     if len(found) != 1:
-        raise ValueError(f"The state holds {len(found)} switches, but one is asked for.")
+        raise ValueError(
+            f"The state holds {len(found)} switches, but one is asked for."
+        )
     step = int(found[0].left_at)
     return None if step == STAYS else step

@@ -146,6 +146,14 @@ def untap(tree: Any) -> tuple[Any, Any]:
     )
 
 
+def divided(taps: Any, by: Array) -> Any:
+    """Taps of a loss that is divided by a number: gradients are, inputs are not."""
+    is_tap = lambda x: isinstance(x, Tap)  # noqa: E731
+    return jax.tree.map(
+        lambda tap: Tap(tap.a, tap.g / by, tap.rows), taps, is_leaf=is_tap
+    )
+
+
 def linear(x: Float[Array, "*rows in"], w: Weight) -> Float[Array, "*rows out"]:
     """``x w`` in the dtype of `x`."""
     match w:

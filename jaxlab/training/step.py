@@ -11,18 +11,31 @@ import optax
 
 from jaxlab import models
 from jaxlab.models import LMConfig
-from jaxlab.training.state import TrainState
+from jaxlab.params import divided, tap, untap
+from jaxlab.training.state import TrainState, abstract_state
 
 
 def make_train_step(
-    cfg: LMConfig, optimizer: optax.GradientTransformationExtraArgs, accumulate: int = 1
+    cfg: LMConfig,
+    optimizer: optax.GradientTransformationExtraArgs,
+    accumulate: int = 1,
+    tapped: Any = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict]]:
     """The jitted function ``(state, batch) -> (state, metrics)``; donates the state.
+
+    Made under the mesh in use; a step leaves the state on the devices as
+    `create_state` puts it, so that one program serves all steps.
 
     The loss is the mean of the targets' negative log-likelihood (nats) over weights. A
     batch accumulated in parts gives the gradient of the whole batch's mean, whatever
     the parts weigh. Auxiliary losses of mixers are added; each part has its own, which
     counts as much as the part weighs.
+
+    Args:
+        cfg: the model.
+        optimizer: of the loss.
+        accumulate: parts of a batch that go through the model one by one.
+        tapped: tree of booleans, the weights whose taps the optimizer takes as ``stats``.
     """
 
     def total_loss(params, batch):
@@ -51,16 +64,24 @@ def make_train_step(
         zeros = jax.tree.map(jnp.zeros_like, params), (jnp.zeros(()), jnp.zeros(()))
         return jax.lax.scan(add_part, zeros, parts)[0]
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    lies = abstract_state(cfg, optimizer, jax.sharding.get_mesh())
+    lies = jax.tree.map(lambda x: x.sharding, lies)
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(lies, None))
     def train_step(state: TrainState, batch):
-        grads, (nats, auxiliary) = gradient(state.params, batch)
+        weights = tap(state.params, tapped) if tapped else state.params
+        grads, (nats, auxiliary) = gradient(weights, batch)
+        grads, taps = untap(grads)
         weight = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
         grads = jax.tree.map(lambda g: g / weight, grads)
+        taps = {"stats": divided(taps, weight)} if tapped else {}
         loss, auxiliary_loss = nats / weight, auxiliary / weight
         # Optax mixes its integer counts with floats, which a strict setting refuses.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(
-                grads, state.opt_state, state.params, value=loss + auxiliary_loss
+                *(grads, state.opt_state, state.params),
+                value=loss + auxiliary_loss,
+                **taps,
             )
         state = TrainState(
             step=state.step + 1,
