@@ -35,7 +35,8 @@ def make_train_step(
         cfg: the model.
         optimizer: of the loss.
         accumulate: parts of a batch that go through the model one by one.
-        tapped: tree of booleans, the weights whose taps the optimizer takes as ``stats``.
+        tapped: tree of booleans, the weights whose taps the optimizer takes as
+            ``stats``; None for none.
     """
 
     def total_loss(params, batch):
