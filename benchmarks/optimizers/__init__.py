@@ -1,0 +1,1 @@
+"""Optimizers beside each other on one problem, in one harness."""
