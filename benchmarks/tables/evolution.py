@@ -8,18 +8,26 @@ from benchmarks.tables.form import measured, results, table
 def cartpole() -> str:
     data = results("cartpole")
     rows = []
-    for name, generations in data["generations"].items():
-        cells = [times[name] for times in data["generation"].values()]
-        rows.append([name, ", ".join(map(str, generations)), *map(_cost, cells)])
+    widths = data["generation"]
+    for name in next(iter(widths.values())):
+        runs = [data["generations"][width].get(name, []) for width in widths]
+        rows.append(
+            [
+                name,
+                *(", ".join(map(str, found)) for found in runs),
+                *(_cost(times[name]) for times in widths.values()),
+            ]
+        )
     header = [
-        *("noise", "generations, seeds 1 to 5"),
-        *(f"layers of {width}: ms, over full" for width in data["generation"]),
+        "noise",
+        *(f"layers of {width}: generations" for width in widths),
+        *(f"layers of {width}: ms, over full" for width in widths),
     ]
     text = (
-        f"Generations of {data['population']} members until the mean parameters "
-        f"balance the pole for 500 steps in all {data['evaluation_episodes']} episodes "
-        "of an evaluation; and the time of one in which every member lives for 500 "
-        "steps, with the quartiles of its ratio to that with full noise."
+        f"Generations of {data['population']} members, seeds 1 to 5, until the mean "
+        f"parameters balance the pole for 500 steps in all "
+        f"{data['evaluation_episodes']} episodes of an evaluation; and the time "
+        "of one in which every member lives for 500 steps, with the quartiles of its ratio to that with full noise."
     )
     return "\n\n".join((text, table(header, rows), measured(data)))
 

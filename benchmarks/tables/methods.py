@@ -20,7 +20,7 @@ def methods() -> str:
     compiled = results("gpu_kernels")["compiled"]
     paged = compiled["paged attention, 32 heads of 128, 8 of keys"]["paged_attention"]
 
-    pole = results("cartpole")["generations"]["rank 1"]
+    pole = sum((x["rank 1"] for x in results("cartpole")["generations"].values()), [])
     tuned = results("fine_tuning")
     before = tuned["base_right"]
     after = max(run["right"][-1][1] for run in tuned["methods"]["GRPO"]["runs"])
