@@ -25,9 +25,10 @@ def cartpole() -> str:
     ]
     text = (
         f"Generations of {data['population']} members, seeds 1 to 5, until the mean "
-        f"parameters balance the pole for 500 steps in all "
-        f"{data['evaluation_episodes']} episodes of an evaluation; and the time "
-        "of one in which every member lives for 500 steps, with the quartiles of its ratio to that with full noise."
+        "parameters balance the pole for 500 steps in all "
+        f"{data['evaluation_episodes']} episodes of an evaluation; and the time of one "
+        "in which every member lives for 500 steps, with the quartiles of its ratio to "
+        "that with full noise."
     )
     return "\n\n".join((text, table(header, rows), measured(data)))
 
