@@ -97,4 +97,55 @@ class Rewarming:
         return optax.sgdr_schedule(cycles)
 
 
-Schedule = WarmupCosine | WarmupStableDecay | Rewarming
+@dataclasses.dataclass(frozen=True)
+class Infinite:
+    """Warm up, fall by a cosine to a rate that stays, then fall exponentially.
+
+    A run is prolonged, on new data too, from a checkpoint of the constant part: only
+    the last part, which makes a model to be used, depends on the run's end.
+
+    Reference: Singh et al., "Beyond Cosine Decay: On the effectiveness of Infinite
+    Learning Rate Schedule for Continual Pre-training", arXiv 2503.02844.
+    """
+
+    warmup: int = 100  # steps
+    cooldown: int = 500  # steps from the peak to the constant rate
+    constant: float = 0.55  # the rate that stays over the peak
+    anneal: float = 0.2  # fraction of the run that falls exponentially
+    end: float = 0.1  # last rate over the peak; above 0
+
+    def build(self, peak: float, steps: int) -> optax.Schedule:
+        """The schedule of a run of `steps` with highest rate `peak`."""
+        _check(self, steps)
+        if self.cooldown < 1:
+            raise ValueError(f"cooldown={self.cooldown} must be at least 1 step.")
+        if not 0 < self.end <= self.constant <= 1:
+            raise ValueError(
+                f"end={self.end} and constant={self.constant} must be fractions of the "
+                "peak with 0 < end <= constant <= 1; an exponential never reaches 0."
+            )
+        if not 0 <= self.anneal <= 1:
+            raise ValueError(f"anneal={self.anneal} is a fraction of the run's steps.")
+        falling = round(self.anneal * steps)
+        if self.warmup + self.cooldown + falling > steps:
+            raise ValueError(
+                f"warmup={self.warmup}, cooldown={self.cooldown} and "
+                f"anneal={self.anneal} of {steps} steps ({falling}) overlap; shorten "
+                "one of them."
+            )
+        parts = [
+            optax.linear_schedule(0.0, peak, self.warmup),
+            optax.cosine_decay_schedule(peak, self.cooldown, alpha=self.constant),
+            optax.constant_schedule(self.constant * peak),
+            optax.exponential_decay(
+                self.constant * peak,
+                falling,
+                self.end / self.constant,
+                end_value=self.end * peak,
+            ),
+        ]
+        edges = [self.warmup, self.warmup + self.cooldown, steps - falling]
+        return optax.join_schedules(parts, edges)
+
+
+Schedule = WarmupCosine | WarmupStableDecay | Rewarming | Infinite
