@@ -1,5 +1,6 @@
 """Everything that training changes, sharded from the first moment."""
 
+import math
 from typing import Any
 
 import jax
@@ -33,7 +34,8 @@ def abstract_state(
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state, without memory.
 
-    Whatever the optimizer keeps a parameter's shape of is split as the parameter is.
+    Whatever the optimizer keeps in a parameter's place is split as the parameter is,
+    but for dimensions that it keeps in part and the devices do not divide.
     """
     specs = models.spec(cfg)
     shapes = jax.eval_shape(lambda: _create(cfg, optimizer, jax.random.key(0)))
@@ -44,7 +46,7 @@ def abstract_state(
         params=by_param,
         opt_state=optax.tree_utils.tree_map_params(
             optimizer,
-            lambda _, sharding: sharding,
+            _split_like,
             shapes.opt_state,
             by_param,
             transform_non_params=lambda _: whole,
@@ -55,6 +57,18 @@ def abstract_state(
         shapes,
         shardings,
     )
+
+
+def _split_like(kept: Any, sharding: NamedSharding) -> NamedSharding:
+    """A parameter's sharding, whole along what its devices do not divide in `kept`."""
+
+    def divides(size, entry):
+        names = (entry,) if isinstance(entry, str) else entry or ()
+        return size % math.prod(sharding.mesh.shape[name] for name in names) == 0
+
+    entries = zip(kept.shape, sharding.spec, strict=True)
+    spec = [entry if divides(size, entry) else None for size, entry in entries]
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
 
 def create_state(
