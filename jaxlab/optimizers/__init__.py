@@ -13,6 +13,9 @@ from jaxlab.optimizers.adadagrad import (
 from jaxlab.optimizers.adamw import AdamW
 from jaxlab.optimizers.cost import state_bytes
 from jaxlab.optimizers.frugal import FRUGAL, scale_by_frugal
+from jaxlab.optimizers.lamb import LAMB, scale_by_layer_norms
+from jaxlab.optimizers.mkor import scale_by_mkor
+from jaxlab.optimizers.muon import Muon
 from jaxlab.optimizers.schedules import (
     Infinite,
     Rewarming,
@@ -20,23 +23,35 @@ from jaxlab.optimizers.schedules import (
     WarmupCosine,
     WarmupStableDecay,
 )
+from jaxlab.optimizers.sgd import SGD
+from jaxlab.optimizers.shampoo import Shampoo, scale_by_shampoo
+from jaxlab.optimizers.soap import SOAP, scale_by_soap
 
 __all__ = [
     "FRUGAL",
+    "LAMB",
+    "SGD",
+    "SOAP",
     "AdAdaGrad",
     "AdamW",
     "BatchController",
     "BatchGrowth",
     "BatchState",
     "Infinite",
+    "Muon",
     "Rewarming",
     "Schedule",
+    "Shampoo",
     "WarmupCosine",
     "WarmupStableDecay",
     "gradient_variance",
     "scale_by_adagrad",
     "scale_by_adagrad_norm",
     "scale_by_frugal",
+    "scale_by_layer_norms",
+    "scale_by_mkor",
+    "scale_by_shampoo",
+    "scale_by_soap",
     "state_bytes",
     "wanted_batch",
 ]

@@ -45,7 +45,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxlab.params import Tap, named_leaves, select
+from jaxlab.params import Tap, constrain, named_leaves, select
 
 VARIANTS = ("released", "exact")
 
@@ -167,6 +167,8 @@ def scale_by_mkor(
                 lambda lacks: (lacks, jnp.zeros((), jnp.int32)),
                 state.lacks,
             )
+        # Whole on every device, so that no step leaves them split another way.
+        lacks = jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), lacks)
         for name, w in weights.items():
             g = leaves[name].astype(jnp.float32)
             if w.bias:

@@ -50,6 +50,7 @@ def abstract_state(
             shapes.opt_state,
             by_param,
             transform_non_params=lambda _: whole,
+            is_leaf=_is_left_out,
         ),
     )
     return jax.tree.map(
@@ -59,8 +60,10 @@ def abstract_state(
     )
 
 
-def _split_like(kept: Any, sharding: NamedSharding) -> NamedSharding:
+def _split_like(kept: Any, sharding: NamedSharding) -> Any:
     """A parameter's sharding, whole along what its devices do not divide in `kept`."""
+    if _is_left_out(kept):
+        return kept
 
     def divides(size, entry):
         names = (entry,) if isinstance(entry, str) else entry or ()
@@ -69,6 +72,11 @@ def _split_like(kept: Any, sharding: NamedSharding) -> NamedSharding:
     entries = zip(kept.shape, sharding.spec, strict=True)
     spec = [entry if divides(size, entry) else None for size, entry in entries]
     return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+
+
+def _is_left_out(kept: Any) -> bool:
+    """Whether `optax.masked` keeps nothing in a parameter's place."""
+    return isinstance(kept, optax.MaskedNode)
 
 
 def create_state(

@@ -1,0 +1,85 @@
+"""LAMB: Adam's update with the norm of the weights, layer by layer.
+
+With A Adam's update of a weight W of one layer,
+
+    U = A + decay W,    W <- W - rate U ||W|| / ||U||,
+
+and the ratio is 1 where either norm is 0, such as for a bias that starts at 0.
+
+Differs from the paper in: the norm of the weights is not clipped. Differs from
+`optax.lamb` in: the layers of a stacked weight have their own ratios, as the paper has
+it for layers, where optax would take one of the whole stack.
+
+Reference: You et al., Large Batch Optimization for Deep Learning: Training BERT in 76
+minutes, arXiv 1904.00962.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlab.optimizers.adamw import DECAYED
+from jaxlab.optimizers.schedules import Schedule, WarmupCosine
+from jaxlab.params import ParamSpec, select
+
+
+def scale_by_layer_norms(specs: Any) -> optax.GradientTransformationExtraArgs:
+    """Updates with the norms of the weights, each layer of a stack by itself.
+
+    Args:
+        specs: tree of `ParamSpec`.
+    """
+
+    def scaled(spec: ParamSpec, u, w):
+        axes = _axes_within_a_layer(spec)
+        norm_u, norm_w = (
+            jnp.sqrt(jnp.sum(x.astype(jnp.float32) ** 2, axis=axes, keepdims=True))
+            for x in (u, w)
+        )
+        both = (norm_u > 0) & (norm_w > 0)
+        ratio = jnp.where(both, norm_w / jnp.where(both, norm_u, 1.0), 1.0)
+        return (ratio * u.astype(jnp.float32)).astype(u.dtype)
+
+    def update(updates, state, params=None, **_):
+        if params is None:
+            raise ValueError(
+                "LAMB's updates have the norms of the parameters, and params is None; "
+                "call update(gradient, state, params)."
+            )
+        return jax.tree.map(scaled, specs, updates, params), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def _axes_within_a_layer(spec: ParamSpec) -> tuple[int, ...]:
+    if spec.role == "matrix":
+        return (-2, -1)
+    return tuple(i for i, axis in enumerate(spec.axes) if axis != "layers")
+
+
+@dataclasses.dataclass(frozen=True)
+class LAMB:
+    """Settings of LAMB."""
+
+    learning_rate: float = 3e-3  # the peak; a step's share of the weights' norm
+    schedule: Schedule = WarmupCosine()
+    weight_decay: float = 0.01  # added to Adam's update, before the norms
+    b1: float = 0.9  # memory of the mean gradient
+    b2: float = 0.999  # memory of the mean square
+    eps: float = 1e-6
+    clip: float = 1.0  # largest norm of the whole gradient
+
+    def build(self, specs: Any, steps: int) -> optax.GradientTransformationExtraArgs:
+        """The transformation for parameters `specs` and a run of `steps`."""
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip),
+            optax.scale_by_adam(self.b1, self.b2, self.eps),
+            optax.add_decayed_weights(self.weight_decay, select(specs, DECAYED)),
+            scale_by_layer_norms(specs),
+            optax.scale_by_learning_rate(
+                self.schedule.build(self.learning_rate, steps)
+            ),
+        )

@@ -1,0 +1,40 @@
+"""Stochastic gradient descent with momentum.
+
+M <- momentum M + G,  W <- W - rate (M + decay W): weight decay is decoupled, as in
+AdamW, and is not in the momentum.
+"""
+
+import dataclasses
+from typing import Any
+
+import optax
+
+from jaxlab.optimizers.adamw import DECAYED
+from jaxlab.optimizers.schedules import Schedule, WarmupCosine
+from jaxlab.params import select
+
+
+@dataclasses.dataclass(frozen=True)
+class SGD:
+    """Settings of gradient descent with momentum."""
+
+    learning_rate: float = 0.1  # the peak
+    schedule: Schedule = WarmupCosine()
+    weight_decay: float = 1e-4  # times the learning rate
+    momentum: float = 0.9  # share of the sum of gradients kept at each step
+    clip: float = 1.0  # largest norm of the whole gradient
+
+    def build(self, specs: Any, steps: int) -> optax.GradientTransformationExtraArgs:
+        """The transformation for parameters `specs` and a run of `steps`.
+
+        Reference: Polyak, "Some methods of speeding up the convergence of iteration
+        methods", 1964.
+        """
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip),
+            optax.trace(self.momentum),
+            optax.add_decayed_weights(self.weight_decay, select(specs, DECAYED)),
+            optax.scale_by_learning_rate(
+                self.schedule.build(self.learning_rate, steps)
+            ),
+        )

@@ -1,0 +1,259 @@
+"""Shampoo: gradients between inverse roots of their second moments of both sides.
+
+For a weight in y = x W with gradient G [in, out] and its mean M, Adam's first moment,
+
+    L <- b2 L + (1 - b2) G G^T,    R <- b2 R + (1 - b2) G^T G,
+    U = L^(-1/4) M R^(-1/4),       U <- U ||A|| / ||U||,
+
+where A is Adam's update: Shampoo gives the direction, Adam the length ("grafting", Anil
+et al.). The roots are renewed every `period` steps, from eigenvalues to which `ridge`
+times the largest is added. A side above `largest` is left alone, and the other one then
+has the power -1/2, since the powers of both sides add up to -1/2. Weights with both
+sides above it, and parameters of other roles than "matrix", take A.
+
+Differs from the papers in: L and R are exponential averages where Gupta et al. sum from
+L = ridge I; the ridge is relative, as Anil et al. have it, so that the scale of the
+gradients does not matter; the mean of the gradients is preconditioned, where the code
+of Anil et al. takes the mean of preconditioned gradients; large sides are left alone
+rather than cut into blocks or kept as a diagonal; the roots are of eigenvalues, not by
+Newton's iteration; the length is Adam's, not AdaGrad's; and the first step is
+preconditioned already.
+
+Reference: Gupta, Koren, Singer, Shampoo: Preconditioned Stochastic Tensor Optimization,
+arXiv 1802.09568. Anil, Gupta, Koren, Regan, Singer, Scalable Second Order Optimization
+for Deep Learning, arXiv 2002.09018.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from jaxlab.optimizers.adamw import DECAYED
+from jaxlab.optimizers.schedules import Schedule, WarmupCosine
+from jaxlab.params import constrain, named_leaves, select
+
+EXACTLY = jax.lax.Precision.HIGHEST
+SMALLEST = float(jnp.finfo(jnp.float32).tiny)
+
+
+class Sides(NamedTuple):
+    """A square matrix for each side of a weight; None for a side left alone."""
+
+    left: Float[Array, "*stack in in"] | None
+    right: Float[Array, "*stack out out"] | None
+
+
+class ShampooState(NamedTuple):
+    """What `scale_by_shampoo` remembers, in float32.
+
+    Attributes:
+        count: steps made.
+        mu: mean of the gradients, like the parameters.
+        nu: mean of their squares, like the parameters.
+        factors: L and R of each preconditioned weight, by its path.
+        roots: their inverse roots as last renewed.
+    """
+
+    count: Int[Array, ""]
+    mu: Any
+    nu: Any
+    factors: dict[str, Sides]
+    roots: dict[str, Sides]
+
+
+def scale_by_shampoo(
+    specs: Any,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+    ridge: float = 1e-6,
+    period: int = 10,
+    largest: int = 8192,
+) -> optax.GradientTransformationExtraArgs:
+    """Shampoo's direction with the length of Adam's update, weight by weight.
+
+    Under a mesh every device keeps all factors and takes all roots.
+
+    Args:
+        specs: tree of `ParamSpec`.
+        b1: memory of the mean gradient.
+        b2: memory of the mean squares, and of the factors.
+        eps: added to the root of Adam's mean square.
+        ridge: added to a factor's eigenvalues, as a share of the largest.
+        period: steps between renewals of the roots.
+        largest: side that has a factor.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+    check(b1=b1, b2=b2, eps=eps, ridge=ridge, period=period, largest=largest)
+    structure = jax.tree.structure(specs)
+    names = [name for name, _ in named_leaves(specs)]
+
+    def by_name(tree):
+        return dict(zip(names, structure.flatten_up_to(tree), strict=True))
+
+    def init(params) -> Any:
+        roots = identities(specs, largest)
+        return ShampooState(
+            count=jnp.zeros((), jnp.int32),
+            mu=optax.tree.zeros_like(params, dtype=jnp.float32),
+            nu=optax.tree.zeros_like(params, dtype=jnp.float32),
+            factors=jax.tree.map(jnp.zeros_like, roots),
+            roots=roots,
+        )
+
+    def update(updates, state: Any, params=None, **_):
+        del params
+        g = jax.tree.map(lambda g: g.astype(jnp.float32), updates)
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, g)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.nu, g)
+        t = (state.count + 1).astype(jnp.float32)
+        adam = jax.tree.map(
+            lambda m, v: m / (1 - b1**t) / (jnp.sqrt(v / (1 - b2**t)) + eps), mu, nu
+        )
+
+        gradients, means, steps = by_name(g), by_name(mu), by_name(adam)
+        factors = {
+            name: averaged(pair, gradients[name], b2)
+            for name, pair in state.factors.items()
+        }
+        roots = jax.lax.cond(
+            state.count % period == 0,
+            lambda: {name: _roots(pair, ridge) for name, pair in factors.items()},
+            lambda: state.roots,
+        )
+        roots = jax.tree.map(whole, roots)
+        for name, root in roots.items():
+            u = between(root.left, means[name], root.right)
+            steps[name] = u * (_norm(steps[name]) / jnp.maximum(_norm(u), SMALLEST))
+        steps = structure.unflatten([steps[name] for name in names])
+        steps = jax.tree.map(lambda u, g: u.astype(g.dtype), steps, updates)
+        return steps, ShampooState(state.count + 1, mu, nu, factors, roots)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def identities(specs: Any, largest: int) -> dict[str, Sides]:
+    """Identities for the sides up to `largest` of the weights of role "matrix"."""
+    found = {}
+    for name, spec in named_leaves(specs):
+        if spec.role != "matrix":
+            continue
+        if len(spec.shape) < 2:
+            raise ValueError(
+                f"{name} {spec.shape} has the role 'matrix', but a matrix is "
+                "[*stack, in, out]; give its ParamSpec the role of what it does."
+            )
+        *stack, n_in, n_out = spec.shape
+        if min(n_in, n_out) <= largest:
+            left, right = (
+                jnp.broadcast_to(jnp.eye(n), (*stack, n, n)) if n <= largest else None
+                for n in (n_in, n_out)
+            )
+            found[name] = Sides(left, right)
+    return found
+
+
+def averaged(factors: Sides, g: Float[Array, "*stack in out"], b2: float) -> Sides:
+    """L and R with G G^T and G^T G in their averages."""
+    new = Sides(
+        None if factors.left is None else jnp.matmul(g, g.mT, precision=EXACTLY),
+        None if factors.right is None else jnp.matmul(g.mT, g, precision=EXACTLY),
+    )
+    average = jax.tree.map(lambda F, now: b2 * F + (1 - b2) * now, factors, new)
+    return jax.tree.map(whole, average)
+
+
+def between(
+    left: Float[Array, "*stack in in"] | None,
+    g: Float[Array, "*stack in out"],
+    right: Float[Array, "*stack out out"] | None,
+) -> Float[Array, "*stack in out"]:
+    """left G right, where None is the identity."""
+    if left is not None:
+        g = jnp.matmul(left, g, precision=EXACTLY)
+    return g if right is None else jnp.matmul(g, right, precision=EXACTLY)
+
+
+def whole(x: Array) -> Array:
+    """`x` on every device, so that no step leaves it split another way."""
+    return constrain(x, *(None,) * x.ndim)
+
+
+def _roots(factors: Sides, ridge) -> Sides:
+    power = -0.5 / len(jax.tree.leaves(factors))
+
+    def root(F):
+        values, Q = jnp.linalg.eigh(F)
+        values = jnp.maximum(values, 0.0)  # rounding leaves some just below
+        values = jnp.maximum(values + ridge * values[..., -1:], SMALLEST)
+        return jnp.matmul(Q * values[..., None, :] ** power, Q.mT, precision=EXACTLY)
+
+    return jax.tree.map(root, factors)
+
+
+def _norm(x):
+    return jnp.linalg.norm(x, axis=(-2, -1), keepdims=True)
+
+
+def check(*, period: int, largest: int, b1, b2, **positive) -> None:
+    """Refuses settings out of their range, but for traced numbers, which may be any."""
+    for name, value in {"b1": b1, "b2": b2}.items():
+        if not isinstance(value, jax.Array) and not 0 <= value < 1:
+            raise ValueError(
+                f"{name}={value} is the share that a mean keeps of the past; choose it "
+                "at least 0 and below 1."
+            )
+    for name, value in positive.items():
+        if not isinstance(value, jax.Array) and value <= 0:
+            raise ValueError(
+                f"{name}={value} must be above 0: it is divided by where no gradient "
+                "was seen."
+            )
+    if period < 1:
+        raise ValueError(f"period={period} counts steps; it must be at least 1.")
+    if largest < 1:
+        raise ValueError(
+            f"largest={largest} is a side of a matrix; it must be at least 1."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Shampoo:
+    """Settings of Shampoo."""
+
+    learning_rate: float = 3e-3  # the peak
+    schedule: Schedule = WarmupCosine()
+    weight_decay: float = 0.1  # times the learning rate
+    b1: float = 0.9  # memory of the mean gradient
+    b2: float = 0.95  # memory of the mean squares and the factors
+    eps: float = 1e-8
+    ridge: float = 1e-6  # least eigenvalue of a factor over its largest
+    period: int = 10  # steps between renewals of the inverse roots
+    largest: int = 8192  # side of a matrix that has a factor
+    clip: float = 1.0  # largest norm of the whole gradient
+
+    def build(self, specs: Any, steps: int) -> optax.GradientTransformationExtraArgs:
+        """The transformation for parameters `specs` and a run of `steps`."""
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip),
+            scale_by_shampoo(
+                specs,
+                b1=self.b1,
+                b2=self.b2,
+                eps=self.eps,
+                ridge=self.ridge,
+                period=self.period,
+                largest=self.largest,
+            ),
+            optax.add_decayed_weights(self.weight_decay, select(specs, DECAYED)),
+            optax.scale_by_learning_rate(
+                self.schedule.build(self.learning_rate, steps)
+            ),
+        )

@@ -1,0 +1,222 @@
+"""SOAP: Adam in the eigenbases of Shampoo's factors.
+
+For a weight in y = x W with gradient G [in, out], its mean M, the factors L and R of
+`shampoo`, and bases Q_L and Q_R of their eigenvectors (Algorithm 3 of the paper):
+
+    G' = Q_L^T G Q_R,    M <- b1 M + (1 - b1) G,    M' = Q_L^T M Q_R,
+    V <- b2 V + (1 - b2) G' * G',
+    N' = M' / (1 - b1^t) / (sqrt(V / (1 - b2^t)) + eps),    U = Q_L N' Q_R^T.
+
+After every `period` steps each basis is turned by one step of the power iteration,
+Q <- QR(L Q) (Algorithm 4). M stays in the basis of W, so it is projected anew whenever
+a basis changes. V is carried over, because the bases change slowly.
+
+As in the authors' code, the first gradient only makes L, R and the bases, from their
+eigenvectors: it moves no such weight and enters neither M nor V, since in bases made of
+itself it is no sample of those to come. And before they are turned, the columns of a
+basis are sorted by q^T L q, largest first, and V with them: a QR step in another order
+would carry them away from where V was measured.
+
+A side above `largest` is left alone: the identity is its basis. Weights with both sides
+above it, and parameters of other roles than "matrix", get Adam from the first step on.
+
+Differs from the paper in: eps is added to the root rather than below it, and after the
+correction of V for its start, as Adam has it; parameters that have no basis take part
+in the first step.
+
+Reference: Vyas et al., SOAP: Improving and Stabilizing Shampoo using Adam, arXiv
+2409.11321.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from jaxlab.optimizers.adamw import DECAYED
+from jaxlab.optimizers.schedules import Schedule, WarmupCosine
+from jaxlab.optimizers.shampoo import (
+    EXACTLY,
+    Sides,
+    averaged,
+    between,
+    check,
+    identities,
+    whole,
+)
+from jaxlab.params import named_leaves, select
+
+NO_BASES = Sides(None, None)
+
+
+class SOAPState(NamedTuple):
+    """What `scale_by_soap` remembers, in float32.
+
+    Attributes:
+        count: steps made.
+        mu: mean of the gradients, like the parameters.
+        nu: mean of their squares in the bases, like the parameters.
+        factors: L and R of each rotated weight, by its path.
+        bases: Q_L and Q_R of each, eigenvectors in columns.
+    """
+
+    count: Int[Array, ""]
+    mu: Any
+    nu: Any
+    factors: dict[str, Sides]
+    bases: dict[str, Sides]
+
+
+def scale_by_soap(
+    specs: Any,
+    *,
+    b1: float = 0.95,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+    period: int = 10,
+    largest: int = 8192,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam's update of each matrix in its eigenbases.
+
+    Under a mesh every device keeps all factors and bases.
+
+    Args:
+        specs: tree of `ParamSpec`.
+        b1: memory of the mean gradient.
+        b2: memory of the mean squares, and of the factors.
+        eps: added to the root of the mean square.
+        period: steps between turns of the bases.
+        largest: side that has a basis.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+    check(b1=b1, b2=b2, eps=eps, period=period, largest=largest)
+    structure = jax.tree.structure(specs)
+    names = [name for name, _ in named_leaves(specs)]
+
+    def by_name(tree):
+        return dict(zip(names, structure.flatten_up_to(tree), strict=True))
+
+    def as_tree(named):
+        return structure.unflatten([named[name] for name in names])
+
+    def init(params) -> Any:
+        bases = identities(specs, largest)
+        return SOAPState(
+            count=jnp.zeros((), jnp.int32),
+            mu=optax.tree.zeros_like(params, dtype=jnp.float32),
+            nu=optax.tree.zeros_like(params, dtype=jnp.float32),
+            factors=jax.tree.map(jnp.zeros_like, bases),
+            bases=bases,
+        )
+
+    def update(updates, state: Any, params=None, **_):
+        del params
+        mu, nu, steps = by_name(state.mu), by_name(state.nu), {}
+        factors = {}
+        for name, gradient in by_name(updates).items():
+            g = gradient.astype(jnp.float32)
+            t = state.count + 1
+            if name in state.bases:
+                factors[name] = averaged(state.factors[name], g, b2)
+                t = state.count  # at 0, nothing has a basis yet
+                g = jnp.where(t > 0, g, 0.0)
+            t = jnp.maximum(t, 1).astype(jnp.float32)
+            q = state.bases.get(name, NO_BASES)
+            mu[name] = b1 * mu[name] + (1 - b1) * g
+            nu[name] = b2 * nu[name] + (1 - b2) * _into(q, g) ** 2
+            m = _into(q, mu[name]) / (1 - b1**t)
+            u = _out_of(q, m / (jnp.sqrt(nu[name] / (1 - b2**t)) + eps))
+            steps[name] = u.astype(gradient.dtype)
+
+        def begin(bases, nu):
+            del bases
+            return jax.tree.map(lambda F: jnp.linalg.eigh(F)[1], factors), nu
+
+        def turn(bases, nu):
+            bases, nu = dict(bases), dict(nu)
+            for name, pair in factors.items():
+                bases[name], nu[name] = _turned(pair, bases[name], nu[name])
+            return bases, nu
+
+        turns = state.count % period == 0
+        bases, nu = jax.lax.switch(
+            jnp.where(state.count == 0, 0, jnp.where(turns, 1, 2)),
+            [begin, turn, lambda bases, nu: (bases, nu)],
+            state.bases,
+            nu,
+        )
+        bases = jax.tree.map(whole, bases)
+        mu, nu, steps = as_tree(mu), as_tree(nu), as_tree(steps)
+        return steps, SOAPState(state.count + 1, mu, nu, factors, bases)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _into(q: Sides, g):
+    """Q_L^T G Q_R."""
+    return between(_transposed(q.left), g, q.right)
+
+
+def _out_of(q: Sides, g):
+    """Q_L G Q_R^T."""
+    return between(q.left, g, _transposed(q.right))
+
+
+def _transposed(q):
+    return None if q is None else q.mT
+
+
+def _turned(factors: Sides, q: Sides, v) -> tuple[Sides, Array]:
+    """The bases after a step of the power iteration, and V in their order."""
+    left, v = _turned_side(factors.left, q.left, v, axis=-2)
+    right, v = _turned_side(factors.right, q.right, v, axis=-1)
+    return Sides(left, right), v
+
+
+def _turned_side(factor, q, v, axis):
+    if q is None:
+        return None, v
+    powers = jnp.matmul(factor, q, precision=EXACTLY)
+    order = jnp.argsort(-jnp.sum(q * powers, axis=-2), axis=-1)
+    along = {-2: order[..., :, None], -1: order[..., None, :]}
+    powers = jnp.take_along_axis(powers, along[-1], axis=-1)
+    v = jnp.take_along_axis(v, along[axis], axis=axis)
+    return jnp.linalg.qr(powers)[0], v
+
+
+@dataclasses.dataclass(frozen=True)
+class SOAP:
+    """Settings of SOAP."""
+
+    learning_rate: float = 3e-3  # the peak
+    schedule: Schedule = WarmupCosine()
+    weight_decay: float = 0.1  # times the learning rate
+    b1: float = 0.95  # memory of the mean gradient
+    b2: float = 0.95  # memory of the mean squares and the factors
+    eps: float = 1e-8
+    period: int = 10  # steps between turns of the eigenbases
+    largest: int = 8192  # side of a matrix that has a basis
+    clip: float = 1.0  # largest norm of the whole gradient
+
+    def build(self, specs: Any, steps: int) -> optax.GradientTransformationExtraArgs:
+        """The transformation for parameters `specs` and a run of `steps`."""
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip),
+            scale_by_soap(
+                specs,
+                b1=self.b1,
+                b2=self.b2,
+                eps=self.eps,
+                period=self.period,
+                largest=self.largest,
+            ),
+            optax.add_decayed_weights(self.weight_decay, select(specs, DECAYED)),
+            optax.scale_by_learning_rate(
+                self.schedule.build(self.learning_rate, steps)
+            ),
+        )
