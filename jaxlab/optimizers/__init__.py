@@ -14,7 +14,7 @@ from jaxlab.optimizers.adamw import AdamW
 from jaxlab.optimizers.cost import state_bytes
 from jaxlab.optimizers.frugal import FRUGAL, scale_by_frugal
 from jaxlab.optimizers.lamb import LAMB, scale_by_layer_norms
-from jaxlab.optimizers.mkor import scale_by_mkor
+from jaxlab.optimizers.mkor import MKOR, mkor, preconditioned, scale_by_mkor
 from jaxlab.optimizers.muon import Muon
 from jaxlab.optimizers.schedules import (
     Infinite,
@@ -26,8 +26,19 @@ from jaxlab.optimizers.schedules import (
 from jaxlab.optimizers.sgd import SGD
 from jaxlab.optimizers.shampoo import Shampoo, scale_by_shampoo
 from jaxlab.optimizers.soap import SOAP, scale_by_soap
+from jaxlab.optimizers.switching import Switch, left_at, while_it_pays
+
+Optimizer = AdamW | SGD | LAMB | Muon | MKOR | SOAP | Shampoo | FRUGAL | AdAdaGrad
+"""What a training config may name."""
 
 __all__ = [
+    "while_it_pays",
+    "preconditioned",
+    "mkor",
+    "left_at",
+    "Switch",
+    "Optimizer",
+    "MKOR",
     "FRUGAL",
     "LAMB",
     "SGD",

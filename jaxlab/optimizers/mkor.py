@@ -45,6 +45,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from jaxlab.optimizers.adamw import AdamW
+from jaxlab.optimizers.lamb import LAMB
+from jaxlab.optimizers.sgd import SGD
+from jaxlab.optimizers.switching import Switch, while_it_pays
 from jaxlab.params import Tap, constrain, named_leaves, select
 
 VARIANTS = ("released", "exact")
@@ -183,6 +187,52 @@ def scale_by_mkor(
         return structure.unflatten(leaves.values()), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def mkor(
+    specs: Any, base: optax.GradientTransformation, **settings: Any
+) -> optax.GradientTransformationExtraArgs:
+    """MKOR in front of an optimizer that has the momentum and the learning rate.
+
+    Args:
+        specs: tree of `ParamSpec`.
+        base: such as `optax.lamb`.
+        settings: of `scale_by_mkor`.
+    """
+    return optax.chain(scale_by_mkor(specs, **settings), base)
+
+
+@dataclasses.dataclass(frozen=True)
+class MKOR:
+    """Settings of MKOR, and of the optimizer behind it."""
+
+    base: LAMB | AdamW | SGD = LAMB()  # with the learning rate and the momentum
+    variant: str = "released"  # or "exact"
+    decay: float = 0.95  # memory of a factor
+    period: int = 1  # steps between updates of the factors
+    dtype: str = "bfloat16"  # of stored factors
+    largest: int = 8192  # side of a factor
+    excluded: tuple[str, ...] = ()  # patterns of matrices that the base has alone
+    switch: Switch | None = None  # MKOR-H: when to leave the factors
+
+    def tapped(self, specs: Any) -> Any:
+        """Tree of booleans: the weights whose taps the transformation takes."""
+        return preconditioned(specs, self.excluded)
+
+    def build(self, specs: Any, steps: int) -> optax.GradientTransformationExtraArgs:
+        """The transformation for parameters `specs` and a run of `steps`."""
+        factors = scale_by_mkor(
+            specs,
+            variant=self.variant,
+            decay=self.decay,
+            period=self.period,
+            dtype=jnp.dtype(self.dtype),
+            largest=self.largest,
+            excluded=self.excluded,
+        )
+        if self.switch is not None:
+            factors = while_it_pays(factors, self.switch)
+        return optax.chain(factors, self.base.build(specs, steps))
 
 
 def _renewed(D, v, variant, decay, threshold, blend):

@@ -4,7 +4,7 @@ import dataclasses
 
 from jaxlab.inference import SamplingParams
 from jaxlab.models import LMConfig
-from jaxlab.optimizers import AdamW
+from jaxlab.optimizers import AdamW, Optimizer
 from jaxlab.params import MeshConfig
 from jaxlab.training.source import TaskData, TextData
 
@@ -17,7 +17,7 @@ class TrainConfig:
     directory: str = "runs"  # where runs put checkpoints, metrics and pictures
     data: TextData | TaskData = TextData()
     model: LMConfig = LMConfig()
-    optimizer: AdamW = AdamW()
+    optimizer: Optimizer = AdamW()
     mesh: MeshConfig = MeshConfig()
     batch_size: int = 32  # rows a step, over all devices
     accumulate: int = 1  # parts of a batch that go through the model one by one

@@ -16,6 +16,7 @@ from jaxlab import models, params
 from jaxlab.evaluation import evaluate
 from jaxlab.inference import generate
 from jaxlab.models import LMConfig
+from jaxlab.optimizers import MKOR
 from jaxlab.training import config_file
 from jaxlab.training.checkpoint import CheckpointError, Checkpoints
 from jaxlab.training.config import TrainConfig
@@ -108,7 +109,10 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
             progress.message(f"step {step}: held-out {_shown(scores)}")
             return scores
 
-        train_step = make_train_step(cfg.model, optimizer, cfg.accumulate)
+        tapped = None
+        if isinstance(cfg.optimizer, MKOR):
+            tapped = cfg.optimizer.tapped(models.spec(cfg.model))
+        train_step = make_train_step(cfg.model, optimizer, cfg.accumulate, tapped)
         scores, scored_at, pending, why = {}, None, None, None
         while step < cfg.steps:
             if why := why_stop(cfg, step, started, received):
