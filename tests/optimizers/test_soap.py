@@ -193,7 +193,7 @@ def test_a_rotated_problem_has_the_rotated_updates(seed):
 
 
 def test_bases_stay_orthogonal_and_come_near_the_eigenvectors():
-    """In bfloat16's place: 200 turns in float32, of stacked factors that settle."""
+    """After 200 turns of stacked factors that settle."""
     specs = params.stack({"w": ParamSpec((8, 8), (None, None))}, 2)
     scale = np.diag(2.0 ** -np.arange(8))
     gs = [{"w": scale @ g["w"] @ scale} for g in gradients(specs, steps=200)]
