@@ -1,7 +1,7 @@
 """Sums by EGGROLL: the model of `make train` learns them from right and wrong alone.
 
-A question is "(3, 4, ", and the answer is right where it is "7". To begin with, 3%
-of the model's likeliest answers are. A generation is 2048 answers: 128 members, all
+A question is "(3, 4, ", and the answer is right where it is "7". To begin with,
+13% of the model's likeliest answers are. A generation is 2048 answers: 128 members, all
 asked the same 16 questions. configs/sums_grpo.py has as many a step.
 
 Paper: Sarkar et al., Evolution Strategies at the Hyperscale, arXiv 2511.16652.

@@ -1,6 +1,6 @@
 """One harness for all optimizers: the same parameters, batches and clock.
 
-    python scripts/compare_optimizers.py [autoencoder] [--seeds 3] [--steps 500]
+    python scripts/compare_optimizers.py autoencoder [--seeds 3] [--steps 500]
 
 Each method's learning rate is the best of its list after a run of the first seed; the
 other seeds get that one. Writes `results/optimizers_<problem>.json` and `.png`.
@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import tyro
 
 from benchmarks.optimizers.problems import PROBLEMS, Problem
 from benchmarks.record import record
@@ -63,7 +64,7 @@ METHODS = {
 }
 
 
-def main(problem: str = "autoencoder", steps: int = 500, seeds: int = 3) -> None:
+def main(problem: tyro.conf.Positional[str], steps: int = 500, seeds: int = 3) -> None:
     """Run, record and draw.
 
     Args:
