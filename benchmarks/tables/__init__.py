@@ -1,6 +1,6 @@
 """The README's tables, made of benchmarks/results."""
 
-from benchmarks.tables import evolution, methods, models, speed
+from benchmarks.tables import evolution, methods, models, optimizers, speed
 
 TABLES = {
     "methods": methods.methods,
@@ -15,6 +15,7 @@ TABLES = {
     "population": evolution.population,
     "integer_model": evolution.integer_model,
     "fine_tuning": evolution.fine_tuning,
+    "autoencoder": optimizers.autoencoder,
     "mom": speed.mom,
     "lact_recall": speed.lact_recall,
     "mixers": speed.mixers,
