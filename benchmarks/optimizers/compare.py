@@ -1,4 +1,4 @@
-"""One harness for all optimizers: the same parameters, batches and clock.
+"""One harness for optimizers: the same parameters, batches and clock.
 
     python scripts/compare_optimizers.py autoencoder [--seeds 3] [--steps 500]
 
@@ -95,9 +95,9 @@ def main(problem: tyro.conf.Positional[str], steps: int = 500, seeds: int = 3) -
     print(f"Wrote {path}.")
 
 
-def finite(loss: float) -> float:
-    """A loss, the worst where it is not finite."""
-    return loss if math.isfinite(loss) else math.inf
+def finite(loss: float | None) -> float:
+    """A loss, the worst where it was not finite."""
+    return math.inf if loss is None else loss
 
 
 def draw(found: dict, path) -> None:
@@ -111,7 +111,7 @@ def draw(found: dict, path) -> None:
     for number, (name, method) in enumerate(found.items()):
         for each in method["runs"]:
             smooth = [
-                statistics.mean(each["losses"][i : i + AT_ONCE])
+                statistics.mean(map(finite, each["losses"][i : i + AT_ONCE]))
                 for i in range(0, len(each["losses"]), AT_ONCE)
             ]
             steps = [AT_ONCE * (i + 1) for i in range(len(smooth))]
@@ -159,7 +159,10 @@ def run(problem: Problem, method: Method, rate: float, seed: int, steps: int) ->
     times: Any = jnp.median(jnp.array(seconds)) / AT_ONCE
     return {
         "seed": seed,
-        "losses": [round(x, 3) for x in losses],
+        "losses": [round(x, 3) if math.isfinite(x) else None for x in losses],
         "milliseconds_a_step": round(1e3 * float(times), 3),
-        **{name: round(x, 4) for name, x in problem.figures(carry[0]).items()},
+        **{
+            name: round(x, 4) if math.isfinite(x) else None
+            for name, x in problem.figures(carry[0]).items()
+        },
     }

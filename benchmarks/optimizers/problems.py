@@ -21,7 +21,6 @@ class Problem:
     """Something to minimise.
 
     Attributes:
-        name: in the results.
         specs: of its parameters.
         loss: (params, batch) to a number.
         batch: (key) to a batch; traced, so that steps are one program.
@@ -29,7 +28,6 @@ class Problem:
         figures: of trained parameters, by name.
     """
 
-    name: str
     specs: Any
     loss: Callable[[Any, Any], jax.Array]
     batch: Callable[[jax.Array], Any]
@@ -109,7 +107,7 @@ def autoencoder(batch_size: int = 500) -> Problem:
     def figures(params):
         return {"loss": float(whole(params, images))}
 
-    return Problem("autoencoder", perceptron(CODE), loss, batch, BIAS, figures)
+    return Problem(perceptron(CODE), loss, batch, BIAS, figures)
 
 
 PROBLEMS = {"autoencoder": autoencoder}

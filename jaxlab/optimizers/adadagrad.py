@@ -205,7 +205,7 @@ def wanted_batch(variance: float, mean_square: float, eta: float) -> float:
 
 
 class BatchState(NamedTuple):
-    """What a `BatchController` remembers; saved with the position in the data.
+    """What a `BatchController` remembers, to be saved with the position in the data.
 
     Attributes:
         wanted: rows that the tests so far have asked for, before rounding.
@@ -218,7 +218,8 @@ class BatchState(NamedTuple):
 class BatchController:
     """The batch of each step of a run, in accumulated micro-batches.
 
-    Made by `BatchGrowth.build`. A loop starts from ``state = init()``, gives each step
+    Made by `BatchGrowth.build`, for a loop of one's own: `jaxlab.training.train` keeps
+    its batch. A loop starts from ``state = init()``, gives each step
     ``parts(state)`` micro-batches, and after it, or every few steps, calls
     ``state = update(state, ...)`` with what the step measured. One program is compiled
     for each power of two that is reached.

@@ -21,11 +21,14 @@ The formula printed in the paper's Algorithm 1 adds where the Sherman-Morrison f
 subtracts: it is the inverse of neither, grows without bound where v points, and is not
 here.
 
-A factor is stored as D = I - F, what it lacks to the identity: in bfloat16 its small
-eigenvalues keep their sign, mixing with the identity is a product, and an empty D
-leaves G as it is to the bit. In D the released update is
+A factor is stored as D = I - F, what it lacks to the identity: mixing with the identity
+is a product, and an empty D leaves G as it is to the bit. In D the released update is
 
-    u = v - decay D v,    D <- decay D + u u^T / (1 + v^T u).
+    u = v - decay D v,    D <- (1 - eps) [decay D + u u^T / (1 + v^T u)]
+
+with eps the resolution of the stored dtype, so that rounding makes no eigenvalue of F
+negative: 2^-7 in bfloat16, where a decay of 0.95 is 0.943 in effect. The exact variant
+has no such guard; in bfloat16 vectors of a hundred can make its smallest negative.
 
 Differs from the released code in: vectors are not clipped at 100, because bfloat16
 holds them; the norm of a weight and its bias is their joint one; the first step's
@@ -126,7 +129,7 @@ def scale_by_mkor(
         ValueError: a setting out of its range, a factor that would be too large, a
             bias that is not there or does not fit.
     """
-    _check(variant, decay, period, threshold, blend)
+    _check(variant, decay, period, threshold, blend, dtype)
     weights = _weights(specs, excluded, biases, largest)
     structure = jax.tree.structure(specs)
     names = [name for name, _ in named_leaves(specs)]
@@ -157,7 +160,7 @@ def scale_by_mkor(
             new, ok = _renewed(
                 lack.astype(jnp.float32), v, variant, decay, threshold, blend
             )
-            if variant == "released":  # so that rounding leaves no eigenvalue below 0
+            if variant == "released":
                 new = new * (1 - float(jnp.finfo(dtype).eps))
             keep = ok[..., None, None]
             return jnp.where(keep, new.astype(dtype), lack), jnp.sum(~ok)
@@ -357,11 +360,17 @@ def _vectors(weights, names, structure, stats) -> dict[str, Lacks]:
     return found
 
 
-def _check(variant, decay, period, threshold, blend) -> None:
+def _check(variant, decay, period, threshold, blend, dtype) -> None:
     if variant not in VARIANTS:
         raise ValueError(f"variant={variant!r} is not one of {VARIANTS}.")
     if not 0 < decay < 1:
         raise ValueError(f"decay={decay} must be between 0 and 1.")
+    longest = 1 - float(jnp.finfo(dtype).eps)
+    if variant == "released" and decay > longest:
+        raise ValueError(
+            f"decay={decay} is above {longest:.4g}, the longest memory of a factor in "
+            f"{jnp.dtype(dtype).name}; store factors in float32."
+        )
     if period < 1:
         raise ValueError(f"period={period} must be at least 1.")
     if threshold <= 1 or not 0 <= blend <= 1:

@@ -192,7 +192,9 @@ def _roots(factors: Sides, ridge) -> Sides:
     def root(F):
         values, Q = jnp.linalg.eigh(F)
         values = jnp.maximum(values, 0.0)  # rounding leaves some just below
-        values = jnp.maximum(values + ridge * values[..., -1:], SMALLEST)
+        largest = values[..., -1:]
+        ridged = jnp.maximum(values + ridge * largest, SMALLEST)
+        values = jnp.where(largest > 0, ridged, 1.0)  # no gradient yet: the identity
         return jnp.matmul(Q * values[..., None, :] ** power, Q.mT, precision=EXACTLY)
 
     return jax.tree.map(root, factors)

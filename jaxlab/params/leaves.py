@@ -47,7 +47,8 @@ class LowRank(_NotAnArray):
         w: base weight ``[in, out]``, any leaf.
         a: ``[in, rank]``.
         b: ``[out, rank]``.
-        scale: float32 number, so that weights may share a and b; None for 1.
+        scale: float32, one number a weight, so that weights may share a and b; None for
+            1.
 
     Reference: "Evolution Strategies at the Hyperscale", arXiv 2511.16652.
     """
@@ -146,7 +147,7 @@ def untap(tree: Any) -> tuple[Any, Any]:
     )
 
 
-def divided(taps: Any, by: Array) -> Any:
+def divided_taps(taps: Any, by: Array) -> Any:
     """Taps of a loss that is divided by a number: gradients are, inputs are not."""
     is_tap = lambda x: isinstance(x, Tap)  # noqa: E731
     return jax.tree.map(
@@ -240,7 +241,7 @@ def _scaled(x: Array, scale: Array | None) -> Array:
 
 def _scaled_columns(w: LowRank) -> Array:
     """``scale a``, of each of stacked weights."""
-    return w.a if w.scale is None else w.scale[..., None, None] * w.a
+    return w.a if w.scale is None else _scaled(w.a, w.scale[..., None, None])
 
 
 def _row(scale: Array, like: Array) -> Array:

@@ -11,7 +11,7 @@ import optax
 
 from jaxlab import models
 from jaxlab.models import LMConfig
-from jaxlab.params import divided, tap, untap
+from jaxlab.params import divided_taps, tap, untap
 from jaxlab.training.state import TrainState, abstract_state
 
 
@@ -75,7 +75,7 @@ def make_train_step(
         grads, taps = untap(grads)
         weight = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
         grads = jax.tree.map(lambda g: g / weight, grads)
-        taps = {"stats": divided(taps, weight)} if tapped else {}
+        taps = {"stats": divided_taps(taps, weight)} if tapped else {}
         loss, auxiliary_loss = nats / weight, auxiliary / weight
         # Optax mixes its integer counts with floats, which a strict setting refuses.
         with jax.numpy_dtype_promotion("standard"):

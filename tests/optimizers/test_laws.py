@@ -16,6 +16,7 @@ from jaxlab.models import LMConfig
 from jaxlab.optimizers import (
     FRUGAL,
     LAMB,
+    MKOR,
     SGD,
     SOAP,
     AdAdaGrad,
@@ -23,7 +24,6 @@ from jaxlab.optimizers import (
     Muon,
     Shampoo,
     WarmupCosine,
-    scale_by_mkor,
     scale_by_shampoo,
     scale_by_soap,
 )
@@ -46,9 +46,7 @@ OPTIMIZERS = {
         0.1, EARLY, weight_decay=1e-3, ridge=1e-4, period=2, largest=SIZE
     ).build,
     "soap": SOAP(0.1, EARLY, weight_decay=1e-3, period=2, largest=SIZE).build,
-    "mkor": lambda specs, steps: optax.chain(
-        scale_by_mkor(specs), optax.sgd(optax.cosine_decay_schedule(0.1, steps), 0.9)
-    ),
+    "mkor": MKOR(base=SGD(0.1, EARLY, clip=10.0)).build,
 }
 
 LAYER = {

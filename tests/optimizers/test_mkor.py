@@ -8,7 +8,8 @@ import pytest
 from jax.nn.initializers import zeros
 
 from jaxlab import params
-from jaxlab.optimizers.mkor import Lacks, preconditioned, scale_by_mkor
+from jaxlab.optimizers import MKOR, SGD, Switch, WarmupStableDecay, left_at
+from jaxlab.optimizers.mkor import preconditioned, scale_by_mkor
 from jaxlab.params import ParamSpec, Tap, linear
 
 KEY = jax.random.key(0)
@@ -234,6 +235,28 @@ def test_one_gradient_gives_the_statistics_of_a_loss():
     assert jnp.abs(u["w"] - g["w"]).max() > 1e-3
 
 
+def test_mkor_h_leaves_the_factors_to_its_base():
+    """At the step of the rule, after which no factor is renewed."""
+    base = SGD(0.1, WarmupStableDecay(warmup=0, decay=0.0), clip=1e9)
+    switch = Switch(fast=0.5, slow=0.9, patience=2, warmup=0)
+    settings = MKOR(base=base, switch=switch)
+    assert settings.tapped(SPECS) == preconditioned(SPECS)
+    tx, plain = settings.build(SPECS, 10), base.build(SPECS, 10)
+    weights = gradients(1)
+    state, other = tx.init(weights), plain.init(weights)
+    for seed, (a, b) in enumerate(vectors(5)):
+        g = gradients(seed)
+        with jax.numpy_dtype_promotion("standard"):
+            u, state = tx.update(
+                *(g, state, weights), stats=taps(a, b), value=jnp.float32(1.0)
+            )
+            v, other = plain.update(g, other, weights)
+        np.testing.assert_array_equal(u["b"], v["b"])
+        assert float(jnp.abs(u["w"] - v["w"]).max()) > 0  # the momentum remembers
+    assert left_at(state) == 2
+    assert int(state[0].inner.count) == 2
+
+
 # Errors -------------------------------------------------------------------------------
 
 
@@ -242,6 +265,7 @@ def test_one_gradient_gives_the_statistics_of_a_loss():
     (
         ({"variant": "printed"}, "variant='printed' is not one of"),
         ({"decay": 1.0}, "decay=1.0 must be between 0 and 1"),
+        ({"decay": 0.999}, "decay=0.999 is above 0.9922, the longest memory"),
         ({"period": 0}, "period=0 must be at least 1"),
         ({"threshold": 0.5}, "threshold=0.5 must be above 1"),
         ({"largest": 4}, r"w \(5, 3\) would have a factor above largest=4"),
@@ -276,5 +300,5 @@ def test_statistics_that_do_not_fit(stats, message):
 
 def test_factors_are_stored_in_bfloat16():
     state = scale_by_mkor(SPECS).init(None)
-    assert state.lacks == {"w": Lacks(*state.lacks["w"])}
-    assert {x.dtype for x in state.lacks["w"]} == {jnp.dtype(jnp.bfloat16)}
+    found = [(x.shape, x.dtype) for x in state.lacks["w"]]
+    assert found == [((n, n), jnp.bfloat16) for n in (IN, OUT)]

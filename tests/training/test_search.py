@@ -195,7 +195,15 @@ def test_the_integer_model_and_its_corpus_have_to_fit(corpus, tmp_path):
         (lambda: PolicySearch(episodes=0), "episodes=0 must be at least 1"),
         (lambda: FineTuning(fitness="taste"), "fitness='taste' is not one of"),
         (lambda: FineTuning(samples=2, k=3), "k=3 must be from 1 to samples=2"),
-        (lambda: FineTuning(samples=2), "at temperature=0 are all the same"),
+        (
+            lambda: FineTuning(method=EGGROLL(), samples=2),
+            "at temperature=0 are all the same",
+        ),
+        (lambda: FineTuning(samples=2), "samples=2 are of EGGROLL"),
+        (
+            lambda: FineTuning(method=EGGROLL(), samples=2, k=2, temperature=1.0),
+            "k=2 is of fitness='pass_at_k'",
+        ),
     ),
 )
 def test_settings_that_cannot_be(make, message):

@@ -58,6 +58,16 @@ class FineTuning:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         if not 1 <= self.k <= self.samples:
             raise ValueError(f"k={self.k} must be from 1 to samples={self.samples}.")
+        if self.k > 1 and self.fitness != "pass_at_k":
+            raise ValueError(
+                f"k={self.k} is of fitness='pass_at_k', not of {self.fitness!r}."
+            )
+        draws = isinstance(self.method, EGGROLL) and self.fitness != "likelihood"
+        if self.samples > 1 and not draws:
+            raise ValueError(
+                f"samples={self.samples} are of EGGROLL with drawn answers; GRPO has "
+                "its group, and a likelihood draws none."
+            )
         if self.samples > 1 and self.temperature == 0:
             raise ValueError(
                 f"samples={self.samples} at temperature=0 are all the same; set a "
