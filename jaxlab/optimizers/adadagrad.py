@@ -40,9 +40,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from jaxlab.optimizers.adamw import DECAYED
+from jaxlab.optimizers.recipe import recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
-from jaxlab.params import select
 
 VARIANTS = ("coordinates", "norm")
 
@@ -140,13 +139,9 @@ class AdAdaGrad:
             raise ValueError(f"variant={self.variant!r} is not one of {VARIANTS}.")
         by_coordinates = self.variant == "coordinates"
         scale = scale_by_adagrad if by_coordinates else scale_by_adagrad_norm
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip),
+        return recipe(
+            *(self, specs, steps),
             scale(self.initial),
-            optax.add_decayed_weights(self.weight_decay, select(specs, DECAYED)),
-            optax.scale_by_learning_rate(
-                self.schedule.build(self.learning_rate, steps)
-            ),
         )
 
 

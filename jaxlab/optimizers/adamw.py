@@ -5,19 +5,9 @@ from typing import Any
 
 import optax
 
+from jaxlab.optimizers.recipe import DECAYED
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
 from jaxlab.params import select
-
-DECAYED = [
-    ("matrix", True),
-    ("head", True),
-    ("embedding", False),
-    ("convolution", False),
-    ("scale", False),
-    ("bias", False),
-    ("decay", False),
-]
-"""Roles that weight decay pulls to zero: matrices; not tables, filters and vectors."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,9 +30,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from jaxlab.optimizers.adamw import DECAYED
+from jaxlab.optimizers.recipe import recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
-from jaxlab.params import named_leaves, path_name, select
+from jaxlab.params import named_leaves, path_name
 
 
 class FRUGALState(NamedTuple):
@@ -144,8 +144,8 @@ class FRUGAL:
 
     def build(self, specs: Any, steps: int) -> optax.GradientTransformationExtraArgs:
         """The transformation for parameters `specs` and a run of `steps`."""
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip),
+        return recipe(
+            *(self, specs, steps),
             scale_by_frugal(
                 specs,
                 density=self.density,
@@ -155,10 +155,6 @@ class FRUGAL:
                 b2=self.b2,
                 eps=self.eps,
                 seed=self.seed,
-            ),
-            optax.add_decayed_weights(self.weight_decay, select(specs, DECAYED)),
-            optax.scale_by_learning_rate(
-                self.schedule.build(self.learning_rate, steps)
             ),
         )
 

@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab.optimizers.adamw import DECAYED
+from jaxlab.optimizers.recipe import recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
-from jaxlab.params import ParamSpec, select
+from jaxlab.params import ParamSpec
 
 
 def scale_by_layer_norms(specs: Any) -> optax.GradientTransformationExtraArgs:
@@ -74,12 +74,8 @@ class LAMB:
 
     def build(self, specs: Any, steps: int) -> optax.GradientTransformationExtraArgs:
         """The transformation for parameters `specs` and a run of `steps`."""
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip),
+        return recipe(
+            *(self, specs, steps),
             optax.scale_by_adam(self.b1, self.b2, self.eps),
-            optax.add_decayed_weights(self.weight_decay, select(specs, DECAYED)),
-            scale_by_layer_norms(specs),
-            optax.scale_by_learning_rate(
-                self.schedule.build(self.learning_rate, steps)
-            ),
+            after=(scale_by_layer_norms(specs),),
         )

@@ -28,7 +28,7 @@ is a product, and an empty D leaves G as it is to the bit. In D the released upd
 
 with eps the resolution of the stored dtype, so that rounding makes no eigenvalue of F
 negative: 2^-7 in bfloat16, where a decay of 0.95 is 0.943 in effect. The exact variant
-has no such guard; in bfloat16 vectors of a hundred can make its smallest negative.
+has no such guard: rounding can make its smallest negative.
 
 Differs from the released code in: vectors are not clipped at 100, because bfloat16
 holds them; the norm of a weight and its bias is their joint one; the first step's

@@ -20,7 +20,7 @@ import jax
 import optax
 from optax import contrib
 
-from jaxlab.optimizers.adamw import DECAYED
+from jaxlab.optimizers.recipe import recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
 from jaxlab.params import select
 
@@ -60,14 +60,10 @@ class Muon:
             optax.stateless_with_tree_map(sized),
         )
         adam = optax.scale_by_adam(self.b1, self.b2, self.eps)
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip),
+        return recipe(
+            *(self, specs, steps),
             optax.partition(
                 {"muon": muon, "adam": adam},
                 select(specs, [("matrix", "muon"), (".*", "adam")]),
-            ),
-            optax.add_decayed_weights(self.weight_decay, select(specs, DECAYED)),
-            optax.scale_by_learning_rate(
-                self.schedule.build(self.learning_rate, steps)
             ),
         )

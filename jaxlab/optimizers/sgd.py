@@ -9,9 +9,8 @@ from typing import Any
 
 import optax
 
-from jaxlab.optimizers.adamw import DECAYED
+from jaxlab.optimizers.recipe import recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
-from jaxlab.params import select
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +29,7 @@ class SGD:
         Reference: Polyak, "Some methods of speeding up the convergence of iteration
         methods", 1964.
         """
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip),
+        return recipe(
+            *(self, specs, steps),
             optax.trace(self.momentum),
-            optax.add_decayed_weights(self.weight_decay, select(specs, DECAYED)),
-            optax.scale_by_learning_rate(
-                self.schedule.build(self.learning_rate, steps)
-            ),
         )

@@ -32,9 +32,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxlab.optimizers.adamw import DECAYED
+from jaxlab.optimizers.recipe import recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
-from jaxlab.params import constrain, named_leaves, select
+from jaxlab.params import constrain, named_leaves
 
 EXACTLY = jax.lax.Precision.HIGHEST
 SMALLEST = float(jnp.finfo(jnp.float32).tiny)
@@ -243,8 +243,8 @@ class Shampoo:
 
     def build(self, specs: Any, steps: int) -> optax.GradientTransformationExtraArgs:
         """The transformation for parameters `specs` and a run of `steps`."""
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip),
+        return recipe(
+            *(self, specs, steps),
             scale_by_shampoo(
                 specs,
                 b1=self.b1,
@@ -253,9 +253,5 @@ class Shampoo:
                 ridge=self.ridge,
                 period=self.period,
                 largest=self.largest,
-            ),
-            optax.add_decayed_weights(self.weight_decay, select(specs, DECAYED)),
-            optax.scale_by_learning_rate(
-                self.schedule.build(self.learning_rate, steps)
             ),
         )

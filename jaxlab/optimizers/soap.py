@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from jaxlab.optimizers.adamw import DECAYED
+from jaxlab.optimizers.recipe import recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
 from jaxlab.optimizers.shampoo import (
     EXACTLY,
@@ -47,7 +47,7 @@ from jaxlab.optimizers.shampoo import (
     identities,
     whole,
 )
-from jaxlab.params import named_leaves, select
+from jaxlab.params import named_leaves
 
 NO_BASES = Sides(None, None)
 
@@ -205,8 +205,8 @@ class SOAP:
 
     def build(self, specs: Any, steps: int) -> optax.GradientTransformationExtraArgs:
         """The transformation for parameters `specs` and a run of `steps`."""
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip),
+        return recipe(
+            *(self, specs, steps),
             scale_by_soap(
                 specs,
                 b1=self.b1,
@@ -214,9 +214,5 @@ class SOAP:
                 eps=self.eps,
                 period=self.period,
                 largest=self.largest,
-            ),
-            optax.add_decayed_weights(self.weight_decay, select(specs, DECAYED)),
-            optax.scale_by_learning_rate(
-                self.schedule.build(self.learning_rate, steps)
             ),
         )

@@ -125,8 +125,8 @@ class Sums:
     Python source mostly has a number there, so that a small model of it is right now
     and then. Answers are drawn evenly, and then first operands, so that no answer is a
     good guess; `ask` then leaves out the questions of the other split, which are not
-    spread evenly over answers (of one digit, 12 of 55 are held out, by their sums 6 to
-    9).
+    spread evenly over answers: of one digit, 12 of 55 are held out, with the sums 6 to
+    9.
 
     Attributes:
         largest: operand; the smallest is 0.

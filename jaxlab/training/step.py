@@ -70,12 +70,12 @@ def make_train_step(
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(lies, None))
     def train_step(state: TrainState, batch):
-        weights = tap(state.params, tapped) if tapped else state.params
+        weights = tap(state.params, tapped) if tapped is not None else state.params
         grads, (nats, auxiliary) = gradient(weights, batch)
         grads, taps = untap(grads)
         weight = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
         grads = jax.tree.map(lambda g: g / weight, grads)
-        taps = {"stats": divided_taps(taps, weight)} if tapped else {}
+        taps = {"stats": divided_taps(taps, weight)} if tapped is not None else {}
         loss, auxiliary_loss = nats / weight, auxiliary / weight
         # Optax mixes its integer counts with floats, which a strict setting refuses.
         with jax.numpy_dtype_promotion("standard"):

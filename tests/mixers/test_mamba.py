@@ -7,7 +7,7 @@ import pytest
 
 from jaxlab import params
 from jaxlab.mixers import mamba
-from jaxlab.optimizers.adamw import DECAYED
+from jaxlab.optimizers.recipe import DECAYED
 
 
 def sigmoid(x):

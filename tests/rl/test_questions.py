@@ -66,6 +66,12 @@ def test_no_answer_is_a_good_guess():
     assert np.abs(np.bincount(drawn) - 400).max() < 5 * math.sqrt(400 * 0.9)
 
 
+def test_which_sums_of_one_digit_are_held_out():
+    pairs = [(a, b) for a in range(10) for b in range(10 - a)]
+    sums = [a + b for a, b in pairs if held_out(prompt_of(a, b))]
+    assert len(pairs) == 55 and len(sums) == 12 and set(sums) == {6, 7, 8, 9}
+
+
 def prompt_of(a, b):
     return f"({a}, {b}, "
 
