@@ -2,12 +2,18 @@
 
     python scripts/compare_optimizers.py autoencoder [--seeds 3] [--steps 500]
 
-Each method's learning rate is the best of its list after a run of the first seed; the
-other seeds get that one. Writes `results/optimizers_<problem>.json` and `.png`.
+Each method's learning rate is walked to on a grid by runs of the first seed, until both
+neighbours end worse; the other seeds get that one. Then all methods take turns under
+one clock. Writes `results/optimizers_<problem>.json` and `.png`.
 """
 
+import concurrent.futures
 import dataclasses
+import functools
+import json
 import math
+import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -19,150 +25,331 @@ import optax
 import tyro
 
 from benchmarks.optimizers.problems import PROBLEMS, Problem
-from benchmarks.record import record
-from jaxlab import params
-from jaxlab.optimizers import mkor, preconditioned
+from benchmarks.record import RESULTS, record
+from jaxlab import optimizers, params
+from jaxlab.optimizers import Switch, left_at, mkor, preconditioned, while_it_pays
 
-AT_ONCE = 10  # steps of a compiled program
+AT_ONCE = 10  # steps of a compiled program, and between looks at held-out data
+TURNS = 9  # of each method under the clock
+GRID = tuple(float(f"{digit}e{power}") for power in range(-6, 2) for digit in (1, 3))
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """An optimizer, and the learning rates that it is tried with.
+    """An optimizer, and the learning rate of the grid that it is tried with first.
 
     Attributes:
-        build: (problem, learning rate) to an optax transformation.
-        rates: to choose from.
+        build: (problem, learning rate, steps) to an optax transformation; traced.
+        start: of the walk.
         taps: whether it takes statistics.
+        switches: whether it leaves its factors behind at some step.
     """
 
-    build: Callable[[Problem, float], optax.GradientTransformation]
-    rates: tuple[float, ...]
+    build: Callable[[Problem, Any, int], optax.GradientTransformation]
+    start: float
     taps: bool = False
+    switches: bool = False
 
 
-def with_mkor(base, **settings):
-    """MKOR in front of an optimizer."""
+def plain(settings: Any, **others):
+    """An optimizer of the library, without weight decay."""
 
-    def build(problem: Problem, rate: float):
-        return mkor(problem.specs, base(rate), biases=problem.biases, **settings)
+    def build(problem: Problem, rate, steps: int):
+        return settings(
+            learning_rate=rate,
+            schedule=problem.schedule,
+            weight_decay=0.0,
+            clip=problem.clip,
+            **others,
+        ).build(problem.specs, steps)
 
     return build
 
 
-def sgd(rate: float):
-    return optax.sgd(rate, momentum=0.9)
+def with_mkor(base, switch: Switch | None = None):
+    """MKOR in front of an optimizer; with a switch, MKOR-H."""
 
+    def build(problem: Problem, rate, steps: int):
+        behind = base(problem, rate, steps)
+        if switch is None:
+            return mkor(problem.specs, behind, biases=problem.biases)
+        factors = optimizers.scale_by_mkor(problem.specs, biases=problem.biases)
+        return optax.chain(while_it_pays(factors, switch), behind)
+
+    return build
+
+
+sgd = plain(optimizers.SGD)
+adam = plain(optimizers.AdamW, b2=0.999)
+lamb = plain(optimizers.LAMB)
 
 METHODS = {
-    "SGD": Method(lambda _, rate: sgd(rate), (1e-3, 3e-3, 1e-2)),
-    "Adam": Method(lambda _, rate: optax.adam(rate), (1e-3, 2e-3, 4e-3)),
-    "LAMB": Method(lambda _, rate: optax.lamb(rate), (3e-3, 1e-2, 3e-2)),
-    "MKOR, SGD": Method(with_mkor(sgd), (3e-3, 1e-2, 3e-2), taps=True),
-    "MKOR, Adam": Method(with_mkor(optax.adam), (1e-3, 3e-3, 1e-2), taps=True),
-    "MKOR, LAMB": Method(with_mkor(optax.lamb), (3e-3, 1e-2, 3e-2), taps=True),
+    "SGD": Method(sgd, 3e-3),
+    "Adam": Method(adam, 3e-3),
+    "LAMB": Method(lamb, 3e-3),
+    "Muon": Method(plain(optimizers.Muon), 3e-3),
+    "SOAP": Method(plain(optimizers.SOAP), 3e-3),
+    "Shampoo": Method(plain(optimizers.Shampoo), 3e-3),
+    "FRUGAL": Method(plain(optimizers.FRUGAL), 1e-3),
+    "AdaGrad": Method(plain(optimizers.AdAdaGrad), 1e-2),
+    "MKOR, SGD": Method(with_mkor(sgd), 1e-2, taps=True),
+    "MKOR, Adam": Method(with_mkor(adam), 3e-3, taps=True),
+    "MKOR, LAMB": Method(with_mkor(lamb), 1e-2, taps=True),
+    "MKOR-H, LAMB": Method(with_mkor(lamb, Switch()), 1e-2, taps=True, switches=True),
 }
 
 
-def main(problem: tyro.conf.Positional[str], steps: int = 500, seeds: int = 3) -> None:
+def main(
+    problem: tyro.conf.Positional[str],
+    steps: int = 500,
+    seeds: int = 3,
+    methods: tuple[str, ...] = tuple(METHODS),
+    workers: int = 2,
+) -> None:
     """Run, record and draw.
 
     Args:
         problem: one of `PROBLEMS`.
         steps: of a run, a multiple of 10.
         seeds: of each method at its best rate.
+        methods: to run anew; of others, the runs that are recorded are kept. None: only
+            the clock is read anew.
+        workers: processes, each on a core of its own.
 
     Raises:
-        ValueError: an unknown problem, or steps that are no multiple of 10.
+        ValueError: an unknown problem or method, steps that are no multiple of 10, or
+            recorded runs of other steps.
     """
     if problem not in PROBLEMS:
         raise ValueError(f"problem={problem!r} is not one of {tuple(PROBLEMS)}.")
     if steps < 1 or steps % AT_ONCE:
         raise ValueError(f"steps={steps} must be a multiple of {AT_ONCE}.")
-    opened, found = PROBLEMS[problem](), {}
-    for name, method in METHODS.items():
-        tried = {rate: run(opened, method, rate, 0, steps) for rate in method.rates}
-        best = min(tried, key=lambda rate: finite(tried[rate]["loss"]))
-        others = [run(opened, method, best, seed, steps) for seed in range(1, seeds)]
-        found[name] = {
-            "tried": {rate: each["loss"] for rate, each in tried.items()},
-            "rate": best,
-            "runs": [tried[best], *others],
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown:
+        raise ValueError(f"methods={unknown} are not among {tuple(METHODS)}.")
+    found = _recorded(problem, steps) if set(methods) != set(METHODS) else {}
+    PROBLEMS[problem]()  # what it reads is there before the workers want it
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), _take_a_core, (_cores(),)
+    ) as pool:
+        waited = {
+            pool.submit(study, problem, name, steps, seeds): name for name in methods
         }
-        print(name, best, *(each["loss"] for each in found[name]["runs"]), flush=True)
-    path = record(f"optimizers_{problem}", steps=steps, methods=found)
-    draw(found, path.with_suffix(".png"))
+        for done in concurrent.futures.as_completed(waited):
+            name = waited[done]
+            found[name] = done.result()
+            losses = [each["loss"] for each in found[name]["runs"]]
+            print(name, found[name]["rate"], *losses, flush=True)
+    found = {name: found[name] for name in METHODS if name in found}
+    path = record(
+        f"optimizers_{problem}",
+        steps=steps,
+        every=AT_ONCE,
+        methods=found,
+        clock=clock(PROBLEMS[problem](), list(found), steps),
+    )
+    draw(json.loads(path.read_text()), path.with_suffix(".png"))
     print(f"Wrote {path}.")
 
 
-def finite(loss: float | None) -> float:
+def _recorded(problem: str, steps: int) -> dict:
+    path = RESULTS / f"optimizers_{problem}.json"
+    if not path.exists():
+        return {}
+    data = json.loads(path.read_text())
+    if data["steps"] != steps:
+        raise ValueError(
+            f"steps={steps}, but {path.name} has runs of {data['steps']}; run all "
+            "methods anew, or give its steps."
+        )
+    return data["methods"]
+
+
+def _cores():
+    cores = multiprocessing.get_context("spawn").SimpleQueue()
+    for core in sorted(os.sched_getaffinity(0)):
+        cores.put(core)
+    return cores
+
+
+def _take_a_core(cores) -> None:
+    if not cores.empty():
+        os.sched_setaffinity(0, {cores.get()})
+
+
+opened = functools.cache(lambda problem: PROBLEMS[problem]())
+
+
+def study(problem: str, name: str, steps: int, seeds: int) -> dict:
+    """A method's best rate, and its runs there."""
+    run = Runs(opened(problem), METHODS[name], steps)
+    tried = {}
+
+    def loss_of(rate: float) -> float:
+        tried[rate] = run(rate, 0)
+        return _finite(tried[rate]["loss"])
+
+    best = walk(loss_of, METHODS[name].start)
+    return {
+        "rate": best,
+        "tried": {rate: tried[rate]["loss"] for rate in sorted(tried)},
+        "runs": [tried[best], *(run(best, seed) for seed in range(1, seeds))],
+    }
+
+
+def walk(loss_of: Callable[[float], float], start: float) -> float:
+    """A rate of the grid whose neighbours are not better, found downhill."""
+    loss_of = functools.cache(loss_of)
+    at = GRID.index(start)
+    while True:
+        near = GRID[max(at - 1, 0) : at + 2]
+        best = GRID.index(min(near, key=loss_of))
+        if best == at:
+            return GRID[at]
+        at = best
+
+
+class Runs:
+    """Runs of one method on one problem, by one program for all rates and seeds."""
+
+    def __init__(self, problem: Problem, method: Method, steps: int):
+        self.problem, self.method, self.steps = problem, method, steps
+        where = preconditioned(problem.specs) if method.taps else None
+
+        def some_steps(rate, carry, keys):
+            optimizer = self._optimizer(rate)
+
+            def step(carry, key):
+                weights, state = carry
+                tapped = params.tap(weights, where) if method.taps else weights
+                loss, g = jax.value_and_grad(problem.loss)(tapped, problem.batch(key))
+                g, taps = params.untap(g)
+                extra = {"stats": taps} if method.taps else {}
+                with jax.numpy_dtype_promotion("standard"):
+                    updates, state = optimizer.update(
+                        g, state, weights, value=loss, **extra
+                    )
+                return (optax.apply_updates(weights, updates), state), loss
+
+            return jax.lax.scan(step, carry, keys)
+
+        rate, (carry, keys) = jnp.float32(0), self.start(0)
+        self.advance = jax.jit(some_steps).lower(rate, carry, keys[0]).compile()
+
+    def _optimizer(self, rate):
+        return optax.with_extra_args_support(
+            self.method.build(self.problem, rate, self.steps)
+        )
+
+    def start(self, seed: int):
+        """Weights and the optimizer's state, and the keys of the batches."""
+        of_weights, of_batches = jax.random.split(jax.random.key(seed))
+        weights = params.init(self.problem.specs, of_weights)
+        keys = jax.random.split(of_batches, self.steps).reshape(-1, AT_ONCE)
+        return (weights, self._optimizer(0.0).init(weights)), keys
+
+    def __call__(self, rate: float, seed: int) -> dict:
+        """One run: its losses, and the figures of what it found."""
+        carry, keys = self.start(seed)
+        losses, followed = [], []
+        for part in keys:
+            carry, found = self.advance(jnp.float32(rate), carry, part)
+            losses.append(_rounded(found.mean()))
+            if self.problem.follow is not None:
+                followed.append(_rounded(self.problem.follow(carry[0])))
+        figures = self.problem.figures(carry[0])
+        return {
+            "seed": seed,
+            "losses": losses,
+            **({"followed": followed} if followed else {}),
+            **({"left_at": left_at(carry[1])} if self.method.switches else {}),
+            **{name: _rounded(x) for name, x in figures.items()},
+        }
+
+
+def _rounded(x) -> float | None:
+    x = float(x)
+    return round(x, 4) if math.isfinite(x) else None
+
+
+def _finite(loss: float | None) -> float:
     """A loss, the worst where it was not finite."""
     return math.inf if loss is None else loss
 
 
-def draw(found: dict, path) -> None:
-    """The batches' losses, smoothed, against steps and against seconds."""
+def clock(problem: Problem, methods: list[str], steps: int) -> dict:
+    """Milliseconds a step of the methods, by turns: median and quartiles."""
+    runs = {name: Runs(problem, METHODS[name], steps) for name in methods}
+    carries = {name: run.start(0) for name, run in runs.items()}
+    times = {name: [] for name in methods}
+    for _ in range(TURNS):
+        for name, run in runs.items():
+            carry, keys = carries[name]
+            start = time.perf_counter()
+            jax.block_until_ready(run.advance(jnp.float32(1e-4), carry, keys[0]))
+            times[name].append(1e3 * (time.perf_counter() - start) / AT_ONCE)
+    return {
+        name: {
+            "median": round(statistics.median(each), 3),
+            "quartiles": [round(q, 3) for q in statistics.quantiles(each)[::2]],
+        }
+        for name, each in times.items()
+    }
+
+
+def target(data: dict, names: tuple[str, ...]) -> float:
+    """The lowest loss that every run of these methods has come to."""
+    return max(
+        min(map(_finite, _curve(run)))
+        for name in names
+        for run in data["methods"][name]["runs"]
+    )
+
+
+def steps_to(data: dict, name: str, loss: float) -> list[int | None]:
+    """Steps of each of a method's runs until it was at a loss; None: never."""
+    found = []
+    for run in data["methods"][name]["runs"]:
+        at = [i for i, x in enumerate(_curve(run)) if _finite(x) <= loss]
+        found.append(data["every"] * (at[0] + 1) if at else None)
+    return found
+
+
+def _curve(run: dict) -> list[float | None]:
+    return run["followed"] if "followed" in run else run["losses"]
+
+
+def draw(data: dict, path) -> None:
+    """Losses against steps and seconds, held-out ones where they were looked at.
+
+    One line a method: the median of its seeds.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
-    for number, (name, method) in enumerate(found.items()):
-        for each in method["runs"]:
-            smooth = [
-                statistics.mean(map(finite, each["losses"][i : i + AT_ONCE]))
-                for i in range(0, len(each["losses"]), AT_ONCE)
-            ]
-            steps = [AT_ONCE * (i + 1) for i in range(len(smooth))]
-            seconds = [n * each["milliseconds_a_step"] / 1e3 for n in steps]
-            how = {"color": f"C{number}", "linewidth": 1}
-            left.plot(steps, smooth, **how)
-            label = name if each is method["runs"][0] else None
-            right.plot(seconds, smooth, label=label, **how)
-    left.set(xlabel="steps", ylabel="loss of a batch", yscale="log", xlim=(0, None))
+    for number, (name, method) in enumerate(data["methods"].items()):
+        curves = [_curve(each) for each in method["runs"]]
+        middle = [
+            statistics.median(map(_finite, at)) for at in zip(*curves, strict=True)
+        ]
+        steps = [data["every"] * (i + 1) for i in range(len(middle))]
+        seconds = [n * data["clock"][name]["median"] / 1e3 for n in steps]
+        how = {
+            "color": f"C{number % 10}",
+            "linewidth": 1,
+            "linestyle": "-" if number < 10 else "--",
+            "label": name,
+        }
+        left.plot(steps, middle, **how)
+        right.plot(seconds, middle, **how)
+    followed = any("followed" in m["runs"][0] for m in data["methods"].values())
+    what = "held-out loss" if followed else "loss of a batch"
+    left.set(xlabel="steps", ylabel=what, yscale="log", xlim=(0, None))
     right.set(xlabel="seconds", xlim=(0, None))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    right.legend(frameon=False)
+    right.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path)
-
-
-def run(problem: Problem, method: Method, rate: float, seed: int, steps: int) -> dict:
-    """One run: its losses, its seconds, and the figures of what it found."""
-    optimizer = optax.with_extra_args_support(method.build(problem, rate))
-    where = preconditioned(problem.specs)
-
-    def step(carry, key):
-        weights, state = carry
-        x = problem.batch(key)
-        tapped = params.tap(weights, where) if method.taps else weights
-        loss, g = jax.value_and_grad(problem.loss)(tapped, x)
-        g, taps = params.untap(g)
-        extra = {"stats": taps} if method.taps else {}
-        with jax.numpy_dtype_promotion("standard"):
-            updates, state = optimizer.update(g, state, weights, value=loss, **extra)
-        return (optax.apply_updates(weights, updates), state), loss
-
-    of_weights, of_batches = jax.random.split(jax.random.key(seed))
-    weights = params.init(problem.specs, of_weights)
-    carry = weights, optimizer.init(weights)
-    keys = jax.random.split(of_batches, steps).reshape(-1, AT_ONCE)
-    steps_at_once = jax.jit(lambda carry, keys: jax.lax.scan(step, carry, keys))
-    compiled = steps_at_once.lower(carry, keys[0]).compile()
-    losses, seconds = [], []
-    for part in keys:
-        start = time.perf_counter()
-        carry, found = jax.block_until_ready(compiled(carry, part))
-        seconds.append(time.perf_counter() - start)
-        losses += [float(x) for x in found]
-    times: Any = jnp.median(jnp.array(seconds)) / AT_ONCE
-    return {
-        "seed": seed,
-        "losses": [round(x, 3) if math.isfinite(x) else None for x in losses],
-        "milliseconds_a_step": round(1e3 * float(times), 3),
-        **{
-            name: round(x, 4) if math.isfinite(x) else None
-            for name, x in problem.figures(carry[0]).items()
-        },
-    }

@@ -4,6 +4,8 @@ A problem is parameters, a loss of a batch, and batches that a key draws.
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,10 @@ import numpy as np
 import optax
 from jax.nn import initializers
 
+from jaxlab import data, models
+from jaxlab.mixers import attention, delta_product, gla
+from jaxlab.models import LMConfig
+from jaxlab.optimizers import Schedule, WarmupStableDecay
 from jaxlab.params import ParamSpec, linear
 
 
@@ -24,15 +30,21 @@ class Problem:
         specs: of its parameters.
         loss: (params, batch) to a number.
         batch: (key) to a batch; traced, so that steps are one program.
+        figures: of trained parameters, by name; rates are chosen by "loss".
+        follow: a loss on held-out data, to be looked at along the way.
         biases: of MKOR, what names a weight's bias.
-        figures: of trained parameters, by name.
+        schedule: of learning rates; constant, so that no step of a run is special.
+        clip: largest norm of a gradient.
     """
 
     specs: Any
     loss: Callable[[Any, Any], jax.Array]
     batch: Callable[[jax.Array], Any]
-    biases: tuple[tuple[str, str], ...]
     figures: Callable[[Any], dict[str, float]]
+    follow: Callable[[Any], jax.Array] | None = None
+    biases: tuple[tuple[str, str], ...] = ()
+    schedule: Schedule = WarmupStableDecay(warmup=0, decay=0.0)
+    clip: float = math.inf
 
 
 def perceptron(sizes: tuple[int, ...]) -> dict[str, Any]:
@@ -107,7 +119,123 @@ def autoencoder(batch_size: int = 500) -> Problem:
     def figures(params):
         return {"loss": float(whole(params, images))}
 
-    return Problem(perceptron(CODE), loss, batch, BIAS, figures)
+    return Problem(perceptron(CODE), loss, batch, figures, biases=BIAS)
 
 
-PROBLEMS = {"autoencoder": autoencoder}
+# A classifier of digits ---------------------------------------------------------------
+
+CLASSIFIER, HELD_OUT = (64, 128, 128, 10), 360
+
+
+def digits(batch_size: int = 128) -> Problem:
+    """The 1797 images of scikit-learn, 8 by 8; every fifth, about, is held out.
+
+    The loss is the cross-entropy in nats.
+
+    Raises:
+        ValueError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ValueError(
+            "The digits are scikit-learn's; install it with jaxlab[bench]."
+        ) from error
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(images))
+    x = jnp.asarray(images[order] / 16, jnp.float32)
+    y = jnp.asarray(labels[order], jnp.int32)
+    train, held_out = (x[HELD_OUT:], y[HELD_OUT:]), (x[:HELD_OUT], y[:HELD_OUT])
+
+    def loss(params, batch):
+        logits = apply(params, batch[0])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+    def batch(key):
+        chosen = jax.random.randint(key, (batch_size,), 0, len(train[0]))
+        return train[0][chosen], train[1][chosen]
+
+    follow = jax.jit(lambda params: loss(params, held_out))
+
+    def figures(params):
+        right = jnp.argmax(apply(params, held_out[0]), -1) == held_out[1]
+        return {
+            "loss": float(loss(params, train)),
+            "held_out": float(follow(params)),
+            "accuracy": float(right.mean()),
+        }
+
+    specs = perceptron(CLASSIFIER)
+    return Problem(specs, loss, batch, figures, follow=follow, biases=BIAS)
+
+
+# A language model of bytes ------------------------------------------------------------
+
+WIDTH, LAYERS, HEADS, LENGTH = 128, 2, 4, 128
+TRAINED, FOLLOWED, SCORED = 8_000_000, 32, 256  # tokens; rows looked at, and at the end
+
+
+def language_model(mixer: Any, batch_size: int = 8) -> Problem:
+    """Bytes of Python's standard library, by two layers of one mixer.
+
+    Rows are windows at random places; the loss is in nats a byte.
+    """
+    cfg = LMConfig(width=WIDTH, n_layers=LAYERS, pattern=(mixer,))
+    train, held_out = _texts()
+
+    def loss(params, rows):
+        logits = models.forward(params, rows[:, :-1], cfg)[0]
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits, rows[:, 1:]
+        ).mean()
+
+    def batch(key):
+        starts = jax.random.randint(key, (batch_size,), 0, len(train) - LENGTH)
+        return train[starts[:, None] + jnp.arange(LENGTH + 1)[None]]
+
+    def score(rows):
+        starts = np.linspace(0, len(held_out) - LENGTH - 1, rows, dtype=np.int32)
+        chosen = held_out[starts[:, None] + np.arange(LENGTH + 1)]
+        return jax.jit(lambda params: loss(params, chosen))
+
+    whole = score(SCORED)
+    return Problem(
+        models.spec(cfg),
+        loss,
+        batch,
+        lambda params: {"loss": float(whole(params))},
+        follow=score(FOLLOWED),
+        schedule=WarmupStableDecay(warmup=20, decay=0.0),
+        clip=1.0,
+    )
+
+
+@functools.cache
+def _texts() -> tuple[jax.Array, jax.Array]:
+    """Tokens to train on, and held-out ones."""
+    config = data.CorpusConfig(directory="runs/data/stdlib")
+    data.build(config)
+    corpus = data.open_corpus(config.directory)
+
+    def tokens(split):
+        documents = corpus.split(split)
+        last = min(int(documents.offsets[-1]), TRAINED)
+        return jnp.asarray(np.concatenate(documents.read([(0, last)])))
+
+    return tokens("train"), tokens("heldout")
+
+
+MIXERS = {
+    "attention": attention.Config(WIDTH, n_heads=HEADS),
+    "gla": gla.Config(WIDTH, n_heads=HEADS),
+    "delta_product": delta_product.Config(WIDTH, n_heads=HEADS, n_householders=2),
+}
+
+PROBLEMS = {
+    "autoencoder": autoencoder,
+    "digits": digits,
+    **{
+        f"bytes_{name}": functools.partial(language_model, mixer)
+        for name, mixer in MIXERS.items()
+    },
+}
