@@ -2,7 +2,14 @@
 
 import statistics
 
+from benchmarks.optimizers.compare import steps_to, target
 from benchmarks.tables.form import measured, results, table
+
+LANGUAGE_MODELS = {
+    "attention": "optimizers_bytes_attention",
+    "GLA": "optimizers_bytes_gla",
+    "DeltaProduct": "optimizers_bytes_delta_product",
+}
 
 
 def autoencoder() -> str:
@@ -10,9 +17,9 @@ def autoencoder() -> str:
     rows = [
         [
             name,
-            f"{found['rate']:g} of {', '.join(found['tried'])}",
-            f"**{'  '.join(f'{run["loss"]:.1f}' for run in found['runs'])}**",
-            f"{_step(found):.1f}",
+            f"{found['rate']:g}",
+            f"**{_each(found, 'loss', '.1f')}**",
+            f"{_milliseconds(data, name):.1f}",
         ]
         for name, found in data["methods"].items()
     ]
@@ -20,5 +27,69 @@ def autoencoder() -> str:
     return table(header, rows) + "\n\n" + measured(data)
 
 
-def _step(found: dict) -> float:
-    return statistics.median(run["milliseconds_a_step"] for run in found["runs"])
+def digits() -> str:
+    data = results("optimizers_digits")
+    rows = [
+        [
+            name,
+            f"{found['rate']:g}",
+            _each(found, "loss", ".4f"),
+            f"**{_each(found, 'accuracy', '.1%')}**",
+            f"{_milliseconds(data, name):.2f}",
+        ]
+        for name, found in data["methods"].items()
+    ]
+    loss = f"training loss after {data['steps']} steps"
+    header = ["optimizer", "rate", loss, "held-out digits right", "ms a step"]
+    return table(header, rows) + "\n\n" + measured(data)
+
+
+def bytes_by_mixer() -> str:
+    """Held-out loss, and how many fewer steps than LAMB and Adam to their losses."""
+    opened = {mixer: results(name) for mixer, name in LANGUAGE_MODELS.items()}
+    names = next(iter(opened.values()))["methods"]
+    rows = [
+        [
+            name,
+            *(
+                f"{statistics.median(_losses(data, name)):.3f} ({_fewer(data, name)})"
+                for data in opened.values()
+            ),
+            " ".join(f"{_milliseconds(data, name):.0f}" for data in opened.values()),
+        ]
+        for name in names
+    ]
+    steps = {data["steps"] for data in opened.values()}
+    header = ["optimizer", *opened, "ms a step"]
+    said = " ".join(measured(data) for data in opened.values())
+    assert len(steps) == 1
+    return table(header, rows) + "\n\n" + said
+
+
+def _losses(data: dict, name: str) -> list[float]:
+    return [run["loss"] for run in data["methods"][name]["runs"]]
+
+
+def _fewer(data: dict, name: str) -> str:
+    return ", ".join(
+        _ratios(data, name, against) for against in ("LAMB", "Adam") if against != name
+    )
+
+
+def _ratios(data: dict, name: str, against: str) -> str:
+    """Steps of the one over those of the other to a loss, seed by seed."""
+    loss = target(data, (against,))
+    theirs, ours = steps_to(data, against, loss), steps_to(data, name, loss)
+    found = [a / b if b else 0.0 for a, b in zip(theirs, ours, strict=True)]
+    if not all(found):
+        return "-"
+    low, middle, high = min(found), statistics.median(found), max(found)
+    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _each(found: dict, figure: str, form: str) -> str:
+    return "  ".join(f"{run[figure]:{form}}" for run in found["runs"])
+
+
+def _milliseconds(data: dict, name: str) -> float:
+    return data["clock"][name]["median"]

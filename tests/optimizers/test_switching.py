@@ -6,7 +6,10 @@ import numpy as np
 import optax
 import pytest
 
+from jaxlab import params
+from jaxlab.optimizers.mkor import preconditioned, scale_by_mkor
 from jaxlab.optimizers.switching import Switch, left_at, while_it_pays
+from jaxlab.params import ParamSpec, linear
 
 GRADIENT = {"w": jnp.ones(3)}
 
@@ -79,6 +82,48 @@ def test_what_is_left_stays_as_it_was():
     assert left_at(state) == 1
     np.testing.assert_array_equal(state.inner.trace["w"], 1.0)
     np.testing.assert_array_equal(updates["w"], 1.0)
+
+
+def test_mkor_is_left_once_least_squares_has_only_noise_to_fit():
+    """Ill-conditioned inputs far from 0: MKOR pays at first, and then no more."""
+    rng = np.random.default_rng(0)
+    specs = {"w": ParamSpec((16, 8), (None, None))}
+    where = preconditioned(specs)
+    truth, mean = rng.normal(size=(16, 8)), rng.normal(size=(1, 16))
+    x = (rng.normal(size=(600, 64, 16)) + mean) * np.geomspace(1, 0.1, 16)
+    y = x @ truth + 0.3 * rng.normal(size=(600, 64, 8))
+    batches = tuple(jnp.asarray(part, jnp.float32) for part in (x, y))
+
+    def loss(weights, batch):
+        wrong = linear(batch[0], weights["w"]) - batch[1]
+        return jnp.mean(jnp.sum(wrong**2, axis=-1)) / 2
+
+    def run(*parts):
+        tx = optax.chain(*parts, optax.sgd(0.03, momentum=0.9))
+
+        def step(carry, batch):
+            weights, state = carry
+            value, g = jax.value_and_grad(loss)(params.tap(weights, where), batch)
+            g, stats = params.untap(g)
+            updates, state = tx.update(g, state, weights, value=value, stats=stats)
+            return (optax.apply_updates(weights, updates), state), value
+
+        weights = params.init(specs, jax.random.key(0))
+        start = weights, tx.init(weights)
+        (weights, state), losses = jax.lax.scan(step, start, batches)
+        return np.asarray(losses), state
+
+    first, _ = run(optax.with_extra_args_support(optax.identity()))
+    second, _ = run(scale_by_mkor(specs))
+    switch = Switch(fast=0.9, slow=0.98, least=1e-2)
+    hybrid, state = run(while_it_pays(scale_by_mkor(specs), switch))
+    at = left_at(state)
+    assert at is not None and 100 < at < 600
+    # MKOR paid before the step of the switch, and it did not afterwards.
+    assert second[80:120].mean() < 0.9 * first[80:120].mean()
+    np.testing.assert_allclose(hybrid[:at], second[:at], rtol=1e-4)
+    assert hybrid[at:].mean() < 1.02 * second[at:].mean()
+    assert abs(second[at:].mean() / 0.36 - 1) < 0.05  # 8 outputs of variance 0.09
 
 
 def test_errors():
