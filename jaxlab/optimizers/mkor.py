@@ -49,14 +49,13 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxlab.optimizers.adamw import AdamW
+from jaxlab.optimizers.factors import product, whole
 from jaxlab.optimizers.lamb import LAMB
 from jaxlab.optimizers.sgd import SGD
 from jaxlab.optimizers.switching import Switch, while_it_pays
-from jaxlab.params import Tap, constrain, named_leaves, select
+from jaxlab.params import Tap, named_leaves, select
 
 VARIANTS = ("released", "exact")
-
-EXACTLY = jax.lax.Precision.HIGHEST
 
 
 class Lacks(NamedTuple):
@@ -174,8 +173,7 @@ def scale_by_mkor(
                 lambda lacks: (lacks, jnp.zeros((), jnp.int32)),
                 state.lacks,
             )
-        # Whole on every device, so that no step leaves them split another way.
-        lacks = jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), lacks)
+        lacks = jax.tree.map(whole, lacks)
         for name, w in weights.items():
             g = leaves[name].astype(jnp.float32)
             if w.bias:
@@ -241,7 +239,7 @@ class MKOR:
 def _renewed(D, v, variant, decay, threshold, blend):
     """The next D from the vector v, and whether it is finite; both ``[*stack]``."""
     keep = decay if variant == "released" else 1.0
-    u = v - keep * _times(D, v)  # P v, or F v
+    u = v - keep * product(D, v[..., None])[..., 0]  # P v, or F v
     vu = jnp.sum(v * u, axis=-1)
     ok = jnp.isfinite(vu)
     outer = u[..., :, None] * u[..., None, :]
@@ -258,15 +256,11 @@ def _renewed(D, v, variant, decay, threshold, blend):
 def _between(g, lacks: Lacks):
     """A G B with the norm of G."""
     a, b = (x.astype(jnp.float32) for x in lacks)
-    left = g - jnp.matmul(a, g, precision=EXACTLY)
-    u = left - jnp.matmul(left, b, precision=EXACTLY)
+    left = g - product(a, g)
+    u = left - product(left, b)
     norm = lambda x: jnp.linalg.norm(x, axis=(-2, -1), keepdims=True)  # noqa: E731
     ratio = norm(g) / norm(u)
     return jnp.where(jnp.isfinite(ratio), ratio, 1.0) * u
-
-
-def _times(m, v):
-    return jnp.einsum("...ij,...j->...i", m, v, precision=EXACTLY)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,11 +32,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from jaxlab.optimizers.factors import product, whole
 from jaxlab.optimizers.recipe import recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
-from jaxlab.params import constrain, named_leaves
+from jaxlab.params import named_leaves
 
-EXACTLY = jax.lax.Precision.HIGHEST
 SMALLEST = float(jnp.finfo(jnp.float32).tiny)
 
 
@@ -163,8 +163,8 @@ def identities(specs: Any, largest: int) -> dict[str, Sides]:
 def averaged(factors: Sides, g: Float[Array, "*stack in out"], b2: float) -> Sides:
     """L and R with G G^T and G^T G in their averages."""
     new = Sides(
-        None if factors.left is None else jnp.matmul(g, g.mT, precision=EXACTLY),
-        None if factors.right is None else jnp.matmul(g.mT, g, precision=EXACTLY),
+        None if factors.left is None else product(g, g.mT),
+        None if factors.right is None else product(g.mT, g),
     )
     average = jax.tree.map(lambda F, now: b2 * F + (1 - b2) * now, factors, new)
     return jax.tree.map(whole, average)
@@ -177,13 +177,8 @@ def between(
 ) -> Float[Array, "*stack in out"]:
     """left G right, where None is the identity."""
     if left is not None:
-        g = jnp.matmul(left, g, precision=EXACTLY)
-    return g if right is None else jnp.matmul(g, right, precision=EXACTLY)
-
-
-def whole(x: Array) -> Array:
-    """`x` on every device, so that no step leaves it split another way."""
-    return constrain(x, *(None,) * x.ndim)
+        g = product(left, g)
+    return g if right is None else product(g, right)
 
 
 def _roots(factors: Sides, ridge) -> Sides:
@@ -195,7 +190,7 @@ def _roots(factors: Sides, ridge) -> Sides:
         largest = values[..., -1:]
         ridged = jnp.maximum(values + ridge * largest, SMALLEST)
         values = jnp.where(largest > 0, ridged, 1.0)  # no gradient yet: the identity
-        return jnp.matmul(Q * values[..., None, :] ** power, Q.mT, precision=EXACTLY)
+        return product(Q * values[..., None, :] ** power, Q.mT)
 
     return jax.tree.map(root, factors)
 

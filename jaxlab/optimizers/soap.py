@@ -36,17 +36,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from jaxlab.optimizers.factors import product, whole
 from jaxlab.optimizers.recipe import recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
-from jaxlab.optimizers.shampoo import (
-    EXACTLY,
-    Sides,
-    averaged,
-    between,
-    check,
-    identities,
-    whole,
-)
+from jaxlab.optimizers.shampoo import Sides, averaged, between, check, identities
 from jaxlab.params import named_leaves
 
 NO_BASES = Sides(None, None)
@@ -181,7 +174,7 @@ def _turned(factors: Sides, q: Sides, v) -> tuple[Sides, Array]:
 def _turned_side(factor, q, v, axis):
     if q is None:
         return None, v
-    powers = jnp.matmul(factor, q, precision=EXACTLY)
+    powers = product(factor, q)
     order = jnp.argsort(-jnp.sum(q * powers, axis=-2), axis=-1)
     along = {-2: order[..., :, None], -1: order[..., None, :]}
     powers = jnp.take_along_axis(powers, along[-1], axis=-1)
