@@ -74,7 +74,7 @@ def scale_by_frugal(
         seed: of the columns.
 
     Raises:
-        ValueError: a setting out of its range, or a matrix without columns.
+        ValueError: a setting out of its range.
     """
     _check(density, period, free_scale)
     active = _active_columns(specs, density)
@@ -165,11 +165,6 @@ def _active_columns(specs: Any, density: float) -> dict[str, int | None]:
     for name, spec in named_leaves(specs):
         if spec.role != "matrix":
             found[name] = None
-        elif len(spec.shape) < 2:
-            raise ValueError(
-                f"{name} {spec.shape} has the role 'matrix', but a matrix is "
-                "[*stack, in, out]; give its ParamSpec the role of what it does."
-            )
         else:
             found[name] = max(round(density * spec.shape[-1]), 1) if density else 0
     return found

@@ -145,11 +145,6 @@ def identities(specs: Any, largest: int) -> dict[str, Sides]:
     for name, spec in named_leaves(specs):
         if spec.role != "matrix":
             continue
-        if len(spec.shape) < 2:
-            raise ValueError(
-                f"{name} {spec.shape} has the role 'matrix', but a matrix is "
-                "[*stack, in, out]; give its ParamSpec the role of what it does."
-            )
         *stack, n_in, n_out = spec.shape
         if min(n_in, n_out) <= largest:
             left, right = (

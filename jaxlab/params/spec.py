@@ -38,7 +38,7 @@ class ParamSpec:
         axes: one logical axis name (or None) a dimension; `params.sharding` maps
             them to mesh axes.
         init: initializer ``(key, shape, dtype) -> array``.
-        role: one of `ROLES`.
+        role: one of `ROLES`; "matrix" takes two axes besides "layers".
         dtype: storage type; activations' type is the model's own choice.
     """
 
@@ -58,6 +58,12 @@ class ParamSpec:
             raise ValueError(f"shape {self.shape} has a dimension below 1.")
         if self.role not in ROLES:
             raise ValueError(f"role {self.role!r} is not one of {ROLES}.")
+        if self.role == "matrix" and sum(axis != "layers" for axis in self.axes) < 2:
+            raise ValueError(
+                f"shape {self.shape} with axes {self.axes} has the role 'matrix', but "
+                "a matrix is [*stack, in, out]; give it the role of what it does, "
+                "such as 'scale' or 'bias'."
+            )
 
 
 def stack(specs: Any, count: int) -> Any:

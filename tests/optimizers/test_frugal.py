@@ -238,8 +238,3 @@ def test_a_mesh_changes_nothing():
 def test_settings_that_cannot_be(change, message):
     with pytest.raises(ValueError, match=message):
         scale_by_frugal(SPECS, **change)
-
-
-def test_a_vector_is_no_matrix():
-    with pytest.raises(ValueError, match=r"v \(3,\) has the role 'matrix', but"):
-        scale_by_frugal({"v": ParamSpec((3,), (None,))})

@@ -105,12 +105,6 @@ def test_the_first_direction_is_the_gradient_with_equal_singular_values():
     assert np.linalg.norm(u["w"]) == pytest.approx(np.sqrt(IN * OUT), rel=1e-5)
 
 
-def test_a_matrix_has_two_sides():
-    specs = {"b": ParamSpec((OUT,), (None,))}
-    with pytest.raises(ValueError, match=r"b \(4,\) has the role 'matrix'"):
-        scale_by_shampoo(specs).init({"b": jnp.zeros(OUT)})
-
-
 def test_roots_change_every_period():
     tx = scale_by_shampoo(SPECS, period=3)
     update, state, seen = jax.jit(tx.update), tx.init(gradients()[0]), []

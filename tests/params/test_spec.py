@@ -98,6 +98,11 @@ def test_a_users_own_mesh_is_left_alone():
         (lambda: ParamSpec((2, 3), ("width",)), "2 dimensions but axes"),
         (lambda: ParamSpec((0,), (None,)), "below 1"),
         (lambda: ParamSpec((2,), (None,), role="weight"), "'weight' is not one of"),
+        (lambda: ParamSpec((3,), (None,)), r"shape \(3,\) .* role 'matrix', but"),
+        (
+            lambda: ParamSpec((2, 3), ("layers", None)),
+            r"\('layers', None\) has the role 'matrix', but a matrix is \[\*stack, in,",
+        ),
         (lambda: params.partition_spec(("wide",)), r"\['wide'\] are not in the rules"),
         (lambda: params.partition_spec(("heads", "vocab")), "cannot split two"),
         (lambda: params.make_mesh(MeshConfig(data=3)), "do not multiply to the 8"),
