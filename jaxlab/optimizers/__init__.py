@@ -11,7 +11,7 @@ from jaxlab.optimizers.adadagrad import (
     wanted_batch,
 )
 from jaxlab.optimizers.adamw import AdamW
-from jaxlab.optimizers.cost import state_bytes
+from jaxlab.optimizers.cost import Costs, costs, kfac_costs, state_bytes
 from jaxlab.optimizers.frugal import FRUGAL, scale_by_frugal
 from jaxlab.optimizers.lamb import LAMB, scale_by_layer_norms
 from jaxlab.optimizers.mkor import MKOR, mkor, preconditioned, scale_by_mkor
@@ -48,6 +48,7 @@ __all__ = [
     "BatchController",
     "BatchGrowth",
     "BatchState",
+    "Costs",
     "Infinite",
     "Muon",
     "Rewarming",
@@ -55,7 +56,9 @@ __all__ = [
     "Shampoo",
     "WarmupCosine",
     "WarmupStableDecay",
+    "costs",
     "gradient_variance",
+    "kfac_costs",
     "scale_by_adagrad",
     "scale_by_adagrad_norm",
     "scale_by_frugal",

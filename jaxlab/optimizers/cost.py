@@ -1,12 +1,50 @@
-"""What an optimizer costs before it runs."""
+"""What an optimizer costs before it runs.
 
+Bytes are found from shapes alone; nothing is allocated. Exchanged bytes are what each
+device hands to sums over devices, and gets back: all-reduces. A ring of n devices sends
+2 (n - 1) / n times as many from each.
+"""
+
+import dataclasses
 import math
 from typing import Any
 
 import jax
 import optax
+from jax.sharding import AbstractMesh, Mesh
 
-from jaxlab.params import abstract
+from jaxlab.optimizers.placement import abstract_opt_state
+from jaxlab.params import ParamSpec, abstract, partition_spec, shardings
+
+FLOAT32 = 4  # bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """Bytes of an optimizer and of a training step by it.
+
+    Attributes:
+        parameters: of all parameters; what several devices have counts once.
+        state: of the optimizer's state, likewise.
+        state_a_device: of the part of the state that one device has.
+        gradients: that a device exchanges a step: its part of the gradients, summed
+            with the devices that have copies of its parameters. A table of embeddings
+            that is also the head has a gradient for each of its uses, and both are
+            summed, which here counts once.
+        statistics: that a device exchanges a step besides: the taps, summed with all
+            devices that have other tokens.
+    """
+
+    parameters: int
+    state: int
+    state_a_device: int
+    gradients: int
+    statistics: int
+
+    @property
+    def exchanged(self) -> int:
+        """Gradients and statistics."""
+        return self.gradients + self.statistics
 
 
 def state_bytes(optimizer: optax.GradientTransformation, specs: Any) -> int:
@@ -19,7 +57,120 @@ def state_bytes(optimizer: optax.GradientTransformation, specs: Any) -> int:
         optimizer: any optax transformation.
         specs: tree of `ParamSpec`.
     """
-    state = jax.eval_shape(optimizer.init, abstract(specs))
-    return sum(
-        math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)
+    return _bytes(jax.eval_shape(optimizer.init, abstract(specs)))
+
+
+def costs(
+    optimizer: optax.GradientTransformation,
+    specs: Any,
+    mesh: Mesh | AbstractMesh,
+    accumulate: int = 1,
+    tapped: Any = None,
+) -> Costs:
+    """The costs of an optimizer in `jaxlab.training.make_train_step`.
+
+    For a weight [in, out] the statistics are in + out + 1 numbers, at every step,
+    whatever MKOR's period: linear in its sides, where K-FAC's are quadratic
+    (`kfac_costs`). On a mesh of the axis "data" alone there is nothing else but two
+    numbers, the loss and its weight. Where devices split parameters or time they also
+    exchange parameters and activations, and an optimizer that multiplies matrices parts
+    of these, as the compiler sees fit; that is not counted.
+
+    Args:
+        optimizer: any optax transformation.
+        specs: tree of `ParamSpec`.
+        mesh: of `make_mesh`, or an abstract one with its axes, which needs no devices.
+        accumulate: parts of a batch; each is exchanged by itself.
+        tapped: tree of booleans, the weights whose taps the optimizer takes; None for
+            none.
+    """
+    taps = [] if tapped is None else _chosen(specs, tapped)
+    state = abstract_opt_state(optimizer, specs, mesh)
+    return Costs(
+        parameters=_bytes(abstract(specs)),
+        state=_bytes(state),
+        state_a_device=sum(
+            math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+            for x in jax.tree.leaves(state)
+        ),
+        gradients=accumulate * _gradient_bytes(specs, mesh),
+        statistics=accumulate * sum(_tap_bytes(spec, mesh) for spec in taps),
     )
+
+
+def kfac_costs(base: Costs, specs: Any, tapped: Any) -> Costs:
+    """What K-FAC in front of an optimizer would cost: a formula to compare with.
+
+    For a weight [in, out] devices sum the factors [in, in] and [out, out], and those
+    that invert one send its inverse to the others: 2 (in^2 + out^2) numbers, and as
+    many are kept; 4 d^2 if both sides are d. Numbers are float32, factors are on every
+    device, and both halves of symmetric matrices count: sending one is about half.
+    These are the bytes of a step that renews factors and inverses.
+
+    Args:
+        base: costs of the optimizer behind it.
+        specs: tree of `ParamSpec`.
+        tapped: tree of booleans, the weights that have factors.
+
+    Reference: Mozaffari et al., MKOR, arXiv 2306.01685, table 1.
+    """
+    more = sum(_factor_bytes(spec) for spec in _chosen(specs, tapped))
+    return dataclasses.replace(
+        base,
+        state=base.state + more,
+        state_a_device=base.state_a_device + more,
+        statistics=base.statistics + more,
+    )
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _chosen(specs, tapped) -> list[ParamSpec]:
+    pairs = zip(jax.tree.leaves(specs), jax.tree.leaves(tapped), strict=True)
+    return [spec for spec, taps in pairs if taps]
+
+
+def _gradient_bytes(specs, mesh) -> int:
+    placed = jax.tree.leaves(shardings(specs, mesh))
+    found = 0
+    for x, sharding in zip(jax.tree.leaves(abstract(specs)), placed, strict=True):
+        if _devices(mesh, _of_tokens() - _names(sharding.spec)) > 1:  # has copies
+            found += math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    return found
+
+
+def _tap_bytes(spec: ParamSpec, mesh) -> int:
+    """Of one weight's a, g and rows."""
+    if _devices(mesh, _of_tokens()) == 1:
+        return 0
+    *stack, n_in, n_out = spec.shape
+    of_in, of_out = (
+        _devices(mesh, _names(partition_spec([axis])) - _of_tokens())
+        for axis in spec.axes[-2:]
+    )
+    return FLOAT32 * math.prod(stack) * (n_in // of_in + n_out // of_out + 1)
+
+
+def _factor_bytes(spec: ParamSpec) -> int:
+    *stack, n_in, n_out = spec.shape
+    return FLOAT32 * math.prod(stack) * 2 * (n_in**2 + n_out**2)
+
+
+def _of_tokens() -> set[str]:
+    """Mesh axes whose devices have other tokens."""
+    return _names(partition_spec(("batch", "time")))
+
+
+def _names(entries) -> set[str]:
+    """The mesh axes of a partition."""
+    return {
+        name
+        for entry in entries
+        for name in ((entry,) if isinstance(entry, str) else entry or ())
+    }
+
+
+def _devices(mesh, names: set[str]) -> int:
+    return math.prod(mesh.shape[name] for name in names)
