@@ -16,6 +16,7 @@ TABLES = {
     "integer_model": evolution.integer_model,
     "fine_tuning": evolution.fine_tuning,
     "autoencoder": optimizers.autoencoder,
+    "optimizer_costs": optimizers.costs,
     "mom": speed.mom,
     "lact_recall": speed.lact_recall,
     "mixers": speed.mixers,

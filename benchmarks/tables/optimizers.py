@@ -1,4 +1,4 @@
-"""What optimizers reach on one problem."""
+"""What optimizers reach on one problem, and what they cost."""
 
 import statistics
 
@@ -93,3 +93,45 @@ def _each(found: dict, figure: str, form: str) -> str:
 
 def _milliseconds(data: dict, name: str) -> float:
     return data["clock"][name]["median"]
+
+
+def costs() -> str:
+    data = results("optimizer_costs")
+    by_model = data["models"]
+    names = next(iter(by_model.values()))
+    rows = [
+        [name, *(cell for found in by_model.values() for cell in _cost(found, name))]
+        for name in names
+    ]
+    header = ["optimizer"]
+    for model in by_model:
+        header += [f"{model}: state, MB", "of a shard", "exchanged a step, MB"]
+    sizes = " and ".join(
+        f"{found['AdamW']['parameters'] / 4e6:.1f}M ({model})"
+        for model, found in by_model.items()
+    )
+    text = (
+        f"From shapes alone, for {sizes} parameters in float32. State: in all, over "
+        f"AdamW's, and what a device has of it where {data['copies']} split the "
+        "parameters (`fsdp`; factors are whole on each). Exchanged: what each of "
+        f"{data['copies']} copies hands to sums over devices, gradients (of a tied "
+        "table once) and statistics. K-FAC is a formula, for a step that renews its "
+        "factors."
+    )
+    return f"{text}\n\n{table(header, rows)}"
+
+
+def _cost(found: dict, name: str) -> list[str]:
+    each, adamw = found[name], found["AdamW"]
+    exchanged = _megabytes(each["gradients"])
+    if each["statistics"]:
+        exchanged += f" + {_megabytes(each['statistics'])}"
+    return [
+        f"{_megabytes(each['state'])} ({each['state'] / adamw['state']:.2f})",
+        _megabytes(each["state_a_shard"]),
+        exchanged,
+    ]
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.3g}" if count < 1e8 else f"{count / 1e6:,.0f}"

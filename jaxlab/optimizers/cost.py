@@ -71,10 +71,10 @@ def costs(
 
     For a weight [in, out] the statistics are in + out + 1 numbers, at every step,
     whatever MKOR's period: linear in its sides, where K-FAC's are quadratic
-    (`kfac_costs`). On a mesh of the axis "data" alone there is nothing else but two
-    numbers, the loss and its weight. Where devices split parameters or time they also
-    exchange parameters and activations, and an optimizer that multiplies matrices parts
-    of these, as the compiler sees fit; that is not counted.
+    (`kfac_costs`). On a mesh of the axis "data" alone there is nothing else but two or
+    three numbers, sums of the loss and of its weights. Where devices split parameters
+    or time they also exchange parameters and activations, and an optimizer that
+    multiplies matrices parts of these, as the compiler sees fit; that is not counted.
 
     Args:
         optimizer: any optax transformation.

@@ -1,0 +1,97 @@
+"""What each optimizer keeps, and what devices exchange for it, from shapes alone.
+
+    python -m benchmarks.optimizers.costs
+
+For the model of configs/tiny.py and for a larger one: the state, also that of a device
+that has one of eight shards of the parameters, and the bytes that each of eight copies
+exchanges a step. `tests/training/test_exchange.py` holds such figures against compiled
+steps. K-FAC is not here; its figures are `kfac_costs`. Writes
+`results/optimizer_costs.json`.
+"""
+
+import dataclasses
+from typing import Any
+
+from jax.sharding import AbstractMesh, AxisType
+
+from benchmarks.record import record
+from configs import tiny
+from jaxlab import models
+from jaxlab.mixers import delta_product
+from jaxlab.models import LMConfig
+from jaxlab.optimizers import (
+    FRUGAL,
+    LAMB,
+    MKOR,
+    SGD,
+    SOAP,
+    AdAdaGrad,
+    AdamW,
+    Muon,
+    Shampoo,
+    costs,
+    kfac_costs,
+    preconditioned,
+)
+from jaxlab.params import MESH_AXES
+
+DEVICES = 8
+MODELS = {
+    "tiny": tiny.config.model,
+    "width 1024, 12 layers": LMConfig(
+        vocab_size=32_768,
+        width=1024,
+        n_layers=12,
+        pattern=(delta_product.Config(1024, n_heads=8, n_householders=2),),
+    ),
+}
+OPTIMIZERS = {
+    "AdamW": AdamW(),
+    "LAMB": LAMB(),
+    "SGD": SGD(),
+    "Muon": Muon(),
+    "AdAdaGrad": AdAdaGrad(),
+    "FRUGAL, density 0.25": FRUGAL(density=0.25),
+    "SOAP": SOAP(),
+    "Shampoo": Shampoo(),
+    "MKOR, LAMB": MKOR(base=LAMB()),
+}
+STEPS = 1000  # of a run; costs do not depend on it
+
+
+def main() -> None:
+    """Report and record."""
+    found = {name: of_model(models.spec(cfg)) for name, cfg in MODELS.items()}
+    for name, optimizers in found.items():
+        for optimizer, each in optimizers.items():
+            print(name, optimizer, each)
+    print(f"Wrote {record('optimizer_costs', copies=DEVICES, models=found)}.")
+
+
+def of_model(specs: Any) -> dict[str, dict[str, int]]:
+    """Costs by the optimizer's name: of copies, and the state of a shard."""
+    copies, shards = mesh(data=DEVICES), mesh(fsdp=DEVICES)
+    found = {}
+    for name, optimizer in OPTIMIZERS.items():
+        tapped = optimizer.tapped(specs) if isinstance(optimizer, MKOR) else None
+        built = optimizer.build(specs, STEPS)
+        found[name] = [costs(built, specs, m, tapped=tapped) for m in (copies, shards)]
+    matrices = preconditioned(specs)
+    found["K-FAC, LAMB"] = [kfac_costs(c, specs, matrices) for c in found["LAMB"]]
+    return {
+        name: {**dataclasses.asdict(copy), "state_a_shard": shard.state_a_device}
+        for name, (copy, shard) in found.items()
+    }
+
+
+def mesh(**sizes: int) -> AbstractMesh:
+    """A mesh without devices."""
+    return AbstractMesh(
+        tuple(sizes.get(name, 1) for name in MESH_AXES),
+        MESH_AXES,
+        axis_types=(AxisType.Auto,) * len(MESH_AXES),
+    )
+
+
+if __name__ == "__main__":
+    main()
