@@ -8,6 +8,7 @@ import pytest
 from jax.nn.initializers import zeros
 
 from jaxlab import params
+from jaxlab.optimizers.placement import abstract_opt_state
 from jaxlab.optimizers.shampoo import Sides
 from jaxlab.optimizers.soap import SOAP, scale_by_soap
 from jaxlab.params import ParamSpec
@@ -61,21 +62,26 @@ def first_basis(F):
     return U
 
 
-def next_basis(F, Q):
-    """The basis after a step of the power iteration, and the order it took."""
-    order = np.argsort([-q @ F @ q for q in Q.T])
+def falling(F, Q):
+    """The columns of Q from where F is largest."""
+    return np.argsort([-q @ F @ q for q in Q.T])
+
+
+def next_basis(F, Q, order):
+    """The basis after a step of the power iteration, from columns in that order."""
     S = F @ Q[:, order]
     for j in range(len(F)):  # Gram and Schmidt
         for i in range(j):
             S[:, j] -= (S[:, i] @ S[:, j]) * S[:, i]
         S[:, j] /= np.linalg.norm(S[:, j])
-    return S, order
+    return S
 
 
-def soap(gs, period, b1, b2, eps, left=True):
+def soap(gs, period, b1, b2, eps, left=True, ordered=falling):
     """Algorithms 3 and 4 of the paper, with the first step of the authors' code.
 
-    As there, the mean is kept in the bases and carried over when they change.
+    As there, the mean is kept in the bases and carried over when they change. `ordered`
+    gives the order of a basis before its turn.
     """
     (n_in, n_out), first = gs[0].shape, gs[0]
     L, R = (1 - b2) * first @ first.T, (1 - b2) * first.T @ first
@@ -91,10 +97,10 @@ def soap(gs, period, b1, b2, eps, left=True):
         if t % period == 0:
             M = QL @ M @ QR.T
             if left:
-                QL, order = next_basis(L, QL)
-                V = V[order]
-            QR, order = next_basis(R, QR)
-            V = V[:, order]
+                order = ordered(L, QL)
+                QL, V = next_basis(L, QL, order), V[order]
+            order = ordered(R, QR)
+            QR, V = next_basis(R, QR, order), V[:, order]
             M = QL.T @ M @ QR
 
 
@@ -122,16 +128,27 @@ def test_a_large_side_is_left_alone(period):
 
 
 def test_the_order_of_columns_changes_and_the_squares_with_it():
-    """Gradients that change what is large: a basis without sorting would differ."""
+    """Gradients that change what is large: a basis without sorting differs."""
     scale = np.diag([8.0, 4.0, 2.0, 1.0])
     gs = [
         {"w": g["w"] @ (scale if n < 3 else scale[::-1, ::-1])}
         for n, g in enumerate(gradients({"w": SPECS["w"]}, steps=12))
     ]
     found = run(scale_by_soap({"w": SPECS["w"]}, period=1, **SETTINGS), gs)
-    want = soap([g["w"] for g in gs], 1, **SETTINGS)
+    changed = []
+
+    def ordered(F, Q):
+        changed.append((falling(F, Q) != np.arange(N)).any())
+        return falling(F, Q)
+
+    want = list(soap([g["w"] for g in gs], 1, ordered=ordered, **SETTINGS))
+    assert sum(changed) >= 3
     for u, w in zip(found, want, strict=True):
         np.testing.assert_allclose(u["w"], w, rtol=5e-3, atol=5e-3)
+    *_, unsorted = soap(
+        [g["w"] for g in gs], 1, ordered=lambda F, _: np.arange(len(F)), **SETTINGS
+    )
+    assert np.abs(unsorted - want[-1]).max() > 0.1
 
 
 # What follows from them ---------------------------------------------------------------
@@ -213,6 +230,26 @@ def test_gradients_of_zero_stay_zero():
     zero = jax.tree.map(np.zeros_like, gradients(SPECS, steps=1)[0])
     for u in run(scale_by_soap(SPECS, period=1), [zero] * 3):
         jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0), u)
+
+
+def test_factors_and_bases_stay_whole_on_a_mesh():
+    """As they are created, step by step, so that one program serves all."""
+    specs = {"w": ParamSpec((2, 16, 8), ("layers", "width", "hidden"))}
+    mesh = params.make_mesh(params.MeshConfig(data=2, fsdp=2, tensor=2))
+    tx = scale_by_soap(specs, period=1)
+    placed = jax.tree.map(lambda x: x.sharding, abstract_opt_state(tx, specs, mesh))
+    with jax.set_mesh(mesh):
+        gs = jax.device_put(
+            [jax.tree.map(jnp.float32, g) for g in gradients(specs, steps=2)],
+            [params.shardings(specs, mesh)] * 2,
+        )
+        state, update = jax.device_put(tx.init(gs[0]), placed), jax.jit(tx.update)
+        for g in gs:
+            _, state = update(g, state)
+        assert update._cache_size() == 1
+    for kept in (state.factors, state.bases):
+        assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(kept))
+    assert state.mu["w"].sharding.spec == placed.mu["w"].spec
 
 
 def test_only_matrices_have_bases():
