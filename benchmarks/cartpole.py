@@ -21,8 +21,8 @@ import jax
 import optax
 import tyro
 
-from benchmarks.delta_rule import alternate, report, summarise, timed
 from benchmarks.record import record
+from benchmarks.turns import alternate, report, summarise, timed
 from jaxlab import params
 from jaxlab.environments import CartPole, episode, returns
 from jaxlab.evolution import EGGROLL, policy

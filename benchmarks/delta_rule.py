@@ -1,17 +1,9 @@
-"""Time the chunked delta rule against the recurrence, autodiff and another library.
+"""Time the chunked delta rule against the recurrence, autodiff and another library."""
 
-All contestants of a case take turns, so that what else the machine does meets them all;
-a ratio is that of one turn, and its median and quartiles are over the turns.
-"""
-
-import json
 import os
 import pathlib
-import subprocess
 import tempfile
-import time
 from collections.abc import Callable
-from functools import partial
 from unittest import mock
 
 import jax
@@ -19,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.record import record
+from benchmarks.turns import Peer, alternate, report, run, summarise, timed
 from pallas_kernels import delta_product
 from pallas_kernels.delta_rule import accurate, cases, chunked
 
@@ -29,7 +22,10 @@ DIRECTIONS = {"forward": False, "forward and backward": True}
 
 def main(peer_python: str | None, turns: int, shapes: list[str]) -> pathlib.Path:
     """Run every case and write results/delta_rule.json."""
-    peer = None if peer_python is None else Peer(peer_python)
+    peer, versions = None, {}
+    if peer_python is not None:
+        peer = Peer(peer_python, PEER)
+        versions = peer.ask(threads=len(os.sched_getaffinity(0)))
     results = {}
     for name in shapes:
         inputs = cases.draw("random", cases.SHAPES[name])
@@ -42,7 +38,7 @@ def main(peer_python: str | None, turns: int, shapes: list[str]) -> pathlib.Path
                 contestants |= backwards(inputs)
             functions = {n: timed(program) for n, program in contestants.items()}
             if contender is not None:
-                functions["transformers"] = partial(contender.seconds, gradients)
+                functions["transformers"] = asked(contender, gradients)
             case = f"{name}, {direction}"
             results[case] = summarise(alternate(functions, turns))
             for n, program in contestants.items():
@@ -52,7 +48,7 @@ def main(peer_python: str | None, turns: int, shapes: list[str]) -> pathlib.Path
     shape_values = {name: cases.SHAPES[name]._asdict() for name in shapes}
     return record(
         "delta_rule",
-        versions={} if peer is None else peer.versions,
+        versions=versions,
         turns=turns,
         shapes=shape_values,
         dtype="float32",
@@ -128,88 +124,9 @@ def compiled(f: Callable, inputs, gradients: bool):
     return jax.jit(g).lower(*arguments).compile(), arguments
 
 
-def run(program):
-    """Results of a compiled program, ready."""
-    function, arguments = program
-    return jax.block_until_ready(function(*arguments))
-
-
-def timed(program) -> Callable[[], float]:
-    """A function that runs the program once and returns the seconds it took."""
-
-    def seconds():
-        start = time.perf_counter()
-        run(program)
-        return time.perf_counter() - start
-
-    return seconds
-
-
-def alternate(functions: dict[str, Callable[[], float]], turns: int):
-    """Seconds of every turn, after one turn that is not counted."""
-    for function in functions.values():
-        function()
-    seconds = {name: [] for name in functions}
-    for _ in range(turns):
-        for name, function in functions.items():
-            seconds[name].append(function())
-    return seconds
-
-
-def summarise(seconds: dict[str, list[float]], baseline: str = "xla") -> dict:
-    """Medians and quartiles of the times and of the ratios to the baseline's."""
-
-    def quartiles(x):
-        low, middle, high = np.quantile(x, (0.25, 0.5, 0.75))
-        return {
-            "median": round(middle, 3),
-            "quartiles": [round(low, 3), round(high, 3)],
-        }
-
-    base = np.array(seconds[baseline])
-    return {
-        name: {
-            "milliseconds": quartiles(1e3 * np.array(x)),
-            "ratio": quartiles(np.array(x) / base),
-        }
-        for name, x in seconds.items()
-    }
-
-
-def report(case, summary):
-    print(case)
-    for name, x in summary.items():
-        print(
-            f"  {name:45s} {x['milliseconds']['median']:9.1f} ms "
-            f"{x['ratio']['median']:7.2f} x {x.get('temporary_MB', '')!s:>8}",
-            flush=True,
-        )
-
-
-class Peer:
-    """A child process that runs `delta_rule_peer.py` under another Python."""
-
-    def __init__(self, python: str):
-        self.process = subprocess.Popen(
-            [python, str(PEER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            # Its idle threads must not spin on the cores of the next contestant.
-            env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},
-        )
-        assert self.process.stdin and self.process.stdout
-        self.requests, self.answers = self.process.stdin, self.process.stdout
-        self.versions = self.ask(threads=len(os.sched_getaffinity(0)))
-
-    def ask(self, **request) -> dict:
-        self.requests.write(json.dumps(request) + "\n")
-        self.requests.flush()
-        return json.loads(self.answers.readline())
-
-    def seconds(self, gradients: bool) -> float:
-        return self.ask(gradients=gradients)["seconds"]
+def asked(peer: Peer, gradients: bool) -> Callable[[], float]:
+    """A function that lets the peer run once and returns the seconds it took."""
+    return lambda: peer.ask(gradients=gradients)["seconds"]
 
 
 def check_peer(peer: Peer, inputs):

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.delta_rule import alternate, timed
 from benchmarks.kernel_cycles import SCAN, VARIANTS, least_work
 from benchmarks.record import RESULTS, record
+from benchmarks.turns import alternate, timed
 from jaxlab.training.metrics import PEAK_FLOPS
 from pallas_kernels import programs
 

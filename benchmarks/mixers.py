@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from benchmarks.delta_rule import alternate, timed
 from benchmarks.record import record
+from benchmarks.turns import alternate, power, quartiles, timed
 from jaxlab import params
 from jaxlab.layers import swiglu, swiglu_spec
 from jaxlab.mixers import MIXERS, attention, delta_product, mixer_of
@@ -154,12 +154,6 @@ def _loss_of(layer):
     return lambda weights, x_BTd: jnp.mean(layer(weights, x_BTd) ** 2)
 
 
-def quartiles(x: np.ndarray) -> dict:
-    """The median and the quartiles."""
-    low, middle, high = np.quantile(x, (0.25, 0.5, 0.75))
-    return {"median": round(middle, 4), "quartiles": [round(low, 4), round(high, 4)]}
-
-
 def exponent(values: np.ndarray) -> np.ndarray:
     """p of the least-squares fit of values ~ length^p, from T = 1024 on.
 
@@ -169,7 +163,7 @@ def exponent(values: np.ndarray) -> np.ndarray:
         values: ``[length, ...]``; each column, such as a turn, has its own fit.
     """
     fitted = [i for i, length in enumerate(LENGTHS) if length >= 1024]
-    return np.polyfit(np.log(np.array(LENGTHS)[fitted]), np.log(values[fitted]), 1)[0]
+    return power([LENGTHS[i] for i in fitted], values[fitted])
 
 
 def report(name: str, found: dict) -> None:

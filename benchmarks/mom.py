@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from benchmarks.delta_rule import alternate, report, summarise, timed
 from benchmarks.record import record
+from benchmarks.turns import alternate, report, summarise, timed
 from jaxlab import params
 from jaxlab.mixers import delta_product, mixer_of, mom
 

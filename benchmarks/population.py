@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import optax
 import tyro
 
-from benchmarks.delta_rule import alternate, report, summarise, timed
 from benchmarks.record import record
+from benchmarks.turns import alternate, report, summarise, timed
 from jaxlab.evolution import EGGROLL
 from jaxlab.params import ParamSpec, linear
 
