@@ -209,37 +209,41 @@ def walk(loss_of: Callable[[float], float], start: float) -> float:
         at = best
 
 
+def step_of(
+    problem: Problem, optimizer: optax.GradientTransformation, taps: bool
+) -> Callable:
+    """One step: (weights and optimizer's state, batch) to the same, and the loss."""
+    takes_extra = optax.with_extra_args_support(optimizer)
+    where = preconditioned(problem.specs) if taps else None
+
+    def step(carry, batch):
+        weights, state = carry
+        tapped = params.tap(weights, where) if taps else weights
+        loss, g = jax.value_and_grad(problem.loss)(tapped, batch)
+        g, stats = params.untap(g)
+        extra = {"stats": stats} if taps else {}
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = takes_extra.update(g, state, weights, value=loss, **extra)
+        return (optax.apply_updates(weights, updates), state), loss
+
+    return step
+
+
 class Runs:
     """Runs of one method on one problem, by one program for all rates and seeds."""
 
     def __init__(self, problem: Problem, method: Method, steps: int):
         self.problem, self.method, self.steps = problem, method, steps
-        where = preconditioned(problem.specs) if method.taps else None
 
         def some_steps(rate, carry, keys):
-            optimizer = self._optimizer(rate)
-
-            def step(carry, key):
-                weights, state = carry
-                tapped = params.tap(weights, where) if method.taps else weights
-                loss, g = jax.value_and_grad(problem.loss)(tapped, problem.batch(key))
-                g, taps = params.untap(g)
-                extra = {"stats": taps} if method.taps else {}
-                with jax.numpy_dtype_promotion("standard"):
-                    updates, state = optimizer.update(
-                        g, state, weights, value=loss, **extra
-                    )
-                return (optax.apply_updates(weights, updates), state), loss
-
-            return jax.lax.scan(step, carry, keys)
+            step = step_of(problem, self._optimizer(rate), method.taps)
+            return jax.lax.scan(lambda c, key: step(c, problem.batch(key)), carry, keys)
 
         rate, (carry, keys) = jnp.float32(0), self.start(0)
         self.advance = jax.jit(some_steps).lower(rate, carry, keys[0]).compile()
 
     def _optimizer(self, rate):
-        return optax.with_extra_args_support(
-            self.method.build(self.problem, rate, self.steps)
-        )
+        return self.method.build(self.problem, rate, self.steps)
 
     def start(self, seed: int):
         """Weights and the optimizer's state, and the keys of the batches."""

@@ -17,6 +17,8 @@ TABLES = {
     "fine_tuning": evolution.fine_tuning,
     "autoencoder": optimizers.autoencoder,
     "optimizer_costs": optimizers.costs,
+    "step_time": optimizers.step_time,
+    "overhead": optimizers.overhead,
     "mom": speed.mom,
     "lact_recall": speed.lact_recall,
     "mixers": speed.mixers,

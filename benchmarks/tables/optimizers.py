@@ -66,6 +66,61 @@ def bytes_by_mixer() -> str:
     return table(header, rows) + "\n\n" + said
 
 
+def step_time() -> str:
+    """Milliseconds and powers of the width: steps, shares of optimizers, inverses."""
+    data = results("optimizers_step_time")
+    widths, found = data["widths"], data["contestants"]
+
+    def row(name, x):
+        times = [f"{each['median']:.3g}" for each in x["milliseconds"]]
+        return [name, *times, f"{x['exponent']:.2f}", f"{x['exponent_of_larger']:.2f}"]
+
+    rows = []
+    for name, x in found.items():
+        rows.append(row(name, x))
+        if "optimizer" in x:
+            rows.append(row(f"{name}, less SGD", x["optimizer"]))
+    ratios = [
+        f"{name} takes {', '.join(f'{each["median"]:.2g}' for each in x['ratio'])} "
+        f"times as long as {x['beside']}"
+        for name, x in found.items()
+        if "ratio" in x
+    ]
+    half = widths[len(widths) // 2]
+    header = ["ms a step", *(f"d={d}" for d in widths), "~ d^p, p =", f"from d={half}"]
+    text = (
+        f"{data['layers']} layers of d by d and {data['rows']} rows a step, in "
+        f"{data['dtype']}; medians of {data['turns']} turns in one run. The last rows "
+        "of each environment are the new inverses alone."
+    )
+    said = f"By width, {'; '.join(ratios)}."
+    return "\n\n".join((text, table(header, rows), said, measured(data)))
+
+
+def overhead() -> str:
+    """What MKOR adds to a language model's step, in percent."""
+    data = results("optimizers_overhead")
+    rows = []
+    for name, x in data["contestants"].items():
+        low, high = x["percent"]["quartiles"]
+        more = f"**{x['percent']['median']:+.1f}%** ({low:+.1f} to {high:+.1f})"
+        rows.append(
+            [
+                name,
+                f"{x['milliseconds']['median']:.0f}",
+                "" if name == x["beside"] else f"{more} to {x['beside']}",
+                f"{x['state_bytes'] / 1e6:.1f}",
+            ]
+        )
+    header = ["optimizer", "ms a step", "more time", "state, MB"]
+    text = (
+        f"The training step of `configs/{data['config']['name']}.py`, "
+        f"{data['parameters'] / 1e6:.2f}M parameters: medians and quartiles of "
+        f"{data['turns']} turns of {data['steps_a_turn']} steps each, in one run."
+    )
+    return f"{text}\n\n{table(header, rows)}\n\n{measured(data)}"
+
+
 def _losses(data: dict, name: str) -> list[float]:
     return [run["loss"] for run in data["methods"][name]["runs"]]
 
