@@ -301,13 +301,10 @@ def clock(problem: Problem, methods: list[str], steps: int) -> dict:
     }
 
 
-def target(data: dict, names: tuple[str, ...]) -> float:
-    """The lowest loss that every run of these methods has come to."""
-    return max(
-        min(map(_finite, _curve(run)))
-        for name in names
-        for run in data["methods"][name]["runs"]
-    )
+def target(data: dict, name: str, share: float = 1.0) -> float:
+    """The lowest loss that every run of a method is at within a share of its steps."""
+    curves = [_curve(run) for run in data["methods"][name]["runs"]]
+    return max(min(map(_finite, c[: round(share * len(c))])) for c in curves)
 
 
 def steps_to(data: dict, name: str, loss: float) -> list[int | None]:
@@ -352,7 +349,7 @@ def draw(data: dict, path) -> None:
     followed = any("followed" in m["runs"][0] for m in data["methods"].values())
     what = "held-out loss" if followed else "loss of a batch"
     left.set(xlabel="steps", ylabel=what, yscale="log", xlim=(0, None))
-    right.set(xlabel="seconds", xlim=(0, None))
+    right.set(xlabel="seconds", xscale="log")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     right.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))

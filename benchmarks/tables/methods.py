@@ -89,7 +89,9 @@ def methods() -> str:
         f"CartPole in {min(pole)} to {max(pole)} generations",
         f"sums it is asked from {before:.0%} to {after:.0%} right",
         f"autoencoder's loss {loss('MKOR, LAMB')} with LAMB, {loss('LAMB')} without",
-        *["not measured"] * 4,
+        *(f"autoencoder's loss {loss(name)}" for name in ("SOAP", "Shampoo")),
+        f"autoencoder's loss {loss('FRUGAL')}, Adam's {loss('Adam')}",
+        f"autoencoder's loss {loss('AdaGrad')} with a batch that stays",
     ]
     return table(
         ["method", "paper", "file", "kernels", "measured on CPU"],

@@ -45,25 +45,76 @@ def digits() -> str:
 
 
 def bytes_by_mixer() -> str:
-    """Held-out loss, and how many fewer steps than LAMB and Adam to their losses."""
-    opened = {mixer: results(name) for mixer, name in LANGUAGE_MODELS.items()}
-    names = next(iter(opened.values()))["methods"]
+    """Held-out losses after all steps."""
+    opened = [results(name) for name in LANGUAGE_MODELS.values()]
     rows = [
         [
             name,
             *(
-                f"{statistics.median(_losses(data, name)):.3f} ({_fewer(data, name)})"
-                for data in opened.values()
+                _middle([run["loss"] for run in _runs(data, name)], ".3f")
+                for data in opened
             ),
-            " ".join(f"{_milliseconds(data, name):.0f}" for data in opened.values()),
+            " ".join(f"{_milliseconds(data, name):.0f}" for data in opened),
         ]
-        for name in names
+        for name in opened[0]["methods"]
     ]
-    steps = {data["steps"] for data in opened.values()}
-    header = ["optimizer", *opened, "ms a step"]
-    said = " ".join(measured(data) for data in opened.values())
-    assert len(steps) == 1
-    return table(header, rows) + "\n\n" + said
+    header = ["optimizer", *LANGUAGE_MODELS, "ms a step"]
+    return table(header, rows) + "\n\n" + " ".join(map(measured, opened))
+
+
+def steps_to_loss() -> str:
+    """How many times fewer steps than LAMB and Adam to their losses, all mixers."""
+    opened = [results(name) for name in LANGUAGE_MODELS.values()]
+    compared = [(other, share) for other in ("LAMB", "Adam") for share in (0.5, 1.0)]
+    rows = [
+        [
+            name,
+            *(
+                "" if name == other else _fewer(opened, name, other, share)
+                for other, share in compared
+            ),
+        ]
+        for name in opened[0]["methods"]
+    ]
+    whole = opened[0]["steps"]
+    losses = [f"to {other}'s loss at {share * whole:.0f}" for other, share in compared]
+    return table(["optimizer", *losses], rows)
+
+
+def _fewer(opened: list[dict], name: str, other: str, share: float) -> str:
+    """Steps of the other over those of the method, seed by seed: median and range.
+
+    A run that is never there counts as if it were at the step after its last.
+    """
+    ratios, never = [], 0
+    for data in opened:
+        loss = target(data, other, share)
+        pairs = zip(
+            steps_to(data, other, loss), steps_to(data, name, loss), strict=True
+        )
+        for theirs, ours in pairs:
+            assert theirs is not None  # it is a loss that they all come to
+            never += ours is None
+            ratios.append(theirs / (ours or data["steps"] + data["every"]))
+    said = _middle(ratios, ".2f")
+    return f"{said}, {never} of {len(ratios)} never" if never else said
+
+
+def _middle(values: list[float], form: str) -> str:
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def _runs(data: dict, name: str) -> list[dict]:
+    return data["methods"][name]["runs"]
+
+
+def _each(found: dict, figure: str, form: str) -> str:
+    return "  ".join(f"{run[figure]:{form}}" for run in found["runs"])
+
+
+def _milliseconds(data: dict, name: str) -> float:
+    return data["clock"][name]["median"]
 
 
 def step_time() -> str:
@@ -119,35 +170,6 @@ def overhead() -> str:
         f"{data['turns']} turns of {data['steps_a_turn']} steps each, in one run."
     )
     return f"{text}\n\n{table(header, rows)}\n\n{measured(data)}"
-
-
-def _losses(data: dict, name: str) -> list[float]:
-    return [run["loss"] for run in data["methods"][name]["runs"]]
-
-
-def _fewer(data: dict, name: str) -> str:
-    return ", ".join(
-        _ratios(data, name, against) for against in ("LAMB", "Adam") if against != name
-    )
-
-
-def _ratios(data: dict, name: str, against: str) -> str:
-    """Steps of the one over those of the other to a loss, seed by seed."""
-    loss = target(data, (against,))
-    theirs, ours = steps_to(data, against, loss), steps_to(data, name, loss)
-    found = [a / b if b else 0.0 for a, b in zip(theirs, ours, strict=True)]
-    if not all(found):
-        return "-"
-    low, middle, high = min(found), statistics.median(found), max(found)
-    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def _each(found: dict, figure: str, form: str) -> str:
-    return "  ".join(f"{run[figure]:{form}}" for run in found["runs"])
-
-
-def _milliseconds(data: dict, name: str) -> float:
-    return data["clock"][name]["median"]
 
 
 def costs() -> str:

@@ -60,8 +60,9 @@ def test_ratios_of_steps_to_a_loss():
             "SGD": runs([4, 4, 4, 4], [4, 4, 4, 1.5]),
         },
     }
-    assert compare.target(data, ("LAMB",)) == 1.5
-    assert compare.target(data, ("LAMB", "Adam")) == 1.6
+    assert compare.target(data, "LAMB") == 1.5
+    assert compare.target(data, "LAMB", 0.5) == 3
+    assert compare.target(data, "Adam") == 1.6
     assert compare.steps_to(data, "LAMB", 1.6) == [40, 40]
     assert compare.steps_to(data, "Adam", 1.6) == [20, 30]
     assert compare.steps_to(data, "SGD", 1.6) == [None, 40]
