@@ -145,7 +145,7 @@ def scale_by_mkor(
     def update(updates, state: Any, params=None, *, stats=None, **_):
         del params
         leaves = dict(zip(names, structure.flatten_up_to(updates), strict=True))
-        vectors = _vectors(weights, names, structure, stats)
+        vectors = jax.tree.map(whole, _vectors(weights, names, structure, stats))
 
         def renew(lacks):
             new, skipped = {}, jnp.zeros((), jnp.int32)
