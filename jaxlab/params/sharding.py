@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from jaxlab.params.paths import path_name
@@ -93,7 +93,7 @@ def partition_spec(axes: Sequence[str | None], rules: Rules = RULES) -> Partitio
     return PartitionSpec(*entries)
 
 
-def shardings(specs: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+def shardings(specs: Any, mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> Any:
     """`NamedSharding` for each parameter of a spec tree.
 
     Raises:

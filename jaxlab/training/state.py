@@ -1,6 +1,5 @@
 """Everything that training changes, sharded from the first moment."""
 
-import math
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ from jaxtyping import Array, Int
 
 from jaxlab import models, params
 from jaxlab.models import LMConfig
+from jaxlab.optimizers.placement import abstract_opt_state
 
 
 @struct.dataclass
@@ -32,51 +32,19 @@ class TrainState:
 def abstract_state(
     cfg: LMConfig, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """Shapes, dtypes and shardings of the state, without memory.
-
-    Whatever the optimizer keeps in a parameter's place is split as the parameter is,
-    but for dimensions that it keeps in part and the devices do not divide.
-    """
+    """Shapes, dtypes and shardings of the state, without memory."""
     specs = models.spec(cfg)
-    shapes = jax.eval_shape(lambda: _create(cfg, optimizer, jax.random.key(0)))
-    whole = NamedSharding(mesh, PartitionSpec())
-    by_param = params.shardings(specs, mesh)
-    shardings: Any = TrainState(
-        step=whole,  # pyright: ignore[reportArgumentType]
-        params=by_param,
-        opt_state=optax.tree_utils.tree_map_params(
-            optimizer,
-            _split_like,
-            shapes.opt_state,
-            by_param,
-            transform_non_params=lambda _: whole,
-            is_leaf=_is_left_out,
+    return TrainState(
+        step=_abstract(jnp.zeros((), jnp.int32), NamedSharding(mesh, PartitionSpec())),
+        params=jax.tree.map(
+            _abstract, params.abstract(specs), params.shardings(specs, mesh)
         ),
-    )
-    return jax.tree.map(
-        lambda shape, s: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=s),
-        shapes,
-        shardings,
+        opt_state=abstract_opt_state(optimizer, specs, mesh),
     )
 
 
-def _split_like(kept: Any, sharding: NamedSharding) -> Any:
-    """A parameter's sharding, whole along what its devices do not divide in `kept`."""
-    if _is_left_out(kept):
-        return kept
-
-    def divides(size, entry):
-        names = (entry,) if isinstance(entry, str) else entry or ()
-        return size % math.prod(sharding.mesh.shape[name] for name in names) == 0
-
-    entries = zip(kept.shape, sharding.spec, strict=True)
-    spec = [entry if divides(size, entry) else None for size, entry in entries]
-    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
-
-
-def _is_left_out(kept: Any) -> bool:
-    """Whether `optax.masked` keeps nothing in a parameter's place."""
-    return isinstance(kept, optax.MaskedNode)
+def _abstract(x: Any, sharding: NamedSharding) -> Any:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
 def create_state(

@@ -1,0 +1,64 @@
+"""Where an optimizer's state lies on a mesh."""
+
+import math
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from jaxlab.params import abstract, shardings
+
+
+def abstract_opt_state(
+    optimizer: optax.GradientTransformation, specs: Any, mesh: Mesh | AbstractMesh
+) -> Any:
+    """Shapes, dtypes and shardings of an optimizer's state, without memory.
+
+    Whatever it keeps in a parameter's place is split as the parameter is, but for
+    dimensions that it keeps in part and the devices do not divide. All else is whole on
+    every device.
+
+    Args:
+        optimizer: any optax transformation.
+        specs: tree of `ParamSpec`.
+        mesh: of `make_mesh`, or an abstract one with its axes.
+    """
+
+    def shapes_for(params: Any) -> Any:
+        return jax.eval_shape(lambda: optimizer.init(params))
+
+    shapes = shapes_for(abstract(specs))
+    whole = NamedSharding(mesh, PartitionSpec())
+    placed = optax.tree_utils.tree_map_params(
+        shapes_for,  # not the optimizer, whose state would be made
+        _split_like,
+        shapes,
+        shardings(specs, mesh),
+        transform_non_params=lambda _: whole,
+        is_leaf=_is_left_out,
+    )
+    return jax.tree.map(
+        lambda shape, s: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=s),
+        shapes,
+        placed,
+    )
+
+
+def _split_like(kept: Any, sharding: NamedSharding) -> Any:
+    """A parameter's sharding, whole along what its devices do not divide in `kept`."""
+    if _is_left_out(kept):
+        return kept
+
+    def divides(size, entry):
+        names = (entry,) if isinstance(entry, str) else entry or ()
+        return size % math.prod(sharding.mesh.shape[name] for name in names) == 0
+
+    entries = zip(kept.shape, sharding.spec, strict=True)
+    spec = [entry if divides(size, entry) else None for size, entry in entries]
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+
+
+def _is_left_out(kept: Any) -> bool:
+    """Whether `optax.masked` keeps nothing in a parameter's place."""
+    return isinstance(kept, optax.MaskedNode)
