@@ -84,25 +84,25 @@ def contestants(cfg: TrainConfig, bases: dict[str, Any]) -> dict[str, Contestant
         bases: settings of optimizers by name.
     """
     specs, found = models.spec(cfg.model), {}
-    for name, base in bases.items():
-        mkor = MKOR(base=base)
-        found[name] = Contestant(base.build(specs, cfg.steps), name)
-        found[f"MKOR, {name}"] = Contestant(
-            mkor.build(specs, cfg.steps), name, mkor.tapped(specs)
-        )
-    first, base = next(iter(bases.items()))
-    every, rarely = MKOR(base=base), MKOR(base=base, period=PERIOD)
-    where = every.tapped(specs)
     build = lambda settings: settings.build(specs, cfg.steps)  # noqa: E731
-    return found | {
-        f"{first} with taps unused": Contestant(
-            optax.chain(reading_taps(), build(base)), first, where
-        ),
-        f"MKOR without taps, {first}": Contestant(
-            of_given_taps(build(every), specs, where), first
-        ),
-        f"MKOR every {PERIOD} steps, {first}": Contestant(build(rarely), first, where),
-    }
+    for name, base in bases.items():
+        every, rarely = MKOR(base=base), MKOR(base=base, period=PERIOD)
+        where = every.tapped(specs)
+        parts = {
+            f"{name} with taps unused": Contestant(
+                optax.chain(reading_taps(), build(base)), name, where
+            ),
+            f"MKOR without taps, {name}": Contestant(
+                of_given_taps(build(every), specs, where), name
+            ),
+            f"MKOR every {PERIOD} steps, {name}": Contestant(
+                build(rarely), name, where
+            ),
+        }
+        found[name] = Contestant(build(base), name)
+        found |= {} if len(found) > 1 else parts
+        found[f"MKOR, {name}"] = Contestant(build(every), name, where)
+    return found
 
 
 def reading_taps() -> optax.GradientTransformationExtraArgs:

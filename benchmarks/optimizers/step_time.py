@@ -77,7 +77,7 @@ class Contestant:
     beside: str | None = None
 
 
-def main(peer_python: str | None = None, turns: int = 7) -> None:
+def main(peer_python: str | None = None, turns: int = 9) -> None:
     """Measure, record and draw.
 
     Args:

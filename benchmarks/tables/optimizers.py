@@ -141,8 +141,10 @@ def step_time() -> str:
     header = ["ms a step", *(f"d={d}" for d in widths), "~ d^p, p =", f"from d={half}"]
     text = (
         f"{data['layers']} layers of d by d and {data['rows']} rows a step, in "
-        f"{data['dtype']}; medians of {data['turns']} turns in one run. The last rows "
-        "of each environment are the new inverses alone."
+        f"{data['dtype']}; medians of {data['turns']} turns in one run. MKOR renews "
+        "its factors at each step, and K-FAC its inverses where nothing else is said; "
+        "factors and inverses alone are the time of renewing those of all layers. "
+        "K-FAC has SGD beside it, because kfac-jax needs an older JAX."
     )
     said = f"By width, {'; '.join(ratios)}."
     return "\n\n".join((text, table(header, rows), said, measured(data)))
