@@ -214,6 +214,9 @@ class MKOR:
     dtype: str = "bfloat16"  # of stored factors
     largest: int = 8192  # side of a factor
     excluded: tuple[str, ...] = ()  # patterns of matrices that the base has alone
+    biases: tuple[tuple[str, str], ...] = ()  # patterns of weights, names of biases
+    threshold: float = 10.0  # norm of an exact factor that mixes in the identity
+    blend: float = 0.9  # share that is left of it
     switch: Switch | None = None  # MKOR-H: when to leave the factors
 
     def tapped(self, specs: Any) -> Any:
@@ -230,6 +233,9 @@ class MKOR:
             dtype=jnp.dtype(self.dtype),
             largest=self.largest,
             excluded=self.excluded,
+            biases=self.biases,
+            threshold=self.threshold,
+            blend=self.blend,
         )
         if self.switch is not None:
             factors = while_it_pays(factors, self.switch)

@@ -1,5 +1,7 @@
 """MKOR's factors against dense inverses in float64, and what surrounds them."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,9 @@ from jax.nn.initializers import zeros
 
 from jaxlab import params
 from jaxlab.optimizers import MKOR, SGD, Switch, WarmupStableDecay, left_at
-from jaxlab.optimizers.mkor import preconditioned, scale_by_mkor
+from jaxlab.optimizers.mkor import mkor, preconditioned, scale_by_mkor
 from jaxlab.params import ParamSpec, Tap, linear
+from jaxlab.training.config_file import from_json, to_json
 
 KEY = jax.random.key(0)
 IN, OUT = 5, 3
@@ -166,6 +169,29 @@ def test_a_bias_is_a_row_whose_input_is_1():
         np.testing.assert_array_equal(u["b"], v["w"][-1])
         norms = [np.linalg.norm(x) for x in (rows, v["w"])]
         assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+def test_settings_reach_the_transformation_and_survive_json():
+    """Biases, and the threshold and blend of factors that grow along what they lack."""
+    base = SGD(0.1, WarmupStableDecay(warmup=0, decay=0.0), momentum=0.0, clip=1e9)
+    own = {"variant": "exact", "threshold": 1.5, "blend": 0.6, "biases": (("w", "b"),)}
+    settings = MKOR(base=base, dtype="float32", **own)
+    assert from_json(json.loads(json.dumps(to_json(settings)))) == settings
+    weights = gradients(1)
+    tx = settings.build(SPECS, 10)
+    same = mkor(SPECS, base.build(SPECS, 10), **own, **FLOAT32)
+    other = mkor(SPECS, base.build(SPECS, 10), variant="exact", **FLOAT32)
+    states = [x.init(weights) for x in (tx, same, other)]
+    for seed, (a, b) in enumerate(vectors(4)):
+        g, found = gradients(seed), []
+        for i, x in enumerate((tx, same, other)):
+            with jax.numpy_dtype_promotion("standard"):
+                u, states[i] = x.update(g, states[i], weights, stats=taps(a, b))
+            found.append(u)
+        jax.tree.map(np.testing.assert_array_equal, found[0], found[1])
+    for name in ("w", "b"):
+        assert np.abs(found[0][name] - found[2][name]).max() > 1e-3
+    assert states[0][0].lacks["w"].a.shape == (IN + 1, IN + 1)
 
 
 @pytest.mark.parametrize("variant", ("released", "exact"))
