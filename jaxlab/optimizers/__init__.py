@@ -16,6 +16,7 @@ from jaxlab.optimizers.frugal import FRUGAL, scale_by_frugal
 from jaxlab.optimizers.lamb import LAMB, scale_by_layer_norms
 from jaxlab.optimizers.mkor import MKOR, mkor, preconditioned, scale_by_mkor
 from jaxlab.optimizers.muon import Muon
+from jaxlab.optimizers.reporting import events, reported
 from jaxlab.optimizers.schedules import (
     Infinite,
     Rewarming,
@@ -59,6 +60,9 @@ __all__ = [
     "costs",
     "gradient_variance",
     "kfac_costs",
+    "events",
+    "gradient_variance",
+    "reported",
     "scale_by_adagrad",
     "scale_by_adagrad_norm",
     "scale_by_frugal",

@@ -78,6 +78,8 @@ class MKORState(NamedTuple):
     lacks: dict[str, Lacks]
     skipped: Int[Array, ""]
 
+    FIGURES = ("skipped",)
+
 
 def preconditioned(specs: Any, excluded: Sequence[str] = ()) -> Any:
     """Tree of booleans: the weights that MKOR takes, all of role "matrix".

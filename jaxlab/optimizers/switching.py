@@ -70,6 +70,11 @@ class SwitchState(NamedTuple):
     below: Int[Array, ""]
     left_at: Int[Array, ""]
 
+    EVENTS = {
+        "left_at": "the loss falls too slowly: the switch leaves its transformation "
+        "(MKOR's factors)"
+    }
+
 
 def while_it_pays(
     inner: optax.GradientTransformation, switch: Switch = Switch()
