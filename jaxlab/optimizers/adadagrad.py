@@ -213,8 +213,8 @@ class BatchState(NamedTuple):
 class BatchController:
     """The batch of each step of a run, in accumulated micro-batches.
 
-    Made by `BatchGrowth.build`, for a loop of one's own: `jaxlab.training.train` keeps
-    its batch. A loop starts from ``state = init()``, gives each step
+    Made by `BatchGrowth.build`. `jaxlab.training.train` obeys it (the field `growth` of
+    its config). A loop of one's own starts from ``state = init()``, gives each step
     ``parts(state)`` micro-batches, and after it, or every few steps, calls
     ``state = update(state, ...)`` with what the step measured. One program is compiled
     for each power of two that is reached.

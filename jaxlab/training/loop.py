@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import time
@@ -16,8 +17,9 @@ from jaxlab import models, params
 from jaxlab.evaluation import evaluate
 from jaxlab.inference import generate
 from jaxlab.models import LMConfig
-from jaxlab.optimizers import MKOR
+from jaxlab.optimizers import MKOR, events
 from jaxlab.training import config_file
+from jaxlab.training.batches import StepBatches
 from jaxlab.training.checkpoint import CheckpointError, Checkpoints
 from jaxlab.training.config import TrainConfig
 from jaxlab.training.metrics import MetricWriter, Progress, peak_flops, plot_losses
@@ -69,6 +71,7 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
             "--resume, or give the new one another --name."
         )
     source = open_source(cfg.data, cfg.batch_size, cfg.seed, resumes=saved is not None)
+    batches = StepBatches(source.train, cfg)
     _check_fit(cfg, source, mesh)
     optimizer = cfg.optimizer.build(models.spec(cfg.model), cfg.steps)
     peak = _peak_flops(mesh)
@@ -82,23 +85,38 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
             state, step = _first_state(cfg, optimizer, mesh), 0
         else:
             abstract = abstract_state(cfg.model, optimizer, mesh)
-            step, state = checkpoints.restore(abstract, source.train)
+            step, state = checkpoints.restore(abstract, batches)
         writer.truncate_after(step)
         _say(_headline(cfg, mesh, source, run, step))
         started = time.monotonic()
         progress = Progress(
             cfg.steps,
-            tokens_per_step=cfg.batch_size * source.row_length,
             flops_per_token=flops_per_token(cfg.model),
             peak_flops=peak,
         )
 
-        def record(step: int, metrics: dict) -> None:
+        happens = events(state.opt_state)
+        shown_rows = cfg.batch_size
+
+        def record(step: int, metrics: dict, rows: int, seen: int) -> None:
+            nonlocal shown_rows
             values = {name: float(value) for name, value in metrics.items()}
             if not all(map(math.isfinite, values.values())):
                 progress.close()
                 raise FloatingPointError(_not_finite(step, values, checkpoints))
-            progress.update(step, values["loss"])
+            for name, sentence in happens.items():
+                if values.pop(name) == step:
+                    progress.message(f"step {step}: {sentence}")
+                    writer.write(step, {f"train/{name}": step})
+            if rows != shown_rows:
+                shown_rows = rows
+                progress.message(f"step {step}: the batch is now {rows} rows")
+            tokens = seen * source.row_length
+            values |= {"rows": rows, "tokens": tokens}
+            if cfg.growth is not None:
+                squares = values["part_squares"], values["mean_square"]
+                values["wanted_rows"] = batches.tested(*squares)
+            progress.update(step, values["loss"], tokens)
             if step % cfg.log_every == 0 or step == cfg.steps:
                 writer.write(step, {f"train/{k}": v for k, v in values.items()})
 
@@ -112,16 +130,23 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
         tapped = None
         if isinstance(cfg.optimizer, MKOR):
             tapped = cfg.optimizer.tapped(models.spec(cfg.model))
-        train_step = make_train_step(cfg.model, optimizer, cfg.accumulate, tapped)
+
+        @functools.cache
+        def train_step(parts: int):
+            tests = cfg.growth is not None
+            return make_train_step(cfg.model, optimizer, parts, tapped, tests)
+
         scores, scored_at, pending, why = {}, None, None, None
         while step < cfg.steps:
             if why := why_stop(cfg, step, started, received):
                 break
-            batch = params.place_rows(next(source.train), mesh)
-            state, metrics = train_step(state, batch)
+            taken = next(batches)
+            batch = params.place_rows(taken.batch, mesh)
+            state, metrics = train_step(taken.parts)(state, batch)
             if pending is not None:  # the step before, while this one is computed
                 record(*pending)
-            step, pending = step + 1, (step + 1, metrics)
+            step += 1
+            pending = step, metrics, taken.rows, taken.rows_seen
             evaluates = step % cfg.eval_every == 0 or step == cfg.steps
             saves = step % cfg.checkpoint_every == 0 and step < cfg.steps
             if evaluates or saves:  # nothing that is not finite is scored or saved
@@ -131,7 +156,7 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
                 scores, scored_at = score(step, state), step
             if saves:
                 loss = scores if scored_at == step else None
-                _save_or_warn(checkpoints, step, state, source, loss)
+                _save_or_warn(checkpoints, step, state, batches, loss)
         if pending is not None:
             record(*pending)
         progress.close()
@@ -139,7 +164,7 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
             scores, scored_at = score(step, state), step
         if checkpoints.latest_step() != step:
             loss = scores if scored_at == step else None
-            checkpoints.save(step, state, source.train, loss)
+            checkpoints.save(step, state, batches, loss)
         checkpoints.wait()
         if why in SIGNALS:
             _say(f"{why}: saved step {step} of {cfg.steps}; --resume continues.")
@@ -187,10 +212,10 @@ def _check_fit(cfg: TrainConfig, source: Source, mesh: Mesh) -> None:
         )
 
 
-def _save_or_warn(checkpoints, step, state, source, loss) -> None:
+def _save_or_warn(checkpoints, step, state, batches, loss) -> None:
     """A save that fails costs nothing but itself: warn, go on, save again later."""
     try:
-        checkpoints.save(step, state, source.train, loss)
+        checkpoints.save(step, state, batches, loss)
     except CheckpointError as error:
         log.warning("%s", error)
 
@@ -237,9 +262,12 @@ def _say(text: str) -> None:
 def _headline(cfg, mesh, source, run, step) -> str:
     kind = mesh.devices.flat[0].device_kind
     start = "" if step == 0 else f", continuing after step {step}"
+    rows = str(cfg.batch_size)
+    if cfg.growth is not None:
+        rows += f" to {cfg.growth.largest}"
     return (
         f"{run}: {params.count(models.spec(cfg.model)):,} parameters, "
-        f"{cfg.steps} steps of {cfg.batch_size} x {source.row_length} tokens on "
+        f"{cfg.steps} steps of {rows} x {source.row_length} tokens on "
         f"{mesh.size} {kind}{start}"
     )
 

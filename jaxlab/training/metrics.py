@@ -185,7 +185,6 @@ class Progress:
 
     Args:
         total_steps: where the run ends.
-        tokens_per_step: over all devices.
         flops_per_token: forward and backward, of the model (no recomputation).
         peak_flops: sum over all devices; without it or flops_per_token the model-FLOP
           utilisation (MFU) is left out.
@@ -198,7 +197,6 @@ class Progress:
     def __init__(
         self,
         total_steps: int,
-        tokens_per_step: int,
         *,
         flops_per_token: float | None = None,
         peak_flops: float | None = None,
@@ -208,7 +206,6 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.total_steps = total_steps
-        self.tokens_per_step = tokens_per_step
         self.flops_per_token = flops_per_token
         self.peak_flops = peak_flops
         self.interval = interval
@@ -216,14 +213,20 @@ class Progress:
         self.clock = clock
         self._rewrites = self.stream.isatty()
         self._silent = jax.process_index() != 0
-        self._recent = deque(maxlen=window + 1)  # (seconds, step)
+        self._recent = deque(maxlen=window + 1)  # (seconds, step, tokens)
         self._printed = -math.inf
         self._line = ""
 
-    def update(self, step: int, loss: float) -> None:
-        """Show the loss of a step; the first call starts the clock."""
+    def update(self, step: int, loss: float, tokens: int) -> None:
+        """Show the loss of a step; the first call starts the clock.
+
+        Args:
+            step: updates made.
+            loss: of the last one.
+            tokens: of all steps so far, over all devices.
+        """
         now = self.clock()
-        self._recent.append((now, step))
+        self._recent.append((now, step, tokens))
         self._line = "  ".join([f"step {step}/{self.total_steps}", *self._parts(loss)])
         if self._silent:
             return
@@ -255,11 +258,12 @@ class Progress:
 
     def _parts(self, loss: float) -> list[str]:
         parts = [f"loss {float(loss):.3f}"]
-        (start, first), (end, last) = self._recent[0], self._recent[-1]
+        start, first, before = self._recent[0]
+        end, last, tokens = self._recent[-1]
         if end <= start or last <= first:
             return parts
         steps_per_second = (last - first) / (end - start)
-        tokens_per_second = steps_per_second * self.tokens_per_step
+        tokens_per_second = (tokens - before) / (end - start)
         parts.append(f"{_short(tokens_per_second)} tok/s")
         if self.flops_per_token is not None and self.peak_flops is not None:
             mfu = tokens_per_second * self.flops_per_token / self.peak_flops

@@ -76,6 +76,11 @@ class TrainBatches:
     def __next__(self) -> Batch:
         return next(self._batches)
 
+    @property
+    def taken(self) -> int:
+        """Batches taken since the beginning of the run."""
+        return self._batches.get_state()["next_index"]
+
     def get_state(self) -> dict[str, Any]:
         return {"counts": self._counts, "position": self._batches.get_state()}
 

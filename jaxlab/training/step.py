@@ -11,6 +11,7 @@ import optax
 
 from jaxlab import models
 from jaxlab.models import LMConfig
+from jaxlab.optimizers import reported
 from jaxlab.params import divided_taps, tap, untap
 from jaxlab.training.state import TrainState, abstract_state
 
@@ -20,6 +21,7 @@ def make_train_step(
     optimizer: optax.GradientTransformationExtraArgs,
     accumulate: int = 1,
     tapped: Any = None,
+    norm_test: bool = False,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict]]:
     """The jitted function ``(state, batch) -> (state, metrics)``; donates the state.
 
@@ -31,12 +33,19 @@ def make_train_step(
     the parts weigh. Auxiliary losses of mixers are added; each part has its own, which
     counts as much as the part weighs.
 
+    Besides the losses and norms, the metrics have what the optimizer's state reports
+    (`jaxlab.optimizers.reported`). With a norm test they have its two numbers, for J
+    parts with gradients s_j of their sums, weight W of the batch and g = sum_j s_j / W:
+    ``part_squares``, (J / W)^2 sum_j ||s_j||^2, and ``mean_square``, ||g||^2. No
+    gradient is kept for them.
+
     Args:
         cfg: the model.
         optimizer: of the loss.
         accumulate: parts of a batch that go through the model one by one.
         tapped: tree of booleans, the weights whose taps the optimizer takes as
             ``stats``; None for none.
+        norm_test: whether to measure what `jaxlab.optimizers.gradient_variance` takes.
     """
 
     def total_loss(params, batch):
@@ -49,20 +58,27 @@ def make_train_step(
         auxiliary *= jnp.sum(batch["weights"])
         return nats + auxiliary, (nats, auxiliary)
 
+    def part_gradient(params, part):
+        grads, sums = jax.grad(total_loss, has_aux=True)(params, part)
+        if norm_test:
+            sums = (*sums, optax.tree.norm(untap(grads)[0], squared=True))
+        return grads, sums
+
     def gradient(params, batch):
-        differentiate = jax.grad(total_loss, has_aux=True)
         if accumulate == 1:
-            return differentiate(params, batch)
+            return part_gradient(params, batch)
 
         def add_part(sums, part):
-            return jax.tree.map(jnp.add, sums, differentiate(params, part)), None
+            return jax.tree.map(jnp.add, sums, part_gradient(params, part)), None
 
         # Interleaved, so that a part takes rows from every device's share.
         parts = jax.tree.map(
             lambda a: jnp.swapaxes(a.reshape(-1, accumulate, *a.shape[1:]), 0, 1),
             batch,
         )
-        zeros = jax.tree.map(jnp.zeros_like, params), (jnp.zeros(()), jnp.zeros(()))
+        zeros = jnp.zeros(()), jnp.zeros(())
+        zeros = (*zeros, jnp.zeros(())) if norm_test else zeros
+        zeros = jax.tree.map(jnp.zeros_like, params), zeros
         return jax.lax.scan(add_part, zeros, parts)[0]
 
     lies = abstract_state(cfg, optimizer, jax.sharding.get_mesh())
@@ -71,7 +87,7 @@ def make_train_step(
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(lies, None))
     def train_step(state: TrainState, batch):
         weights = tap(state.params, tapped) if tapped is not None else state.params
-        grads, (nats, auxiliary) = gradient(weights, batch)
+        grads, (nats, auxiliary, *squares) = gradient(weights, batch)
         grads, taps = untap(grads)
         weight = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
         grads = jax.tree.map(lambda g: g / weight, grads)
@@ -93,7 +109,11 @@ def make_train_step(
             "loss": loss,
             "gradient_norm": optax.tree.norm(grads),
             "update_norm": optax.tree.norm(updates),
+            **reported(opt_state),
         }
+        if norm_test:
+            metrics["part_squares"] = jnp.square(accumulate / weight) * squares[0]
+            metrics["mean_square"] = optax.tree.norm(grads, squared=True)
         if any(models.has_auxiliary_loss(mixer) for mixer in cfg.pattern):
             metrics["auxiliary_loss"] = auxiliary_loss
         if "bytes" in batch:

@@ -47,16 +47,6 @@ MODEL = LMConfig(
 STEPS = 12
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    rng = np.random.default_rng(0)
-    for i in range(40):
-        words = rng.choice(["def ", "return ", "x ", "= ", "1\n"], rng.integers(5, 60))
-        (folder / f"{i}.txt").write_text("".join(words))
-    return CorpusConfig(directory=str(folder / "corpus"), sources=(str(folder),))
-
-
 def small_run(corpus, directory):
     return TrainConfig(
         name="test",

@@ -115,8 +115,8 @@ def test_only_process_0_writes_and_prints(tmp_path, monkeypatch):
         writer.truncate_after(0)
     assert not (tmp_path / "run").exists()
     stream = io.StringIO()
-    progress = Progress(10, 1, stream=stream)
-    progress.update(10, 1.0)
+    progress = Progress(10, stream=stream)
+    progress.update(10, 1.0, 1)
     progress.message("hello")
     progress.close()
     assert stream.getvalue() == ""
@@ -135,15 +135,14 @@ def test_the_line():
     stream = io.StringIO()
     progress = Progress(
         600,
-        tokens_per_step=2048,
         flops_per_token=6e6,
         peak_flops=4e11,
         interval=0.0,
         stream=stream,
         clock=lambda: next(seconds),
     )
-    progress.update(20, 3.0)
-    progress.update(120, 2.1341)
+    progress.update(20, 3.0, 100_000)
+    progress.update(120, 2.1341, 100_000 + 100 * 2048)
     first, second = stream.getvalue().splitlines()
     assert first == "step 20/600  loss 3.000"  # one time gives no speed
     # 100 steps in 10 s are 20480 tok/s, 1.2288e11 FLOP/s; 480 steps are left.
@@ -155,7 +154,6 @@ def test_without_a_peak_there_is_no_mfu_and_speed_is_recent():
     stream = io.StringIO()
     progress = Progress(
         1000,
-        tokens_per_step=1_000_000,
         flops_per_token=1.0,
         interval=0.0,
         window=3,
@@ -163,19 +161,29 @@ def test_without_a_peak_there_is_no_mfu_and_speed_is_recent():
         clock=lambda: next(clock),
     )
     for step in range(6):  # the first step takes 100 s, the later ones 1 s
-        progress.update(step, 1.0)
+        progress.update(step, 1.0, step * 1_000_000)
     last = stream.getvalue().splitlines()[-1]
     assert last == "step 5/1000  loss 1.000  1.00M tok/s  16:35 left"
+
+
+def test_tokens_are_those_of_the_steps_as_they_were():
+    """Of 10, then 10, then 80 tokens in a second each."""
+    clock, stream = itertools.count(0.0), io.StringIO()
+    progress = Progress(9, interval=0.0, stream=stream, clock=lambda: next(clock))
+    for step, tokens in enumerate((10, 20, 100), 1):
+        progress.update(step, 1.0, tokens)
+    assert [line.split("  ")[2] for line in stream.getvalue().splitlines()[1:]] == [
+        "10 tok/s",
+        "45 tok/s",
+    ]
 
 
 def test_elsewhere_than_on_a_terminal_a_line_an_interval():
     clock = itertools.count(0.0, 3.0)
     stream = io.StringIO()
-    progress = Progress(
-        20, tokens_per_step=1, interval=10.0, stream=stream, clock=lambda: next(clock)
-    )
+    progress = Progress(20, interval=10.0, stream=stream, clock=lambda: next(clock))
     for step in range(1, 21):
-        progress.update(step, 1.0)
+        progress.update(step, 1.0, step)
     progress.message("held-out loss 1.2")
     progress.close()
     lines = stream.getvalue().splitlines()
@@ -188,9 +196,9 @@ def test_on_a_terminal_the_line_is_rewritten(monkeypatch):
     monkeypatch.setenv("COLUMNS", "30")
     clock = itertools.count(0.0)
     stream = Terminal()
-    progress = Progress(9, tokens_per_step=1, stream=stream, clock=lambda: next(clock))
-    progress.update(1, 1.0)
-    progress.update(2, 1.0)
+    progress = Progress(9, stream=stream, clock=lambda: next(clock))
+    progress.update(1, 1.0, 1)
+    progress.update(2, 1.0, 2)
     progress.message("saved")
     progress.close()
     parts = stream.getvalue().split("\r")
