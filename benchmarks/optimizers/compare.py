@@ -15,17 +15,18 @@ import math
 import multiprocessing
 import os
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import tyro
 
 from benchmarks.optimizers.problems import PROBLEMS, Problem
 from benchmarks.record import RESULTS, record
+from benchmarks.turns import alternate, quartiles, timed
 from jaxlab import optimizers, params
 from jaxlab.optimizers import Switch, left_at, mkor, preconditioned, while_it_pays
 
@@ -83,6 +84,9 @@ sgd = plain(optimizers.SGD)
 adam = plain(optimizers.AdamW, b2=0.999)
 lamb = plain(optimizers.LAMB)
 
+# Of runs of a few hundred steps; the default is of longer ones.
+EARLY = Switch(slow=0.98, least=0.05, patience=5, warmup=50)
+
 METHODS = {
     "SGD": Method(sgd, 3e-3),
     "Adam": Method(adam, 3e-3),
@@ -95,7 +99,7 @@ METHODS = {
     "MKOR, SGD": Method(with_mkor(sgd), 1e-2, taps=True),
     "MKOR, Adam": Method(with_mkor(adam), 3e-3, taps=True),
     "MKOR, LAMB": Method(with_mkor(lamb), 1e-2, taps=True),
-    "MKOR-H, LAMB": Method(with_mkor(lamb, Switch()), 1e-2, taps=True, switches=True),
+    "MKOR-H, LAMB": Method(with_mkor(lamb, EARLY), 1e-2, taps=True, switches=True),
 }
 
 
@@ -283,21 +287,15 @@ def _finite(loss: float | None) -> float:
 
 def clock(problem: Problem, methods: list[str], steps: int) -> dict:
     """Milliseconds a step of the methods, by turns: median and quartiles."""
-    runs = {name: Runs(problem, METHODS[name], steps) for name in methods}
-    carries = {name: run.start(0) for name, run in runs.items()}
-    times = {name: [] for name in methods}
-    for _ in range(TURNS):
-        for name, run in runs.items():
-            carry, keys = carries[name]
-            start = time.perf_counter()
-            jax.block_until_ready(run.advance(jnp.float32(1e-4), carry, keys[0]))
-            times[name].append(1e3 * (time.perf_counter() - start) / AT_ONCE)
+    programs = {}
+    for name in methods:
+        run = Runs(problem, METHODS[name], steps)
+        carry, keys = run.start(0)
+        programs[name] = timed((run.advance, (jnp.float32(1e-4), carry, keys[0])))
+    seconds = alternate(programs, TURNS)
     return {
-        name: {
-            "median": round(statistics.median(each), 3),
-            "quartiles": [round(q, 3) for q in statistics.quantiles(each)[::2]],
-        }
-        for name, each in times.items()
+        name: quartiles(1e3 * np.array(each) / AT_ONCE)
+        for name, each in seconds.items()
     }
 
 
