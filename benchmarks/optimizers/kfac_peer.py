@@ -19,8 +19,6 @@ import jax
 import jax.numpy as jnp
 import kfac_jax  # pyright: ignore[reportMissingImports]
 
-kfac_jax.utils.set_use_cholesky_inversion(True)  # faster on a CPU than its other way
-
 
 def problem(width, layers, rows):
     """Parameters, and a batch of what another network says of noise."""
@@ -79,7 +77,8 @@ class SGD:
 class KFAC:
     """The optimizer as the package has it, with fixed rate, momentum and damping."""
 
-    def __init__(self, sizes, rate, momentum, damping, **settings):
+    def __init__(self, sizes, rate, momentum, damping, cholesky, **settings):
+        kfac_jax.utils.set_use_cholesky_inversion(cholesky)
         self.params, self.batch = problem(*sizes)
         self.optimizer = kfac_jax.Optimizer(
             jax.value_and_grad(loss), l2_reg=0.0, **settings
