@@ -2,7 +2,7 @@
 
 Data: as configs/tiny.py; a step takes 8 rows at first, and up to 64.
 Paper: Lau, Liu, Kolar, AdAdaGrad, arXiv 2402.11215.
-Expected: not measured to its end.
+Expected: the batch has 64 rows from the fifth step on; not measured to its end.
 Command: python scripts/train.py configs/tiny_adadagrad.py
 """
 
