@@ -84,9 +84,6 @@ sgd = plain(optimizers.SGD)
 adam = plain(optimizers.AdamW, b2=0.999)
 lamb = plain(optimizers.LAMB)
 
-# Of runs of a few hundred steps; the default is of longer ones.
-EARLY = Switch(slow=0.98, least=0.05, patience=5, warmup=50)
-
 METHODS = {
     "SGD": Method(sgd, 3e-3),
     "Adam": Method(adam, 3e-3),
@@ -99,7 +96,7 @@ METHODS = {
     "MKOR, SGD": Method(with_mkor(sgd), 1e-2, taps=True),
     "MKOR, Adam": Method(with_mkor(adam), 3e-3, taps=True),
     "MKOR, LAMB": Method(with_mkor(lamb), 1e-2, taps=True),
-    "MKOR-H, LAMB": Method(with_mkor(lamb, EARLY), 1e-2, taps=True, switches=True),
+    "MKOR-H, LAMB": Method(with_mkor(lamb, Switch()), 1e-2, taps=True, switches=True),
 }
 
 
