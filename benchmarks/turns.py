@@ -4,6 +4,7 @@ All of them run in every turn, so that what else the machine does meets them all
 and differences are those of one turn, and medians and quartiles are over the turns.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -112,9 +113,11 @@ class Peer:
         self.requests, self.answers = self.process.stdin, self.process.stdout
 
     def ask(self, **request) -> dict:
-        self.requests.write(json.dumps(request) + "\n")
-        self.requests.flush()
-        answer = self.answers.readline()
+        answer = ""
+        with contextlib.suppress(BrokenPipeError):  # it has ended before
+            self.requests.write(json.dumps(request) + "\n")
+            self.requests.flush()
+            answer = self.answers.readline()
         if not answer:
             raise RuntimeError(
                 f"{' '.join(self.command)} ended at the request {request}; run it by "

@@ -2,8 +2,8 @@
 
     python scripts/compare_optimizers.py autoencoder [--seeds 3] [--steps 500]
 
-Each method's learning rate is walked to on a grid by runs of the first seed, until both
-neighbours end worse; the other seeds get that one. Then all methods take turns under
+Each method's learning rate is walked to on a grid by runs of the first seed, until no
+neighbour ends better; the other seeds get that one. Then all methods take turns under
 one clock. Writes `results/optimizers_<problem>.json` and `.png`.
 """
 
@@ -15,6 +15,7 @@ import math
 import multiprocessing
 import os
 import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -25,10 +26,10 @@ import optax
 import tyro
 
 from benchmarks.optimizers.problems import PROBLEMS, Problem
-from benchmarks.record import RESULTS, record
-from benchmarks.turns import alternate, quartiles, timed
+from benchmarks.record import RESULTS, commit, record
+from benchmarks.turns import alternate, quartiles
 from jaxlab import optimizers, params
-from jaxlab.optimizers import Switch, left_at, mkor, preconditioned, while_it_pays
+from jaxlab.optimizers import MKOR, Switch, left_at, preconditioned
 
 AT_ONCE = 10  # steps of a compiled program, and between looks at held-out data
 TURNS = 9  # of each method under the clock
@@ -40,44 +41,40 @@ class Method:
     """An optimizer, and the learning rate of the grid that it is tried with first.
 
     Attributes:
-        build: (problem, learning rate, steps) to an optax transformation; traced.
+        settings: (problem, learning rate) to what builds the transformation; traced.
         start: of the walk.
         taps: whether it takes statistics.
         switches: whether it leaves its factors behind at some step.
     """
 
-    build: Callable[[Problem, Any, int], optax.GradientTransformation]
+    settings: Callable[[Problem, Any], Any]
     start: float
     taps: bool = False
     switches: bool = False
 
 
 def plain(settings: Any, **others):
-    """An optimizer of the library, without weight decay."""
+    """Settings of an optimizer of the library, without weight decay."""
 
-    def build(problem: Problem, rate, steps: int):
+    def at(problem: Problem, rate):
         return settings(
             learning_rate=rate,
             schedule=problem.schedule,
             weight_decay=0.0,
             clip=problem.clip,
             **others,
-        ).build(problem.specs, steps)
+        )
 
-    return build
+    return at
 
 
 def with_mkor(base, switch: Switch | None = None):
-    """MKOR in front of an optimizer; with a switch, MKOR-H."""
+    """Settings of MKOR in front of an optimizer; with a switch, MKOR-H."""
 
-    def build(problem: Problem, rate, steps: int):
-        behind = base(problem, rate, steps)
-        if switch is None:
-            return mkor(problem.specs, behind, biases=problem.biases)
-        factors = optimizers.scale_by_mkor(problem.specs, biases=problem.biases)
-        return optax.chain(while_it_pays(factors, switch), behind)
+    def at(problem: Problem, rate):
+        return MKOR(base=base(problem, rate), biases=problem.biases, switch=switch)
 
-    return build
+    return at
 
 
 sgd = plain(optimizers.SGD)
@@ -118,8 +115,8 @@ def main(
         workers: processes, each on a core of its own.
 
     Raises:
-        ValueError: an unknown problem or method, steps that are no multiple of 10, or
-            recorded runs of other steps.
+        ValueError: an unknown problem or method, steps that are no multiple of 10, no
+            recorded runs to keep, or some of other steps or seeds.
     """
     if problem not in PROBLEMS:
         raise ValueError(f"problem={problem!r} is not one of {tuple(PROBLEMS)}.")
@@ -128,7 +125,8 @@ def main(
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
         raise ValueError(f"methods={unknown} are not among {tuple(METHODS)}.")
-    found = _recorded(problem, steps) if set(methods) != set(METHODS) else {}
+    all_anew = set(methods) == set(METHODS)
+    found = {} if all_anew else _recorded(problem, steps, seeds)
     PROBLEMS[problem]()  # what it reads is there before the workers want it
     with concurrent.futures.ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), _take_a_core, (_cores(),)
@@ -153,15 +151,16 @@ def main(
     print(f"Wrote {path}.")
 
 
-def _recorded(problem: str, steps: int) -> dict:
+def _recorded(problem: str, steps: int, seeds: int) -> dict:
     path = RESULTS / f"optimizers_{problem}.json"
     if not path.exists():
-        return {}
+        raise ValueError(f"There is no {path.name} to keep runs of; run all methods.")
     data = json.loads(path.read_text())
-    if data["steps"] != steps:
+    kept = {len(method["runs"]) for method in data["methods"].values()}
+    if data["steps"] != steps or kept != {seeds}:
         raise ValueError(
-            f"steps={steps}, but {path.name} has runs of {data['steps']}; run all "
-            "methods anew, or give its steps."
+            f"steps={steps} and seeds={seeds}, but {path.name} has runs of "
+            f"{data['steps']} steps by {kept} seeds; give its own, or run all methods."
         )
     return data["methods"]
 
@@ -192,6 +191,7 @@ def study(problem: str, name: str, steps: int, seeds: int) -> dict:
 
     best = walk(loss_of, METHODS[name].start)
     return {
+        "commit": commit(),
         "rate": best,
         "tried": {rate: tried[rate]["loss"] for rate in sorted(tried)},
         "runs": [tried[best], *(run(best, seed) for seed in range(1, seeds))],
@@ -199,7 +199,7 @@ def study(problem: str, name: str, steps: int, seeds: int) -> dict:
 
 
 def walk(loss_of: Callable[[float], float], start: float) -> float:
-    """A rate of the grid whose neighbours are not better, found downhill."""
+    """A rate of the grid without a better neighbour, found downhill."""
     loss_of = functools.cache(loss_of)
     at = GRID.index(start)
     while True:
@@ -244,7 +244,8 @@ class Runs:
         self.advance = jax.jit(some_steps).lower(rate, carry, keys[0]).compile()
 
     def _optimizer(self, rate):
-        return self.method.build(self.problem, rate, self.steps)
+        settings = self.method.settings(self.problem, rate)
+        return settings.build(self.problem.specs, self.steps)
 
     def start(self, seed: int):
         """Weights and the optimizer's state, and the keys of the batches."""
@@ -252,6 +253,19 @@ class Runs:
         weights = params.init(self.problem.specs, of_weights)
         keys = jax.random.split(of_batches, self.steps).reshape(-1, AT_ONCE)
         return (weights, self._optimizer(0.0).init(weights)), keys
+
+    def timed(self) -> Callable[[], float]:
+        """A function that goes on with a run for some steps; the seconds they took."""
+        carry, keys = self.start(0)
+
+        def seconds():
+            nonlocal carry
+            start = time.perf_counter()
+            carry, _ = self.advance(jnp.float32(1e-4), carry, keys[0])
+            jax.block_until_ready(carry)
+            return time.perf_counter() - start
+
+        return seconds
 
     def __call__(self, rate: float, seed: int) -> dict:
         """One run: its losses, and the figures of what it found."""
@@ -274,7 +288,7 @@ class Runs:
 
 def _rounded(x) -> float | None:
     x = float(x)
-    return round(x, 4) if math.isfinite(x) else None
+    return float(f"{x:.6g}") if math.isfinite(x) else None
 
 
 def _finite(loss: float | None) -> float:
@@ -284,11 +298,8 @@ def _finite(loss: float | None) -> float:
 
 def clock(problem: Problem, methods: list[str], steps: int) -> dict:
     """Milliseconds a step of the methods, by turns: median and quartiles."""
-    programs = {}
-    for name in methods:
-        run = Runs(problem, METHODS[name], steps)
-        carry, keys = run.start(0)
-        programs[name] = timed((run.advance, (jnp.float32(1e-4), carry, keys[0])))
+    runs = {name: Runs(problem, METHODS[name], steps) for name in methods}
+    programs = {name: run.timed() for name, run in runs.items()}
     seconds = alternate(programs, TURNS)
     return {
         name: quartiles(1e3 * np.array(each) / AT_ONCE)

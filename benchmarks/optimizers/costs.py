@@ -77,7 +77,10 @@ def of_model(specs: Any) -> dict[str, dict[str, int]]:
         built = optimizer.build(specs, STEPS)
         found[name] = [costs(built, specs, m, tapped=tapped) for m in (copies, shards)]
     matrices = preconditioned(specs)
-    found["K-FAC, LAMB"] = [kfac_costs(c, specs, matrices) for c in found["LAMB"]]
+    found["K-FAC, LAMB"] = [
+        kfac_costs(c, specs, m, matrices)
+        for c, m in zip(found["LAMB"], (copies, shards), strict=True)
+    ]
     return {
         name: {**dataclasses.asdict(copy), "state_a_shard": shard.state_a_device}
         for name, (copy, shard) in found.items()

@@ -85,6 +85,7 @@ def contestants(cfg: TrainConfig, bases: dict[str, Any]) -> dict[str, Contestant
     """
     specs, found = models.spec(cfg.model), {}
     build = lambda settings: settings.build(specs, cfg.steps)  # noqa: E731
+    first = next(iter(bases))
     for name, base in bases.items():
         every, rarely = MKOR(base=base), MKOR(base=base, period=PERIOD)
         where = every.tapped(specs)
@@ -100,7 +101,7 @@ def contestants(cfg: TrainConfig, bases: dict[str, Any]) -> dict[str, Contestant
             ),
         }
         found[name] = Contestant(build(base), name)
-        found |= {} if len(found) > 1 else parts
+        found |= parts if name == first else {}
         found[f"MKOR, {name}"] = Contestant(build(every), name, where)
     return found
 

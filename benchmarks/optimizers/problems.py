@@ -33,7 +33,8 @@ class Problem:
         figures: of trained parameters, by name; rates are chosen by "loss".
         follow: a loss on held-out data, to be looked at along the way.
         biases: of MKOR, what names a weight's bias.
-        schedule: of learning rates; constant, so that no step of a run is special.
+        schedule: of learning rates; constant but for a warm-up, so that no later step
+            of a run is special.
         clip: largest norm of a gradient.
     """
 
@@ -128,7 +129,7 @@ CLASSIFIER, HELD_OUT = (64, 128, 128, 10), 360
 
 
 def digits(batch_size: int = 128) -> Problem:
-    """The 1797 images of scikit-learn, 8 by 8; every fifth, about, is held out.
+    """The 1797 images of scikit-learn, 8 by 8; a random fifth is held out.
 
     The loss is the cross-entropy in nats.
 

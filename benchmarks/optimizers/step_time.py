@@ -285,12 +285,18 @@ def summary(
 
 def described(widths: Sequence[int], times: np.ndarray) -> dict:
     """Times ``[width, turn]``; powers of all widths, and of the larger half."""
-    half, medians = len(widths) // 2, np.median(times, axis=1)
+    half = len(widths) // 2
     return {
         "milliseconds": [quartiles(x) for x in times],
-        "exponent": round(float(power(widths, medians)), 3),
-        "exponent_of_larger": round(float(power(widths[half:], medians[half:])), 3),
+        "exponent": _power(widths, times),
+        "exponent_of_larger": _power(widths[half:], times[half:]),
     }
+
+
+def _power(widths: Sequence[int], times: np.ndarray) -> float | None:
+    """Of the medians; None where one, less the baseline's, is lost in the noise."""
+    medians = np.median(times, axis=1)
+    return round(float(power(widths, medians)), 3) if medians.min() > 0 else None
 
 
 def draw(found: dict[str, dict], widths: Sequence[int], path: pathlib.Path) -> None:
@@ -317,7 +323,8 @@ def draw(found: dict[str, dict], widths: Sequence[int], path: pathlib.Path) -> N
             times = [each["median"] for each in x["milliseconds"]]
             p = x["exponent_of_larger"]
             how = {"color": colours[name], "marker": "o", "markersize": 3}
-            axes.loglog(widths, times, linewidth=1, label=f"{name}: {p:.2f}", **how)
+            label = name if p is None else f"{name}: {p:.2f}"
+            axes.loglog(widths, times, linewidth=1, label=label, **how)
         axes.set(title=title, xlabel="width d")
         axes.set_xticks(widths, [str(width) for width in widths])
         axes.minorticks_off()

@@ -24,7 +24,7 @@ def autoencoder() -> str:
         for name, found in data["methods"].items()
     ]
     header = ["optimizer", "rate", f"loss after {data['steps']} steps", "ms a step"]
-    return table(header, rows) + "\n\n" + measured(data)
+    return table(header, rows) + "\n\n" + _measured(data)
 
 
 def digits() -> str:
@@ -41,7 +41,7 @@ def digits() -> str:
     ]
     loss = f"training loss after {data['steps']} steps"
     header = ["optimizer", "rate", loss, "held-out digits right", "ms a step"]
-    return table(header, rows) + "\n\n" + measured(data)
+    return table(header, rows) + "\n\n" + _measured(data)
 
 
 def bytes_by_mixer() -> str:
@@ -59,7 +59,7 @@ def bytes_by_mixer() -> str:
         for name in opened[0]["methods"]
     ]
     header = ["optimizer", *LANGUAGE_MODELS, "ms a step"]
-    return table(header, rows) + "\n\n" + " ".join(map(measured, opened))
+    return table(header, rows) + "\n\n" + _measured(*opened)
 
 
 def steps_to_loss() -> str:
@@ -109,6 +109,13 @@ def _runs(data: dict, name: str) -> list[dict]:
     return data["methods"][name]["runs"]
 
 
+def _measured(*opened: dict) -> str:
+    """Where losses were found, and where times were taken."""
+    runs = {method["commit"] for data in opened for method in data["methods"].values()}
+    told = ", ".join(sorted(commit[:9] + commit[40:] for commit in runs))
+    return f"Losses of commit {told}. " + " ".join(sorted(set(map(measured, opened))))
+
+
 def _each(found: dict, figure: str, form: str) -> str:
     return "  ".join(f"{run[figure]:{form}}" for run in found["runs"])
 
@@ -124,7 +131,8 @@ def step_time() -> str:
 
     def row(name, x):
         times = [f"{each['median']:.3g}" for each in x["milliseconds"]]
-        return [name, *times, f"{x['exponent']:.2f}", f"{x['exponent_of_larger']:.2f}"]
+        powers = (x["exponent"], x["exponent_of_larger"])
+        return [name, *times, *("" if p is None else f"{p:.2f}" for p in powers)]
 
     rows = []
     for name, x in found.items():

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxlab.optimizers.placement import abstract_opt_state
-from jaxlab.params import ParamSpec, abstract, partition_spec, shardings
+from jaxlab.params import ParamSpec, abstract, axis_names, partition_spec, shardings
 
 FLOAT32 = 4  # bytes
 
@@ -81,8 +81,8 @@ def costs(
         specs: tree of `ParamSpec`.
         mesh: of `make_mesh`, or an abstract one with its axes, which needs no devices.
         accumulate: parts of a batch; each is exchanged by itself.
-        tapped: tree of booleans, the weights whose taps the optimizer takes; None for
-            none.
+        tapped: tree of booleans, the weights whose taps the optimizer takes, as
+            `MKOR.tapped` gives them; None for none, and no statistics.
     """
     taps = [] if tapped is None else _chosen(specs, tapped)
     state = abstract_opt_state(optimizer, specs, mesh)
@@ -98,7 +98,9 @@ def costs(
     )
 
 
-def kfac_costs(base: Costs, specs: Any, tapped: Any) -> Costs:
+def kfac_costs(
+    base: Costs, specs: Any, mesh: Mesh | AbstractMesh, tapped: Any
+) -> Costs:
     """What K-FAC in front of an optimizer would cost: a formula to compare with.
 
     For a weight [in, out] devices sum the factors [in, in] and [out, out], and those
@@ -110,6 +112,7 @@ def kfac_costs(base: Costs, specs: Any, tapped: Any) -> Costs:
     Args:
         base: costs of the optimizer behind it.
         specs: tree of `ParamSpec`.
+        mesh: as of `costs`; nothing is exchanged where all devices have all tokens.
         tapped: tree of booleans, the weights that have factors.
 
     Reference: Mozaffari et al., MKOR, arXiv 2306.01685, table 1.
@@ -119,7 +122,7 @@ def kfac_costs(base: Costs, specs: Any, tapped: Any) -> Costs:
         base,
         state=base.state + more,
         state_a_device=base.state_a_device + more,
-        statistics=base.statistics + more,
+        statistics=base.statistics + (more if _devices(mesh, _of_tokens()) > 1 else 0),
     )
 
 
@@ -165,11 +168,7 @@ def _of_tokens() -> set[str]:
 
 def _names(entries) -> set[str]:
     """The mesh axes of a partition."""
-    return {
-        name
-        for entry in entries
-        for name in ((entry,) if isinstance(entry, str) else entry or ())
-    }
+    return {name for entry in entries for name in axis_names(entry)}
 
 
 def _devices(mesh, names: set[str]) -> int:

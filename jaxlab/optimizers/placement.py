@@ -7,7 +7,7 @@ import jax
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from jaxlab.params import abstract, shardings
+from jaxlab.params import abstract, axis_names, shardings
 
 
 def abstract_opt_state(
@@ -51,8 +51,8 @@ def _split_like(kept: Any, sharding: NamedSharding) -> Any:
         return kept
 
     def divides(size, entry):
-        names = (entry,) if isinstance(entry, str) else entry or ()
-        return size % math.prod(sharding.mesh.shape[name] for name in names) == 0
+        parts = math.prod(sharding.mesh.shape[name] for name in axis_names(entry))
+        return size % parts == 0
 
     entries = zip(kept.shape, sharding.spec, strict=True)
     spec = [entry if divides(size, entry) else None for size, entry in entries]

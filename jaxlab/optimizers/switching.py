@@ -60,7 +60,7 @@ class SwitchState(NamedTuple):
         count: finite losses seen.
         averages: fast and slow, not yet divided by what they lack at the start.
         below: steps in a row whose rate was below `least`.
-        left_at: the first step that was without it; -1 as long as there is none.
+        left_at: steps made with it when it was left; -1 as long as it is not.
     """
 
     inner: Any
@@ -124,7 +124,9 @@ def while_it_pays(
 
 
 def left_at(state: Any) -> int | None:
-    """The first step without the inner transformation, anywhere in a state; or None.
+    """Steps made with the inner transformation when it was left; None if it was not.
+
+    The switch may be anywhere in the state.
 
     Raises:
         ValueError: no switch, or several, in the state.

@@ -70,6 +70,11 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     )
 
 
+def axis_names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes that one entry of a `PartitionSpec` names."""
+    return (entry,) if isinstance(entry, str) else entry or ()
+
+
 def partition_spec(axes: Sequence[str | None], rules: Rules = RULES) -> PartitionSpec:
     """Mesh axes for logical `axes`.
 
@@ -80,11 +85,7 @@ def partition_spec(axes: Sequence[str | None], rules: Rules = RULES) -> Partitio
     if unknown:
         raise ValueError(f"Axes {unknown} are not in the rules {sorted(rules)}.")
     entries = [None if axis is None else rules[axis] for axis in axes]
-    used = [
-        name
-        for entry in entries
-        for name in ((entry,) if isinstance(entry, str) else entry or ())
-    ]
+    used = [name for entry in entries for name in axis_names(entry)]
     if len(used) != len(set(used)):
         raise ValueError(
             f"Axes {tuple(axes)} map to {entries}: one mesh axis cannot split two "
@@ -103,7 +104,7 @@ def shardings(specs: Any, mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> An
     def one(path, spec: ParamSpec) -> NamedSharding:
         sharding = NamedSharding(mesh, partition_spec(spec.axes, rules))
         for axis, size, entry in zip(spec.axes, spec.shape, sharding.spec, strict=True):
-            names = (entry,) if isinstance(entry, str) else entry or ()
+            names = axis_names(entry)
             parts = math.prod(mesh.shape[name] for name in names)
             if size % parts:
                 raise ValueError(

@@ -96,7 +96,7 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
         )
 
         happens = events(state.opt_state)
-        shown_rows = cfg.batch_size
+        shown_rows = cfg.batch_size if step == 0 else None
 
         def record(step: int, metrics: dict, rows: int, seen: int) -> None:
             nonlocal shown_rows
@@ -108,9 +108,9 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
                 if values.pop(name) == step:
                     progress.message(f"step {step}: {sentence}")
                     writer.write(step, {f"train/{name}": step})
-            if rows != shown_rows:
-                shown_rows = rows
+            if shown_rows not in (None, rows):
                 progress.message(f"step {step}: the batch is now {rows} rows")
+            shown_rows = rows
             tokens = seen * source.row_length
             values |= {"rows": rows, "tokens": tokens}
             if cfg.growth is not None:

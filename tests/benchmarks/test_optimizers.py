@@ -34,6 +34,7 @@ def test_a_run_is_one_program_for_all_rates_and_seeds(name):
     run = compare.Runs(problems.digits(), compare.METHODS[name], 20)
     first, again, other = run(3e-3, 0), run(3e-3, 0), run(3e-3, 1)
     assert first == again and first["losses"] != other["losses"]
+    assert run(1e-2, 0)["losses"] != first["losses"]
     assert first["followed"][1] < first["followed"][0]
     assert first["loss"] < first["losses"][0]
     assert first.get("left_at", "none") == (None if "H" in name else "none")

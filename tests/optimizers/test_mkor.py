@@ -180,7 +180,8 @@ def test_settings_reach_the_transformation_and_survive_json():
     weights = gradients(1)
     tx = settings.build(SPECS, 10)
     same = mkor(SPECS, base.build(SPECS, 10), **own, **FLOAT32)
-    other = mkor(SPECS, base.build(SPECS, 10), variant="exact", **FLOAT32)
+    of_defaults = {"variant": "exact", "biases": own["biases"]}
+    other = mkor(SPECS, base.build(SPECS, 10), **of_defaults, **FLOAT32)
     states = [x.init(weights) for x in (tx, same, other)]
     for seed, (a, b) in enumerate(vectors(4)):
         g, found = gradients(seed), []

@@ -360,7 +360,7 @@ def test_mkor_is_linear_in_the_width_and_kfac_quadratic():
         base = costs(built(mkor.base, model), specs, mesh)
         tapped = taps(mkor, model)
         said = costs(built(mkor, model), specs, mesh, tapped=tapped)
-        kfac = kfac_costs(base, specs, tapped)
+        kfac = kfac_costs(base, specs, mesh, tapped)
         exchange.append(said.statistics)
         kept.append(said.state - base.state)
         by_kfac.append(kfac.statistics)
