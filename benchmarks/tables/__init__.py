@@ -22,6 +22,7 @@ TABLES = {
     "digits": optimizers.digits,
     "bytes_by_mixer": optimizers.bytes_by_mixer,
     "steps_to_loss": optimizers.steps_to_loss,
+    "diagnosis": optimizers.diagnosis,
     "mom": speed.mom,
     "lact_recall": speed.lact_recall,
     "mixers": speed.mixers,

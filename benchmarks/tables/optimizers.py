@@ -81,6 +81,18 @@ def steps_to_loss() -> str:
     return table(["optimizer", *losses], rows)
 
 
+def diagnosis() -> str:
+    """Smallest eigenvalues of MKOR's factors along a run."""
+    data = results("optimizers_diagnosis")
+    names = {"autoencoder": "autoencoder", "bytes_attention": "bytes, attention"}
+    rows = [
+        [names[problem], *(f"{x['a']:.3f}  {x['b']:.3f}" for x in found)]
+        for problem, found in data["problems"].items()
+    ]
+    steps = [f"after {x['step']} steps" for x in data["problems"]["autoencoder"]]
+    return table(["smallest of A and of B", *steps], rows) + "\n\n" + measured(data)
+
+
 def _fewer(opened: list[dict], name: str, other: str, share: float) -> str:
     """Steps of the other over those of the method, seed by seed: median and range.
 
