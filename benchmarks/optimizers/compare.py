@@ -139,7 +139,7 @@ def main(
             found[name] = done.result()
             losses = [each["loss"] for each in found[name]["runs"]]
             print(name, found[name]["rate"], *losses, flush=True)
-    found = {name: found[name] for name in METHODS if name in found}
+    found = {name: found[name] for name in METHODS if name in found}  # and no peers
     path = record(
         f"optimizers_{problem}",
         steps=steps,
@@ -273,20 +273,21 @@ class Runs:
         losses, followed = [], []
         for part in keys:
             carry, found = self.advance(jnp.float32(rate), carry, part)
-            losses.append(_rounded(found.mean()))
+            losses.append(rounded(found.mean()))
             if self.problem.follow is not None:
-                followed.append(_rounded(self.problem.follow(carry[0])))
+                followed.append(rounded(self.problem.follow(carry[0])))
         figures = self.problem.figures(carry[0])
         return {
             "seed": seed,
             "losses": losses,
             **({"followed": followed} if followed else {}),
             **({"left_at": left_at(carry[1])} if self.method.switches else {}),
-            **{name: _rounded(x) for name, x in figures.items()},
+            **{name: rounded(x) for name, x in figures.items()},
         }
 
 
-def _rounded(x) -> float | None:
+def rounded(x) -> float | None:
+    """To six digits; None where it is not finite."""
     x = float(x)
     return float(f"{x:.6g}") if math.isfinite(x) else None
 

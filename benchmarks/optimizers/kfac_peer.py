@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from typing import Any
 
 # XLA inverts several factors at once, one a core; BLAS that splits each of them, too,
 # has its threads wait for each other, up to ten times as long on a machine in use.
@@ -18,6 +19,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import jax
 import jax.numpy as jnp
 import kfac_jax  # pyright: ignore[reportMissingImports]
+import numpy as np
 
 
 def problem(width, layers, rows):
@@ -104,6 +106,71 @@ class KFAC:
         return found["loss"]
 
 
+class AdaptiveKFAC:
+    """K-FAC that finds its rate, momentum and damping, on batches from a file.
+
+    The file has x, perhaps classes y, the rows of each step, and weights w_i and b_i.
+    The loss is of pixels x, or of classes.
+    """
+
+    def __init__(self, path, layers, initial_damping, cholesky):
+        kfac_jax.utils.set_use_cholesky_inversion(cholesky)
+        arrays = np.load(path)
+        self.params = [
+            (jnp.asarray(arrays[f"w_{i}"]), jnp.asarray(arrays[f"b_{i}"]))
+            for i in range(layers)
+        ]
+        x = jnp.asarray(arrays["x"])
+        y = jnp.asarray(arrays["y"]) if "y" in arrays else None
+        self.rows = arrays["rows"]
+        self.batch_of = lambda rows: (x[rows], x[rows] if y is None else y[rows])
+        self.optimizer = kfac_jax.Optimizer(
+            jax.value_and_grad(of_pixels if y is None else of_classes),
+            l2_reg=0.0,
+            use_adaptive_learning_rate=True,
+            use_adaptive_momentum=True,
+            use_adaptive_damping=True,
+            initial_damping=initial_damping,
+            num_burnin_steps=0,
+        )
+        self.key, self.steps = jax.random.key(1), 0
+        first = self.batch_of(self.rows[0])
+        self.state = self.optimizer.init(self.params, self.key, first)
+
+    def step(self):
+        self.params, self.state, found = self.optimizer.step(
+            self.params,
+            self.state,
+            self.key,
+            batch=self.batch_of(self.rows[self.steps % len(self.rows)]),
+            global_step_int=self.steps,
+        )
+        self.steps += 1
+        return found["loss"]
+
+    def save(self, path):
+        arrays: Any = {f"w_{i}": w for i, (w, _) in enumerate(self.params)}
+        arrays |= {f"b_{i}": b for i, (_, b) in enumerate(self.params)}
+        np.savez(path, **arrays)
+
+
+def of_pixels(params, batch):
+    """The binary cross-entropy, summed over the pixels of an image."""
+    x, y = batch
+    logits = apply(params, x)
+    kfac_jax.register_multi_bernoulli_predictive_distribution(logits, y)
+    return jnp.sum(jnp.logaddexp(0.0, logits) - y * logits) / len(x)
+
+
+def of_classes(params, batch):
+    """The cross-entropy."""
+    x, y = batch
+    logits = apply(params, x)
+    kfac_jax.register_categorical_predictive_distribution(logits, y)
+    right = jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1)
+    return -jnp.mean(right)
+
+
 class Inverses:
     """Nothing but the damped inverses of all factors, as they are in K-FAC's step."""
 
@@ -127,7 +194,12 @@ class Inverses:
         return jax.block_until_ready(self.compiled(self.factors))
 
 
-CONTESTANTS = {"SGD": SGD, "K-FAC": KFAC, "inverses": Inverses}
+CONTESTANTS = {
+    "SGD": SGD,
+    "K-FAC": KFAC,
+    "K-FAC of data": AdaptiveKFAC,
+    "inverses": Inverses,
+}
 
 
 def main():
@@ -142,12 +214,15 @@ def main():
         elif "run" in request:
             contestant = opened[request["run"]]
             start = time.perf_counter()
-            for _ in range(request["steps"]):
-                last = contestant.step()
-            jax.block_until_ready(last)
+            found = [contestant.step() for _ in range(request["steps"])]
+            last = jax.block_until_ready(found[-1])
             answer = {"seconds": time.perf_counter() - start}
             if isinstance(last, jax.Array):
                 answer["loss"] = float(last)
+                answer["mean_loss"] = sum(map(float, found)) / len(found)
+        elif "weights" in request:
+            opened[request["weights"]].save(request["path"])
+            answer = {}
         else:
             names = {"kfac-jax": "kfac-jax", "its jax": "jax", "its jaxlib": "jaxlib"}
             answer = {n: importlib.metadata.version(of) for n, of in names.items()}

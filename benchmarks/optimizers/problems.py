@@ -32,6 +32,8 @@ class Problem:
         batch: (key) to a batch; traced, so that steps are one program.
         figures: of trained parameters, by name; rates are chosen by "loss".
         follow: a loss on held-out data, to be looked at along the way.
+        drawn: of a perceptron, what batches are drawn from: images, perhaps classes.
+        rows: of a perceptron, (key) to the numbers of a batch's rows.
         biases: of MKOR, what names a weight's bias.
         schedule: of learning rates; constant but for a warm-up, so that no later step
             of a run is special.
@@ -43,6 +45,8 @@ class Problem:
     batch: Callable[[jax.Array], Any]
     figures: Callable[[Any], dict[str, float]]
     follow: Callable[[Any], jax.Array] | None = None
+    drawn: tuple[jax.Array, ...] | None = None
+    rows: Callable[[jax.Array], jax.Array] | None = None
     biases: tuple[tuple[str, str], ...] = ()
     schedule: Schedule = WarmupStableDecay(warmup=0, decay=0.0)
     clip: float = math.inf
@@ -114,13 +118,21 @@ def autoencoder(batch_size: int = 500) -> Problem:
 
     whole = jax.jit(loss)
 
-    def batch(key):
-        return images[jax.random.randint(key, (batch_size,), 0, len(images))]
+    def rows(key):
+        return jax.random.randint(key, (batch_size,), 0, len(images))
 
     def figures(params):
         return {"loss": float(whole(params, images))}
 
-    return Problem(perceptron(CODE), loss, batch, figures, biases=BIAS)
+    return Problem(
+        perceptron(CODE),
+        loss,
+        lambda key: images[rows(key)],
+        figures,
+        drawn=(images,),
+        rows=rows,
+        biases=BIAS,
+    )
 
 
 # A classifier of digits ---------------------------------------------------------------
@@ -152,8 +164,11 @@ def digits(batch_size: int = 128) -> Problem:
         logits = apply(params, batch[0])
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
 
+    def rows(key):
+        return jax.random.randint(key, (batch_size,), 0, len(train[0]))
+
     def batch(key):
-        chosen = jax.random.randint(key, (batch_size,), 0, len(train[0]))
+        chosen = rows(key)
         return train[0][chosen], train[1][chosen]
 
     follow = jax.jit(lambda params: loss(params, held_out))
@@ -166,8 +181,16 @@ def digits(batch_size: int = 128) -> Problem:
             "accuracy": float(right.mean()),
         }
 
-    specs = perceptron(CLASSIFIER)
-    return Problem(specs, loss, batch, figures, follow=follow, biases=BIAS)
+    return Problem(
+        perceptron(CLASSIFIER),
+        loss,
+        batch,
+        figures,
+        follow=follow,
+        drawn=train,
+        rows=rows,
+        biases=BIAS,
+    )
 
 
 # A language model of bytes ------------------------------------------------------------

@@ -17,7 +17,7 @@ def autoencoder() -> str:
     rows = [
         [
             name,
-            f"{found['rate']:g}",
+            _rate(found),
             f"**{_each(found, 'loss', '.1f')}**",
             f"{_milliseconds(data, name):.1f}",
         ]
@@ -32,7 +32,7 @@ def digits() -> str:
     rows = [
         [
             name,
-            f"{found['rate']:g}",
+            _rate(found),
             _each(found, "loss", ".4f"),
             f"**{_each(found, 'accuracy', '.1%')}**",
             f"{_milliseconds(data, name):.2f}",
@@ -119,6 +119,10 @@ def _middle(values: list[float], form: str) -> str:
 
 def _runs(data: dict, name: str) -> list[dict]:
     return data["methods"][name]["runs"]
+
+
+def _rate(found: dict) -> str:
+    return "adaptive" if found["rate"] is None else f"{found['rate']:g}"
 
 
 def _measured(*opened: dict) -> str:

@@ -1,0 +1,135 @@
+"""K-FAC on the problems of perceptrons, beside the other optimizers.
+
+    python -m benchmarks.optimizers.kfac autoencoder --peer-python ../kfac/bin/python
+
+kfac-jax runs in an environment of its own (see `step_time`), on the weights and batches
+of `compare`; it finds its rate, momentum and damping by itself, as its package's
+example of an autoencoder does, so that there is nothing to tune. Its step takes turns
+with Adam's. Adds to `results/optimizers_<problem>.json`, which `compare` has written.
+"""
+
+import json
+import pathlib
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from benchmarks.optimizers.compare import (
+    AT_ONCE,
+    METHODS,
+    TURNS,
+    Runs,
+    draw,
+    rounded,
+)
+from benchmarks.optimizers.problems import PROBLEMS, Problem
+from benchmarks.record import RESULTS, commit
+from benchmarks.turns import Peer, alternate, quartiles
+
+PEER = pathlib.Path(__file__).with_name("kfac_peer.py")
+NAME = "K-FAC"
+SETTINGS = {"initial_damping": 150.0, "cholesky": True}
+
+
+def main(
+    problem: tyro.conf.Positional[str], peer_python: str, adam: str = "Adam"
+) -> None:
+    """Run, and add to what is recorded.
+
+    Args:
+        problem: "autoencoder" or "digits".
+        peer_python: a Python with kfac-jax.
+        adam: the method that K-FAC takes turns with.
+
+    Raises:
+        ValueError: the problem is no perceptron's.
+    """
+    opened = PROBLEMS[problem]()
+    if opened.drawn is None:
+        raise ValueError(f"{problem} is no perceptron, and K-FAC has no other network.")
+    path = RESULTS / f"optimizers_{problem}.json"
+    data = json.loads(path.read_text())
+    peer = Peer(peer_python, PEER)
+    seeds = [run["seed"] for run in data["methods"][adam]["runs"]]
+    base = Runs(opened, METHODS[adam], data["steps"])
+    with tempfile.TemporaryDirectory() as directory:
+        file = pathlib.Path(directory) / "run.npz"
+        runs = [one_run(opened, base, peer, file, seed) for seed in seeds]
+        for run in runs:
+            print(NAME, run["loss"], flush=True)
+        start(opened, base, peer, file, seeds[0])
+        seconds = alternate(
+            {
+                adam: base.timed(),
+                NAME: lambda: peer.ask(run=NAME, steps=AT_ONCE)["seconds"],
+            },
+            TURNS,
+        )
+    versions = peer.ask()
+    times = {name: np.array(x) for name, x in seconds.items()}
+    data["methods"][NAME] = {
+        "commit": commit(),
+        "versions": versions,
+        "settings": SETTINGS,
+        "rate": None,
+        "tried": {},
+        "over_adam": quartiles(times[NAME] / times[adam]),
+        "runs": runs,
+    }
+    data["clock"][NAME] = quartiles(1e3 * times[NAME] / AT_ONCE)
+    path.write_text(json.dumps(data, indent=2) + "\n")
+    draw(data, path.with_suffix(".png"))
+    print(f"Wrote {path}.")
+
+
+def start(
+    problem: Problem, base: Runs, peer: Peer, file: pathlib.Path, seed: int
+) -> None:
+    """Open the contestant with the weights and batches of a seed."""
+    assert problem.drawn is not None and problem.rows is not None
+    (weights, _), keys = base.start(seed)
+    rows = jax.vmap(problem.rows)(keys.reshape(-1))
+    layers = [weights[f"layer_{i}"] for i in range(len(weights))]
+    arrays: Any = dict(zip(("x", "y"), problem.drawn, strict=False))
+    arrays |= {f"{k}_{i}": layer[k] for i, layer in enumerate(layers) for k in layer}
+    np.savez(file, rows=rows, **arrays)
+    settings = {"path": str(file), "layers": len(layers), **SETTINGS}
+    peer.ask(open=NAME, contestant="K-FAC of data", settings=settings)
+
+
+def one_run(
+    problem: Problem, base: Runs, peer: Peer, file: pathlib.Path, seed: int
+) -> dict:
+    """A run's losses, and the figures of what it found, as `Runs` has them."""
+    start(problem, base, peer, file, seed)
+    losses, followed = [], []
+    for _ in range(base.steps // AT_ONCE):
+        losses.append(rounded(peer.ask(run=NAME, steps=AT_ONCE)["mean_loss"]))
+        if problem.follow is not None:
+            followed.append(rounded(problem.follow(weights_of(peer, file))))
+    figures = problem.figures(weights_of(peer, file))
+    return {
+        "seed": seed,
+        "losses": losses,
+        **({"followed": followed} if followed else {}),
+        **{name: rounded(x) for name, x in figures.items()},
+    }
+
+
+def weights_of(peer: Peer, file: pathlib.Path) -> dict:
+    """The contestant's weights, as a tree of the problem's."""
+    found = file.with_name("weights.npz")
+    peer.ask(weights=NAME, path=str(found))
+    with np.load(found) as arrays:
+        return {
+            f"layer_{i}": {k: jnp.asarray(arrays[f"{k}_{i}"]) for k in ("w", "b")}
+            for i in range(len(arrays) // 2)
+        }
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
