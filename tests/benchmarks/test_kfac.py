@@ -1,4 +1,4 @@
-"""What K-FAC in another environment is given: the weights and batches of the harness."""
+"""What K-FAC elsewhere is given: the weights and batches of the harness."""
 
 import numpy as np
 
