@@ -183,7 +183,7 @@ def test_settings_reach_the_transformation_and_survive_json():
     of_defaults = {"variant": "exact", "biases": own["biases"]}
     other = mkor(SPECS, base.build(SPECS, 10), **of_defaults, **FLOAT32)
     states = [x.init(weights) for x in (tx, same, other)]
-    for seed, (a, b) in enumerate(vectors(4)):
+    for seed, (a, b) in enumerate(vectors(12)):
         g, found = gradients(seed), []
         for i, x in enumerate((tx, same, other)):
             with jax.numpy_dtype_promotion("standard"):
