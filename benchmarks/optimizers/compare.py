@@ -104,7 +104,7 @@ def main(
     methods: tuple[str, ...] = tuple(METHODS),
     workers: int = 2,
 ) -> None:
-    """Run, record and draw.
+    """Run, record and draw. What `kfac` has added to the file goes; add it again.
 
     Args:
         problem: one of `PROBLEMS`.
@@ -139,7 +139,7 @@ def main(
             found[name] = done.result()
             losses = [each["loss"] for each in found[name]["runs"]]
             print(name, found[name]["rate"], *losses, flush=True)
-    found = {name: found[name] for name in METHODS if name in found}  # and no peers
+    found = {name: found[name] for name in METHODS if name in found}
     path = record(
         f"optimizers_{problem}",
         steps=steps,
