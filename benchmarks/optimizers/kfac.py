@@ -31,31 +31,28 @@ from benchmarks.record import RESULTS, commit
 from benchmarks.turns import Peer, alternate, quartiles
 
 PEER = pathlib.Path(__file__).with_name("kfac_peer.py")
-NAME = "K-FAC"
+NAME, BESIDE = "K-FAC", "Adam"  # which take turns
 SETTINGS = {"initial_damping": 150.0, "cholesky": True}
 
 
-def main(
-    problem: tyro.conf.Positional[str], peer_python: str, adam: str = "Adam"
-) -> None:
+def main(problem: tyro.conf.Positional[str], peer_python: str) -> None:
     """Run, and add to what is recorded.
 
     Args:
         problem: "autoencoder" or "digits".
         peer_python: a Python with kfac-jax.
-        adam: the method that K-FAC takes turns with.
 
     Raises:
         ValueError: the problem is no perceptron's.
     """
-    opened = PROBLEMS[problem]()
-    if opened.drawn is None:
+    opened = PROBLEMS[problem]() if problem in PROBLEMS else None
+    if opened is None or opened.drawn is None:
         raise ValueError(f"{problem} is no perceptron, and K-FAC has no other network.")
     path = RESULTS / f"optimizers_{problem}.json"
     data = json.loads(path.read_text())
     peer = Peer(peer_python, PEER)
-    seeds = [run["seed"] for run in data["methods"][adam]["runs"]]
-    base = Runs(opened, METHODS[adam], data["steps"])
+    seeds = [run["seed"] for run in data["methods"][BESIDE]["runs"]]
+    base = Runs(opened, METHODS[BESIDE], data["steps"])
     with tempfile.TemporaryDirectory() as directory:
         file = pathlib.Path(directory) / "run.npz"
         runs = [one_run(opened, base, peer, file, seed) for seed in seeds]
@@ -64,7 +61,7 @@ def main(
         start(opened, base, peer, file, seeds[0])
         seconds = alternate(
             {
-                adam: base.timed(),
+                BESIDE: base.timed(),
                 NAME: lambda: peer.ask(run=NAME, steps=AT_ONCE)["seconds"],
             },
             TURNS,
@@ -77,7 +74,7 @@ def main(
         "settings": SETTINGS,
         "rate": None,
         "tried": {},
-        "over_adam": quartiles(times[NAME] / times[adam]),
+        "over_adam": quartiles(times[NAME] / times[BESIDE]),
         "runs": runs,
     }
     data["clock"][NAME] = quartiles(1e3 * times[NAME] / AT_ONCE)
