@@ -10,7 +10,11 @@ LIBTPU := .cache/libtpu/.ready
 # The GPU compiler, likewise; it needs no driver.
 CUDA := .cache/cuda/.ready
 
-.PHONY: train test test-all lint format clean
+# The oldest JAX that pyproject.toml allows, likewise.
+OLDEST := 0.11.2
+OLD_JAX := .cache/jax-$(OLDEST)/.ready
+
+.PHONY: train test test-all test-oldest lint format clean
 
 train: $(READY)  ## train a DeltaProduct language model on Python source
 	$(BIN)/python scripts/train.py configs/tiny.py --resume
@@ -20,6 +24,9 @@ test: $(READY) $(LIBTPU) $(CUDA)  ## the tests on 8 virtual CPU devices, but for
 
 test-all: $(READY) $(LIBTPU) $(CUDA)  ## every test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-oldest: $(READY) $(OLD_JAX)  ## what depends on the compiler, with the oldest JAX
+	PYTHONPATH=$(dir $(OLD_JAX)) $(BIN)/python -m pytest tests/kernels/test_compiler.py
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check
@@ -52,6 +59,12 @@ $(CUDA): constraints.txt $(READY)
 	  --constraint constraints.txt \
 	  jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-nvvm \
 	  && touch $@ || echo "No JAX for CUDA for this machine: GPU kernels are not compiled."
+
+$(OLD_JAX): $(READY)
+	@mkdir -p $(@D)
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(@D) \
+	  jax==$(OLDEST) jaxlib==$(OLDEST)
+	touch $@
 
 clean:  ## remove the environment and caches, never runs/
 	rm -rf $(ENV) .cache

@@ -88,7 +88,7 @@ def backwards(inputs) -> dict:
     def f(q, k, v, beta, g):
         (B, _, H, K), V = q.shape, v.shape[-1]
         states = jnp.zeros((1, B, H, K, V), q.dtype)
-        return chunked.chunked(q, k, v, beta, g, states, None, None, None)[0]
+        return chunked.chunked(q, k, v, beta, g, states, None, None, None, False)[0]
 
     def forward(*arguments):
         return chunked._forward(*arguments)[0]

@@ -27,9 +27,9 @@ def run(
     """Run a recurrence of matrix states over streams; scale and mask its outputs.
 
     Args:
-        recurrence: called with `tokens`, g, the states [S, B, H, K, V] (S or B is one)
-          and cu_seqlens, chunk_size and precision; returns outputs [B, T, H, V] and
-          states.
+        recurrence: called with `tokens`, g, the states [S, B, H, K, V] (S or B is one),
+          cu_seqlens, chunk_size, precision and whether the states are known to be empty
+          (zero); returns outputs [B, T, H, V] and states.
         tokens: q [B, T, H, K], v [B, T, ..., V] and all else that a token carries.
         g: log decay [B, T, H] or [B, T, H, K], or None.
     """
@@ -53,10 +53,11 @@ def run(
         g = None if g is None else masked(g, present)
 
     rows = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    empty = initial_state is None
     if initial_state is None:
         initial_state = jnp.zeros((rows, H, K, V), dtype)
     axis = 0 if cu_seqlens is None else 1
-    states = jnp.expand_dims(initial_state.astype(dtype), axis)
+    states = opaque(jnp.expand_dims(initial_state.astype(dtype), axis))
     states = vary_like(states, floats)
     if T == 0:
         o = jnp.zeros((B, T, H, V), dtype)
@@ -68,6 +69,7 @@ def run(
             cu_seqlens=cu_seqlens,
             chunk_size=chunk_size,
             precision=precision,
+            empty=empty,
         )
     o = o.astype(dtype) * jnp.asarray(K**-0.5 if scale is None else scale, dtype)
     if present is not None:
@@ -107,6 +109,17 @@ def segments(
     before = jnp.pad(latest, [(0, 0), (1, 0)], constant_values=-1)[:, :-1]
     id_before = jnp.take_along_axis(segment_ids, jnp.maximum(before, 0), axis=1)
     return present, present & (before >= 0) & (segment_ids != id_before)
+
+
+def opaque(x: Array) -> Array:
+    """x, about whose values the compiler learns nothing.
+
+    XLA for CPUs multiplies wrongly by a right operand that is one number throughout,
+    where a sum over the product's columns is fused with it, as in
+    ``jnp.sum(x @ jnp.ones((32, 32)), -1)`` (tests/kernels/test_compiler.py). A state of
+    zeros, the caller's own ones too, would be such an operand.
+    """
+    return jax.lax.optimization_barrier(x)
 
 
 def vary_like(x: Array, arrays: list[Array]) -> Array:

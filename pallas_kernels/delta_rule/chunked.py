@@ -57,6 +57,7 @@ def chunked(
     cu_seqlens: Int[Array, "S+1"] | None,
     chunk_size: int | None,
     precision: jax.lax.Precision | None,
+    empty: bool,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "S B H K V"]]:
     """Run the chunked form; arguments and results as in `reference.token_recurrence`.
 
@@ -66,6 +67,7 @@ def chunked(
         chunk_size: tokens a chunk, rounded up to a power of two.
         precision: of the products with inputs and states; None takes HIGHEST for
           operands of 32 bits and more.
+        empty: the states are zero; a single chunk does not read them.
     """
     T, N = k.shape[1:3]
     if chunk_size is None:
@@ -83,7 +85,10 @@ def chunked(
     inputs = input_product((q, k, v), states.dtype, precision)
     products = Products(inputs, Product(states.dtype, states.dtype, EXACT))
     some_chunks = partial(delta_chunks, products)
-    o, states = layout.in_groups(some_chunks, states, chunks, where)
+    if empty and T <= C and cu_seqlens is None:
+        o, states = some_chunks(chunks, None, None)
+    else:
+        o, states = layout.in_groups(some_chunks, states, chunks, where)
     return layout.to_tokens(o, where, T), states
 
 
@@ -91,10 +96,14 @@ def chunked(
 def delta_chunks(
     products: Products,
     chunks: Chunks,
-    states: Float[Array, "S B H K V"],
+    states: Float[Array, "S B H K V"] | None,
     sequence: Int[Array, "M"] | None,
 ) -> tuple[Float[Array, "M B H C V"], Float[Array, "S B H K V"]]:
-    """Outputs and final states; chunk m reads and writes states[sequence[m]]."""
+    """Outputs and final states; chunk m reads and writes states[sequence[m]].
+
+    Without states there is one chunk, and nothing before it: U = U0, and W, which only
+    meets the state, is not solved for.
+    """
     return _forward(products, chunks, states, sequence)[0]
 
 
@@ -139,6 +148,13 @@ def exit_keys(chunks: Chunks, factors: Decay) -> Float[Array, "M B H NC K"]:
 def _forward(products, chunks, states, sequence):
     prepared = prepare(products, chunks)
     factors, P = prepared.factors, prepared.P
+    k_exit = exit_keys(chunks, factors)
+    if states is None:
+        U = prepared.U0
+        o = products.inputs("mbhcn,mbhnv->mbhcv", P, U)
+        states = products.inputs("mbhnk,mbhnv->mbhkv", k_exit, U)
+        prepared = prepared._replace(U0=None, W=None)
+        return (o, states), (chunks, sequence, prepared, U, None)
 
     def chunk(S, operands):
         U0, W, k_exit, total = operands
@@ -146,7 +162,6 @@ def _forward(products, chunks, states, sequence):
         S_next = _shrunk(S, total) + products.inputs("bhnk,bhnv->bhkv", k_exit, U)
         return S_next, (U, S)
 
-    k_exit = exit_keys(chunks, factors)
     operands = (prepared.U0, prepared.W, k_exit, factors.total)
     states, (U, S) = streams.scan(chunk, states, operands, sequence)
     o = scaled(products.inputs("mbhck,mbhkv->mbhcv", chunks.q, S), factors.entry)
@@ -165,6 +180,12 @@ def _backward(products, residuals, gradients):
     chunks, sequence, prepared, U, S = residuals
     dO, d_states = gradients
     dU_output = products.inputs("mbhcn,mbhcv->mbhnv", prepared.P, dO)
+    k_exit, total = exit_keys(chunks, prepared.factors), prepared.factors.total
+    if S is None:
+        dU = dU_output + products.inputs("mbhnk,mbhkv->mbhnv", k_exit, d_states)
+        d_chunks = chunk_gradients(products, chunks, prepared, U, S, dO, dU, d_states)
+        return d_chunks, None, None
+
     dS_output = products.inputs(
         "mbhck,mbhcv->mbhkv", chunks.q, scaled(dO, prepared.factors.entry)
     )
@@ -176,7 +197,6 @@ def _backward(products, residuals, gradients):
         dS -= products.solution("bhnk,bhnv->bhkv", W, dU)
         return dS, (dU, dS_next)
 
-    k_exit, total = exit_keys(chunks, prepared.factors), prepared.factors.total
     operands = (dU_output, dS_output, prepared.W, k_exit, total)
     d_states, (dU, dS_next) = streams.scan(
         chunk, d_states, operands, sequence, reverse=True
@@ -190,12 +210,14 @@ def chunk_gradients(
     chunks: Chunks,
     prepared: Prepared,
     U: Float[Array, "M B H NC V"],
-    S: Float[Array, "M B H K V"],
+    S: Float[Array, "M B H K V"] | None,
     dO: Float[Array, "M B H C V"],
     dU: Float[Array, "M B H NC V"],
     dS_next: Float[Array, "M B H K V"],
 ) -> Chunks:
     """Gradients of every chunk alone, once those of U and of the states are known.
+
+    Without S the states are zero.
 
     (I + L)^T dR = dU,   dP = dO U^T,   dL = -dR U^T
     dQ = diag(gamma) dO S^T + (dP * Gamma) K
@@ -209,15 +231,20 @@ def chunk_gradients(
     steps = k.shape[-2] // q.shape[-2]
     entry, exit = _per_key(factors.entry, steps), _per_key(factors.exit, steps)
     L = beta[..., None] * A
-    k_state, v_state = k.astype(S.dtype), v.astype(S.dtype)
-    dO_entry = scaled(dO, factors.entry)
+    k_state, v_state = k.astype(U.dtype), v.astype(U.dtype)
 
     dR = triangular.solve_transposed(L, inverses, dU)
     dP = _causal(products.inputs("mbhcv,mbhnv->mbhcn", dO, U), steps)
     dL = -_strictly_causal(products.solution("mbhiv,mbhjv->mbhij", dR, U))
 
-    q_state = products.inputs("mbhcv,mbhkv->mbhck", dO_entry, S)
-    k_entry = scaled(products.solution("mbhnv,mbhkv->mbhnk", dR, S), entry)
+    if S is None:
+        q_state, k_entry = jnp.zeros(q.shape, U.dtype), jnp.zeros(k.shape, U.dtype)
+        d_total = jnp.zeros(q.shape[:3], U.dtype)
+    else:
+        dO_entry = scaled(dO, factors.entry)
+        q_state = products.inputs("mbhcv,mbhkv->mbhck", dO_entry, S)
+        k_entry = scaled(products.solution("mbhnv,mbhkv->mbhnk", dR, S), entry)
+        d_total = jnp.sum(dS_next * S, (-1, -2))
     k_last = scaled(products.inputs("mbhnv,mbhkv->mbhnk", U, dS_next), exit)
     M_P = _decayed(dP, factors.within, 1, steps)
     M_L = _decayed(beta[..., None] * dL, factors.within, steps, steps)
@@ -233,14 +260,14 @@ def chunk_gradients(
 
     d_g = None
     if g is not None:
-        d_entry = jnp.sum(q_state * q.astype(S.dtype), -1)
+        d_entry = jnp.sum(q_state * q.astype(U.dtype), -1)
         d_entry -= _per_token(beta * jnp.sum(k_entry * k_state, -1), steps)
         within = _pairs(dL * L, steps) + _per_token(dP * P, steps)
         d_log = Decay(
             within=within,
             entry=d_entry,
             exit=_per_token(jnp.sum(k_last * k_state, -1), steps),
-            total=factors.total * jnp.sum(dS_next * S, (-1, -2)),
+            total=factors.total * d_total,
         )
         d_g = gradient(g, d_log)
     d_chunks = Chunks(d_q, d_k, d_v, d_beta, d_g)

@@ -44,6 +44,7 @@ def chunked(
     cu_seqlens: Int[Array, "S+1"] | None,
     chunk_size: int | None,
     precision: jax.lax.Precision | None,
+    empty: bool,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "S B H K V"]]:
     """Run the chunked form; arguments and results as in `reference.token_recurrence`.
 
@@ -53,6 +54,7 @@ def chunked(
         chunk_size: tokens a chunk, rounded up to a power of two.
         precision: of the products with inputs and states; None takes HIGHEST for
           operands of 32 bits and more.
+        empty: the states are zero; a single chunk does not read them.
     """
     T = q.shape[1]
     if chunk_size is None:
@@ -62,7 +64,10 @@ def chunked(
     where = layout.arrange(T, C, q.shape[0] * q.shape[2] * C, cu_seqlens)
     chunks = jax.tree.map(lambda x: layout.by_token(x, where), Chunks(q, k, v, g))
     some_chunks = partial(attend, input_product((q, k, v), states.dtype, precision))
-    o, states = layout.in_groups(some_chunks, states, chunks, where)
+    if empty and T <= C and cu_seqlens is None:
+        o, states = some_chunks(chunks, None, None)
+    else:
+        o, states = layout.in_groups(some_chunks, states, chunks, where)
     return layout.to_tokens(o, where, T), states
 
 
@@ -70,10 +75,13 @@ def chunked(
 def attend(
     product: Product,
     chunks: Chunks,
-    states: Float[Array, "S B H K V"],
+    states: Float[Array, "S B H K V"] | None,
     sequence: Int[Array, "M"] | None,
 ) -> tuple[Float[Array, "M B H C V"], Float[Array, "S B H K V"]]:
-    """Outputs and final states; chunk m reads and writes states[sequence[m]]."""
+    """Outputs and final states; chunk m reads and writes states[sequence[m]].
+
+    Without states there is one chunk, and nothing before it.
+    """
     return _forward(product, chunks, states, sequence)[0]
 
 
@@ -81,14 +89,16 @@ def _forward(product, chunks, states, sequence):
     q, k, v, g = chunks
     P, q_entry, k_exit, total = scores(product, q, k, g)
     added = product("mbhck,mbhcv->mbhkv", k_exit, v)
+    o = product("mbhij,mbhjv->mbhiv", P, v)
+    if states is None:
+        return (o, added), (chunks, sequence, P, None)
 
     def chunk(S, operands):
         total, added = operands
         return total[..., None] * S + added, S
 
     states, S = streams.scan(chunk, states, (total, added), sequence)
-    o = product("mbhck,mbhkv->mbhcv", q_entry, S)
-    o += product("mbhij,mbhjv->mbhiv", P, v)
+    o += product("mbhck,mbhkv->mbhcv", q_entry, S)
     return (o, states), (chunks, sequence, P, S)
 
 
@@ -105,22 +115,29 @@ def _backward(product, residuals, gradients):
     q, k, v, g = chunks
     # Again, to spare memory: what P costs is not computed, since nothing uses it.
     _, q_entry, k_exit, total = scores(product, q, k, g)
-    added = product("mbhck,mbhcv->mbhkv", q_entry, dO)
+    if S is None:
+        d_states, dS_next = None, d_states
+        d_q_entry = jnp.zeros(q.shape, product.result)
+        d_total = jnp.zeros(dS_next.shape[:-1], product.result)
+    else:
+        added = product("mbhck,mbhcv->mbhkv", q_entry, dO)
 
-    def chunk(dS_next, operands):
-        total, added = operands
-        return total[..., None] * dS_next + added, dS_next
+        def chunk(dS_next, operands):
+            total, added = operands
+            return total[..., None] * dS_next + added, dS_next
 
-    d_states, dS_next = streams.scan(
-        chunk, d_states, (total, added), sequence, reverse=True
-    )
+        d_states, dS_next = streams.scan(
+            chunk, d_states, (total, added), sequence, reverse=True
+        )
+        d_q_entry = product("mbhcv,mbhkv->mbhck", dO, S)
+        d_total = jnp.sum(dS_next * S, -1)
     d_v = product("mbhij,mbhiv->mbhjv", P, dO)
     d_v += product("mbhck,mbhkv->mbhcv", k_exit, dS_next)
     d_scores = Scores(
         pairs=product("mbhiv,mbhjv->mbhij", dO, v),
-        q=product("mbhcv,mbhkv->mbhck", dO, S),
+        q=d_q_entry,
         k=product("mbhcv,mbhkv->mbhck", v, dS_next),
-        total=jnp.sum(dS_next * S, -1),
+        total=d_total,
     )
     d_q, d_k, d_g = score_gradients(product, q, k, g, P, d_scores)
     d_chunks = Chunks(d_q, d_k, d_v, d_g)

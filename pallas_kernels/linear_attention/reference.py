@@ -23,6 +23,7 @@ def token_recurrence(
     cu_seqlens: Int[Array, "S+1"] | None,
     chunk_size: int | None,
     precision: jax.lax.Precision | None,
+    empty: bool,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "S B H K V"]]:
     """Run the recurrence.
 
@@ -30,12 +31,13 @@ def token_recurrence(
         states: the state of each sequence before its first token.
         cu_seqlens: where each sequence starts and the last one ends (B is 1); tokens
           outside have k and g zero. None for one sequence a batch row (S is 1).
-        chunk_size, precision: unused, there are no chunks and all is exact.
+        chunk_size, precision, empty: unused; there are no chunks, all is exact, and
+          every state is read.
 
     Returns:
         The outputs before scaling and the states after the last token of each sequence.
     """
-    del chunk_size, precision
+    del chunk_size, precision, empty
     sequence = None if cu_seqlens is None else owner(cu_seqlens, q.shape[1])
 
     def step(S, token):

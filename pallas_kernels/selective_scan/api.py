@@ -137,7 +137,7 @@ def _scan(
     if initial_state is None:
         initial_state = jnp.zeros((rows, *A.shape), dtype)
     axis = 0 if cu_seqlens is None else 1  # [S, B, E, N], where S or B is one
-    states = jnp.expand_dims(initial_state.astype(dtype), axis)
+    states = streams.opaque(jnp.expand_dims(initial_state.astype(dtype), axis))
     operands = [streams.vary_like(a, floats) for a in (x, dt, A.astype(dtype), B, C)]
     states = streams.vary_like(states, floats)
     if T == 0:

@@ -31,13 +31,14 @@ def fused(
     cu_seqlens: Int[Array, "S+1"] | None,
     chunk_size: int | None,
     precision: jax.lax.Precision | None,
+    empty: bool,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "S B H K V"]]:
     """Run the kernels; arguments and results as in `reference.token_recurrence`.
 
     The outputs are bfloat16, as q, k and v. Products of bfloat16 are exact in every
     `precision`. What `unsupported` refuses must not come here.
     """
-    del chunk_size, precision
+    del chunk_size, precision, empty
     run = partition.divided(
         _fused,
         ("BTHK", "BTNHK", "BTNHV", "BTNH", "BTH", "SBHKV", "S"),

@@ -35,6 +35,7 @@ def fused(
     cu_seqlens: Int[Array, "S+1"] | None,
     chunk_size: int | None,
     precision: jax.lax.Precision | None,
+    empty: bool,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "S B H K V"]]:
     """Run the kernels; arguments and results as in `reference.token_recurrence`.
 
@@ -42,7 +43,7 @@ def fused(
     unless its gradient is taken. Every `precision` but None and DEFAULT is taken as
     HIGHEST. What `unsupported` refuses must not come here.
     """
-    del chunk_size
+    del chunk_size, empty
     run = partition.divided(
         lambda *arrays: _fused(*arrays, precision),
         ("BTHK", "BTNHK", "BTNHV", "BTNH", "BTH", "SBHKV", "S"),

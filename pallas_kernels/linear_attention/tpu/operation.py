@@ -36,6 +36,7 @@ def fused(
     cu_seqlens: Int[Array, "S+1"] | None,
     chunk_size: int | None,
     precision: jax.lax.Precision | None,
+    empty: bool,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "S B H K V"]]:
     """Run the kernels; arguments and results as in `reference.token_recurrence`.
 
@@ -43,7 +44,7 @@ def fused(
     unless its gradient is taken. Every `precision` but None and DEFAULT is taken as
     HIGHEST. What `unsupported` refuses must not come here.
     """
-    del chunk_size
+    del chunk_size, empty
     of_decay = "BTH" if g is not None and g.ndim == 3 else "BTHK"
     run = partition.divided(
         lambda *arrays: _fused(*arrays, precision),

@@ -1,0 +1,285 @@
+"""Does a compiled program on a CPU compute what it says?
+
+    python -m benchmarks.compiled [--only "delta*"] [--shapes 512,8 64,64]
+
+XLA for CPUs gives some fusions of matrix products to a library, and in jaxlib 0.11.2 to
+0.12.0.1 multiplies wrongly by a right operand that is one number a row throughout
+(`tests/kernels/test_compiler.py` has the smallest program). This compiles every
+operation and mixer with these fusions and without, and compares all that they return:
+without a state, with an empty one made in the same program, a step, and the gradient.
+It also looks into the compiled program for products that such a fusion would get wrong,
+because memory that was never written often holds the right zeros by chance. Writes
+benchmarks/results/compiled_jax_<version>.json; about an hour.
+"""
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+import pallas_kernels
+from benchmarks.record import record
+from jaxlab import mixers, params
+from jaxlab.layers.norm import rms_norm
+
+HEADS = (1, 2, 4)
+SHAPES = ((1024, 4), (512, 8), (200, 16), (128, 32), (64, 64), (16, 256))
+SIZE = 32  # of a head's keys and values
+WIDTH = 64
+PARTS = ("forward", "with state", "step", "gradient")
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # of an array's largest number
+NO_FUSIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+Program = tuple[Callable[..., Any], tuple[Any, ...]]  # a function and its arguments
+
+
+def operations(heads: int, rows: int, tokens: int, dtype: Any) -> dict[str, Program]:
+    """Each operation, and a sum over its outputs like that of a norm."""
+    keys = iter(jax.random.split(jax.random.key(heads), 16))
+
+    def normal(*shape):
+        return jax.random.normal(next(keys), shape).astype(dtype)
+
+    def unit(x):
+        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+    B, T, H, D = rows, tokens, heads, SIZE
+    q, k, v = normal(B, T, H, D), unit(normal(B, T, H, D)), normal(B, T, H, D)
+    k_steps, v_steps = unit(normal(B, T, 2, H, D)), normal(B, T, 2, H, D)
+    beta = jax.nn.sigmoid(normal(B, T, H))
+    beta_steps = jax.nn.sigmoid(normal(B, T, 2, H))
+    g = -jax.nn.softplus(normal(B, T, H).astype(jnp.float32))
+    g_channel = -jax.nn.softplus(normal(B, T, H, D).astype(jnp.float32))
+    E, N = 2 * D * H, 8
+    scan = (
+        *(normal(B, T, E), jax.nn.softplus(normal(B, T, E))),
+        -jnp.exp(normal(E, N).astype(jnp.float32)),
+        *(normal(B, T, N), normal(B, T, N)),
+    )
+    linear_attention = pallas_kernels.gated_linear_attention
+    return {
+        "delta_rule": (pallas_kernels.delta_rule, (q, k, v, beta)),
+        "delta_rule, decay": (pallas_kernels.delta_rule, (q, k, v, beta, g)),
+        "delta_product": (
+            pallas_kernels.delta_product,
+            (q, k_steps, v_steps, beta_steps, g),
+        ),
+        "linear_attention": (linear_attention, (q, k, v)),
+        "linear_attention, decay a head": (linear_attention, (q, k, v, g)),
+        "linear_attention, decay a channel": (linear_attention, (q, k, v, g_channel)),
+        "selective_scan": (pallas_kernels.selective_scan, scan),
+    }
+
+
+def mixer_configs(heads: int) -> dict[str, Any]:
+    """Every mixer with so many heads; the Mamba of one state space has none."""
+    head_size = WIDTH // heads
+    configs = {
+        "attention": mixers.attention.Config(WIDTH, n_heads=heads),
+        "attention, window": mixers.attention.Config(WIDTH, n_heads=heads, window=4),
+        "delta_product": mixers.delta_product.Config(WIDTH, n_heads=heads),
+        "delta_net": mixers.delta_product.Config(
+            WIDTH, n_heads=heads, n_householders=1, forget_gate=False, beta_max=1.0
+        ),
+        "gla": mixers.gla.Config(WIDTH, n_heads=heads),
+        "retnet": mixers.retnet.Config(WIDTH, n_heads=heads),
+        "mamba2": mixers.mamba2.Config(WIDTH, head_size=2 * head_size, n_states=16),
+        "mom": mixers.mom.Config(WIDTH, n_heads=heads),
+        "mom, linear attention": mixers.mom.Config(
+            WIDTH, n_heads=heads, rule="linear_attention"
+        ),
+        "lact": mixers.lact.Config(
+            WIDTH, n_heads=heads, n_fast_heads=heads, chunk_size=16
+        ),
+        "aaren": mixers.aaren.Config(WIDTH, n_heads=heads),
+    }
+    if heads == 1:
+        configs["mamba"] = mixers.mamba.Config(WIDTH)
+    return configs
+
+
+def programs_of_operation(call: Callable, arguments) -> dict[str, Program]:
+    """What a caller may compile of an operation."""
+
+    def normalised(o):
+        return rms_norm(o, jnp.ones(o.shape[-1:]))
+
+    def forward(*arrays):
+        return normalised(call(*arrays)[0])
+
+    def with_state(*arrays):
+        _, shape = jax.eval_shape(call, *arrays)
+        empty = jnp.zeros(shape.shape, shape.dtype)
+        o, state = call(*arrays, initial_state=empty)
+        return normalised(o), normalised(state)
+
+    return _with_gradient(forward, with_state, arguments)
+
+
+def programs_of_mixer(cfg: Any, rows: int, tokens: int, dtype: Any):
+    """What a caller may compile of a mixer."""
+    mixer = mixers.mixer_of(cfg)
+    weights = params.init(mixer.spec(cfg), jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (rows, tokens, WIDTH)).astype(dtype)
+
+    def forward(weights, x):
+        return mixer.forward(weights, x, cfg)[0]
+
+    def with_state(weights, x):
+        state = mixer.init_state(cfg, rows, tokens, dtype)
+        return mixer.forward(weights, x, cfg, state=state)
+
+    def step(weights, x):
+        state = mixer.init_state(cfg, rows, tokens, dtype)
+        return mixer.step(weights, x, cfg, state)
+
+    programs = _with_gradient(forward, with_state, (weights, x))
+    return programs | {"step": (step, (weights, x[:, 0]))}
+
+
+def _with_gradient(forward, with_state, arguments) -> dict[str, Program]:
+    def loss(*arguments):
+        return jnp.sum(jnp.sin(forward(*arguments).astype(jnp.float32)))
+
+    gradient = jax.grad(loss, argnums=tuple(range(len(arguments))))
+    return {
+        "forward": (forward, arguments),
+        "with state": (with_state, arguments),
+        "gradient": (gradient, arguments),
+    }
+
+
+def difference(results: Any, others: Any) -> float:
+    """The largest difference of two trees of arrays, in units of each array's size."""
+
+    def of(a, b):
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+        error = jnp.max(jnp.abs(a - b)) / jnp.maximum(jnp.max(jnp.abs(b)), 1e-6)
+        return float(jnp.where(jnp.isfinite(error), error, jnp.inf))
+
+    return max(map(of, jax.tree.leaves(results), jax.tree.leaves(others)), default=0.0)
+
+
+def constant_operands(program: str) -> list[str]:
+    """Products in the library's fusions with a right operand that repeats one number.
+
+    Args:
+        program: the text of an optimised HLO module for a CPU.
+
+    Returns:
+        The names of the JAX operations that they come from.
+    """
+    computations: dict[str, dict[str, tuple[str, str, list[str]]]] = {}
+    fused: set[str] = set()
+    current: dict[str, tuple[str, str, list[str]]] = {}
+    for line in program.splitlines():
+        if opened := re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line):
+            current = computations.setdefault(opened[1], {})
+        elif made := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (\S+) ([\w\-]+)\(", line):
+            operands = line[made.end() :].partition(")")[0]
+            current[made[1]] = made[3], line, re.findall(r"%([\w.\-]+)", operands)
+            if "__ynn_fusion" in line and (
+                called := re.search(r"calls=%?(\S+),", line)
+            ):
+                fused.add(called[1])
+    return [
+        place[1] if (place := re.search(r'op_name="([^"]*)"', line)) else line
+        for name in sorted(fused)
+        for operation, line, operands in computations[name].values()
+        if operation == "dot" and _repeats(computations[name], operands[1])
+    ]
+
+
+def _repeats(computation, name: str) -> bool:
+    """Whether a value is a broadcast along its last axis."""
+    operation, line, operands = computation.get(name, ("parameter", "", []))
+    if operation in ("bitcast", "convert", "copy"):
+        return _repeats(computation, operands[0])
+    if operation != "broadcast":
+        return False
+    rank = line.partition("[")[2].partition("]")[0].count(",")
+    kept = re.search(r"dimensions=\{([\d,]*)\}", line)
+    return kept is not None and str(rank) not in kept[1].split(",")
+
+
+def compare(program: Program, eager: bool = True) -> dict[str, Any]:
+    """Compile a program and compare what it returns.
+
+    Args:
+        program: a function and its arguments.
+        eager: compare with the function outside of `jax.jit`, too.
+
+    Returns:
+        The differences to the program without the fusions and to the eager one, and
+        `constant_operands`.
+    """
+    function, arguments = program
+    compiled = jax.jit(function).lower(*arguments).compile()
+    results = compiled(*arguments)
+    without = jax.jit(function, compiler_options=NO_FUSIONS)(*arguments)
+    return {
+        "without_fusions": difference(results, without),
+        "eager": difference(results, function(*arguments)) if eager else 0.0,
+        "constant_operands": constant_operands(compiled.as_text()),
+    }
+
+
+def cases(shapes, dtype: Any) -> Iterator[tuple[str, int, str, dict[str, Program]]]:
+    """Every operation and mixer, with every number of heads and shape."""
+    for rows, tokens in shapes:
+        for heads in HEADS:
+            shape = f"{rows} rows of {tokens}"
+            for name, (call, arrays) in operations(heads, rows, tokens, dtype).items():
+                yield name, heads, shape, programs_of_operation(call, arrays)
+            for name, cfg in mixer_configs(heads).items():
+                programs = programs_of_mixer(cfg, rows, tokens, dtype)
+                yield f"mixer {name}", heads, shape, programs
+
+
+def main(
+    only: str = "*",
+    shapes: tuple[str, ...] = tuple(f"{rows},{tokens}" for rows, tokens in SHAPES),
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    parts: tuple[str, ...] = PARTS,
+    name: str = f"compiled_jax_{jax.__version__}",
+) -> None:
+    """Compare every case.
+
+    Args:
+        only: a pattern of the names of operations and mixers.
+        shapes: rows and tokens, as "512,8".
+        dtype: of the inputs.
+        parts: what to compile of each.
+        name: of the file of results.
+    """
+    sizes = [tuple(int(size) for size in shape.split(",")) for shape in shapes]
+    wrong, largest, count = [], {}, 0
+    for method, heads, shape, programs in cases(sizes, dtype):
+        for part in parts:
+            if part not in programs or not fnmatch.fnmatch(method, only):
+                continue
+            got = compare(programs[part], eager=part != "gradient")
+            differences = got["without_fusions"], got["eager"]
+            count += 1
+            before = largest.setdefault(method, {}).get(part, 0.0)
+            largest[method][part] = max(before, *differences)
+            if max(differences) > TOLERANCE[dtype] or got["constant_operands"]:
+                products = len(got["constant_operands"])
+                difference = f"{max(differences):.2g}"
+                wrong.append(
+                    {"method": method, "heads": heads, "shape": shape, "part": part}
+                    | {"difference": difference, "constant_operands": products}
+                )
+                print(wrong[-1], flush=True)
+        jax.clear_caches()
+    results = {"programs": count, "wrong": wrong, "largest_difference": largest}
+    path = record(name, dtype=dtype, shapes=shapes, **results)
+    print(f"{len(wrong)} of {count} programs differ; written to {path}.")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
