@@ -1,6 +1,6 @@
 """Does a compiled program on a CPU compute what it says?
 
-    python -m benchmarks.compiled [--only "delta*"] [--shapes 512,8 64,64]
+    python -m benchmarks.compiled [--eager] [--only "delta*"] [--shapes 512,8 64,64]
 
 XLA for CPUs gives some fusions of matrix products to a library, and in jaxlib 0.11.2 to
 0.12.0.1 multiplies wrongly by a right operand that is one number a row throughout
@@ -245,6 +245,7 @@ def main(
     shapes: tuple[str, ...] = tuple(f"{rows},{tokens}" for rows, tokens in SHAPES),
     dtype: Literal["float32", "bfloat16"] = "float32",
     parts: tuple[str, ...] = PARTS,
+    eager: bool = False,
     name: str = f"compiled_jax_{jax.__version__}",
 ) -> None:
     """Compare every case.
@@ -254,6 +255,8 @@ def main(
         shapes: rows and tokens, as "512,8".
         dtype: of the inputs.
         parts: what to compile of each.
+        eager: compare with what the functions give outside of `jax.jit`, too; gradients
+            are left out.
         name: of the file of results.
     """
     sizes = [tuple(int(size) for size in shape.split(",")) for shape in shapes]
@@ -262,7 +265,7 @@ def main(
         for part in parts:
             if part not in programs or not fnmatch.fnmatch(method, only):
                 continue
-            got = compare(programs[part], eager=part != "gradient")
+            got = compare(programs[part], eager and part != "gradient")
             differences = got["without_fusions"], got["eager"]
             count += 1
             before = largest.setdefault(method, {}).get(part, 0.0)
