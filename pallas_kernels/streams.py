@@ -93,8 +93,13 @@ def scan(
 
     def body(states, operands_and_sequence):
         operands, s = operands_and_sequence
-        state, output = step(states[0] if s is None else states[s], operands)
-        return state[None] if s is None else states.at[s].set(state), output
+        if s is None:
+            state, output = step(states[0], operands)
+            return state[None], output
+        # All is read before anything is written, so that no step copies the states.
+        state, states = jax.lax.optimization_barrier((states[s], states))
+        state, output = step(state, operands)
+        return states.at[s].set(state), output
 
     return jax.lax.scan(body, states, (operands, sequence), reverse=reverse)
 

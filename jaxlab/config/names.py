@@ -16,6 +16,7 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Iterable, Iterator
+from typing import TypeGuard
 
 import jaxlab
 
@@ -70,9 +71,9 @@ def find(name: str) -> type:
         return cls
     module, _, attribute = wanted.rpartition(".")
     for module_name in (module, CONFIG_FILE + module):
-        cls = getattr(sys.modules.get(module_name), attribute, None)
-        if _is_config_class(cls) and cls.__module__ == module_name:
-            return cls
+        thing = getattr(sys.modules.get(module_name), attribute, None)
+        if _is_config_class(thing) and thing.__module__ == module_name:
+            return thing
     classes = list(classes_of_jaxlab())
     if cls := _among(classes, wanted):
         return cls
@@ -97,7 +98,7 @@ def _is_ours(cls: type) -> bool:
     return cls.__module__.split(".")[0] == jaxlab.__name__
 
 
-def _is_config_class(thing: object) -> bool:
+def _is_config_class(thing: object) -> TypeGuard[type]:
     """Whether it is a dataclass, and no pytree: states are not saved in configs."""
     return (
         isinstance(thing, type)
