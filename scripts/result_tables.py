@@ -3,7 +3,7 @@
     python scripts/result_tables.py [--check]
 
 A page is README.md or a Markdown file below docs/. A table stands between the lines
-`<!-- name -->` and `<!-- /name -->`, where the name is one of `benchmarks.tables.TABLES`.
+`<!-- name -->` and `<!-- /name -->`, with a name of `benchmarks.tables.TABLES`.
 With --check nothing is written, and a page that disagrees is an error.
 """
 
@@ -39,11 +39,15 @@ def filled(page: pathlib.Path) -> str:
     for name in MARK.findall(text):
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         if name not in TABLES:
-            raise ValueError(f"{page.name} has the mark {start}, but no table is it.")
+            raise ValueError(
+                f"{page.name} has the mark {start}; no table has that name."
+            )
         before, _, rest = text.partition(start)
         _, closed, after = rest.partition(end)
         if not closed:
-            raise ValueError(f"{page.name} has the mark {start}, but not {end}.")
+            raise ValueError(
+                f"{page.name} has the mark {start}, but not {end} after it."
+            )
         table = LINK.sub(f"]({up}", TABLES[name]())
         text = f"{before}{start}\n{table}\n{end}{after}"
     return text
