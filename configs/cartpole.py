@@ -1,8 +1,8 @@
 """CartPole by EGGROLL: networks that differ by a rank of one, and no gradient.
 
 Paper: Sarkar et al., Evolution Strategies at the Hyperscale, arXiv 2511.16652.
-Expected: 500 of 500 in every episode of an evaluation within 60 generations (8 to 38 in
-the README), in seconds on two CPU cores.
+Expected: 500 of 500 in every episode of an evaluation within 60 generations, in seconds
+on two CPU cores (docs/results/evolution.md has the figures of five seeds).
 Command: python scripts/evolve.py configs/cartpole.py
 With JAX_NUM_CPU_DEVICES=2 before it, each core has half of the population.
 """

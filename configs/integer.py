@@ -3,7 +3,7 @@
 Data: the standard library of the running Python, as bytes; 5% of the files held out.
 Paper: Sarkar et al., Evolution Strategies at the Hyperscale, arXiv 2511.16652.
 Expected: about 4.3 bits per byte after 300 generations of 1024 members (unigram 4.55,
-bigram 3.44); populations beside one another are in the README.
+bigram 3.44); docs/results/evolution.md has populations beside one another.
 Command: python scripts/evolve.py configs/integer.py
 """
 

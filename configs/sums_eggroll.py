@@ -5,7 +5,7 @@ A question is "(3, 4, ", and the answer is right where it is "7". To begin with,
 asked the same 16 questions. configs/sums_grpo.py has as many a step.
 
 Paper: Sarkar et al., Evolution Strategies at the Hyperscale, arXiv 2511.16652.
-Expected: see the README.
+Expected: see docs/results/evolution.md.
 Command: make train, then python scripts/evolve.py configs/sums_eggroll.py
 """
 

@@ -3,7 +3,7 @@
 A step is 2048 answers: 8 drawn for each of 256 questions.
 
 Paper: Shao et al., DeepSeekMath, arXiv 2402.03300.
-Expected: see the README.
+Expected: see docs/results/evolution.md.
 Command: make train, then python scripts/evolve.py configs/sums_grpo.py
 """
 

@@ -2,7 +2,7 @@
 
 Data: the standard library of the running Python, as bytes; 5% of the files held out.
 Expected: below 2.1 bits per byte on held-out files (unigram 4.55, bigram 3.44); what it
-reached is in the README.
+reached is in docs/results/models.md.
 Command: make train      (python scripts/train.py configs/tiny.py --resume)
 """
 

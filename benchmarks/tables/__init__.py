@@ -1,4 +1,4 @@
-"""The README's tables, made of benchmarks/results."""
+"""The tables of README.md and docs/, made of benchmarks/results."""
 
 from benchmarks.tables import evolution, methods, models, optimizers, speed
 
@@ -31,4 +31,4 @@ TABLES = {
     "defaults": speed.defaults,
     "gpu_kernels": speed.gpu_kernels,
 }
-"""By the name in the README's markers; a table without markers there is not shown."""
+"""Every table by the name of its marks; `scripts/result_tables.py` fills them."""

@@ -7,7 +7,7 @@ from benchmarks.optimizers import compare, problems
 
 
 def test_one_answer_for_all_curves_costs_47_nats():
-    """What the README says of the autoencoder's plateau."""
+    """What docs/results/optimizers.md says of the autoencoder's plateau."""
     drawn = np.float64(problems.curves(4000))
     assert drawn.min() >= 0 and drawn.max() <= 1
     p = drawn.mean(0)

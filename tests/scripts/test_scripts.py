@@ -1,4 +1,4 @@
-"""The commands of the README, as a user types them."""
+"""The commands of docs/howto, as a user types them."""
 
 import json
 import pathlib

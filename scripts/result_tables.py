@@ -1,0 +1,73 @@
+"""Write the tables of all pages from benchmarks/results.
+
+    python scripts/result_tables.py [--check]
+
+A page is README.md or a Markdown file below docs/. A table stands between the lines
+`<!-- name -->` and `<!-- /name -->`, with a name of `benchmarks.tables.TABLES`.
+With --check nothing is written, and a page that disagrees is an error.
+"""
+
+import pathlib
+import re
+import sys
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.tables import TABLES  # noqa: E402
+
+LINK = re.compile(r"\]\((?![a-z]+:|#)")
+MARK = re.compile(r"<!-- (\w+) -->")
+
+
+def pages() -> list[pathlib.Path]:
+    """README.md and every page below docs/."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def filled(page: pathlib.Path) -> str:
+    """The text of a page with its tables made anew.
+
+    A table names files by their paths from the root of the repository; its links are
+    made to start at the page's folder.
+
+    Raises:
+        ValueError: the page has a mark of no table, or one that is not closed.
+    """
+    text = page.read_text()
+    up = "../" * len(page.relative_to(ROOT).parent.parts)
+    for name in MARK.findall(text):
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        if name not in TABLES:
+            raise ValueError(
+                f"{page.name} has the mark {start}; no table has that name."
+            )
+        before, _, rest = text.partition(start)
+        _, closed, after = rest.partition(end)
+        if not closed:
+            raise ValueError(
+                f"{page.name} has the mark {start}, but not {end} after it."
+            )
+        table = LINK.sub(f"]({up}", TABLES[name]())
+        text = f"{before}{start}\n{table}\n{end}{after}"
+    return text
+
+
+def main() -> None:
+    if sys.argv[1:] not in ([], ["--check"]):
+        sys.exit(__doc__)
+    wrong = [page for page in pages() if filled(page) != page.read_text()]
+    if "--check" not in sys.argv:
+        for page in wrong:
+            page.write_text(filled(page))
+            print(f"Wrote {page.relative_to(ROOT)}.")
+    elif wrong:
+        names = ", ".join(str(page.relative_to(ROOT)) for page in wrong)
+        sys.exit(
+            f"These pages disagree with benchmarks/results: {names}. "
+            "Run scripts/result_tables.py."
+        )
+
+
+if __name__ == "__main__":
+    main()
