@@ -31,7 +31,11 @@ SHAPES = ((1024, 4), (512, 8), (200, 16), (128, 32), (64, 64), (16, 256))
 SIZE = 32  # of a head's keys and values
 WIDTH = 64
 PARTS = ("forward", "with state", "step", "gradient")
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # of an array's largest number
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+"""What is rounding, in units of an array's largest number.
+
+The norm of an output near zero makes much of a rounding: the gradients of RetNet for
+rows of four tokens differ from float64 by 2e-4, compiled in either way."""
 NO_FUSIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 Program = tuple[Callable[..., Any], tuple[Any, ...]]  # a function and its arguments
@@ -224,14 +228,16 @@ def compare(program: Program, eager: bool = True) -> dict[str, Any]:
     return {
         "without_fusions": difference(results, without),
         "eager": difference(results, function(*arguments)) if eager else 0.0,
-        "constant_operands": constant_operands(compiled.as_text()),
+        "constant_operands": constant_operands(compiled.as_text() or ""),
     }
 
 
-def cases(shapes, dtype: Any) -> Iterator[tuple[str, int, str, dict[str, Program]]]:
+def cases(
+    all_heads, shapes, dtype: Any
+) -> Iterator[tuple[str, int, str, dict[str, Program]]]:
     """Every operation and mixer, with every number of heads and shape."""
     for rows, tokens in shapes:
-        for heads in HEADS:
+        for heads in all_heads:
             shape = f"{rows} rows of {tokens}"
             for name, (call, arrays) in operations(heads, rows, tokens, dtype).items():
                 yield name, heads, shape, programs_of_operation(call, arrays)
@@ -242,6 +248,7 @@ def cases(shapes, dtype: Any) -> Iterator[tuple[str, int, str, dict[str, Program
 
 def main(
     only: str = "*",
+    heads: tuple[int, ...] = HEADS,
     shapes: tuple[str, ...] = tuple(f"{rows},{tokens}" for rows, tokens in SHAPES),
     dtype: Literal["float32", "bfloat16"] = "float32",
     parts: tuple[str, ...] = PARTS,
@@ -252,6 +259,7 @@ def main(
 
     Args:
         only: a pattern of the names of operations and mixers.
+        heads: numbers of heads.
         shapes: rows and tokens, as "512,8".
         dtype: of the inputs.
         parts: what to compile of each.
@@ -261,7 +269,7 @@ def main(
     """
     sizes = [tuple(int(size) for size in shape.split(",")) for shape in shapes]
     wrong, largest, count = [], {}, 0
-    for method, heads, shape, programs in cases(sizes, dtype):
+    for method, n_heads, shape, programs in cases(heads, sizes, dtype):
         for part in parts:
             if part not in programs or not fnmatch.fnmatch(method, only):
                 continue
@@ -274,13 +282,14 @@ def main(
                 products = len(got["constant_operands"])
                 difference = f"{max(differences):.2g}"
                 wrong.append(
-                    {"method": method, "heads": heads, "shape": shape, "part": part}
+                    {"method": method, "heads": n_heads, "shape": shape, "part": part}
                     | {"difference": difference, "constant_operands": products}
                 )
                 print(wrong[-1], flush=True)
         jax.clear_caches()
     results = {"programs": count, "wrong": wrong, "largest_difference": largest}
-    path = record(name, dtype=dtype, shapes=shapes, **results)
+    grid = {"dtype": dtype, "heads": heads, "shapes": shapes, "parts": parts}
+    path = record(name, **grid, **results)
     print(f"{len(wrong)} of {count} programs differ; written to {path}.")
 
 

@@ -14,16 +14,18 @@ MAY_IMPORT = {
     "layers": {"params"},
     "mixers": {"params", "layers"},
     "models": {"params", "layers", "mixers"},
+    "objectives": {"params", "layers", "mixers", "models", "evaluation", "data"},
     "optimizers": {"params"},
     "evolution": {"params"},
     "environments": set(),
-    "rl": {"params", "layers", "models", "inference", "data"},
+    "rl": {"params", "layers", "models", "inference", "data", "objectives"},
     "data": set(),
     "inference": {"params", "layers", "mixers", "models"},
     "evaluation": {"params", "layers", "mixers", "models", "data"},
     "training": {
         *("params", "layers", "mixers", "models", "optimizers", "data"),
         *("inference", "evaluation", "evolution", "environments", "rl", "config"),
+        "objectives",
     },
 }
 

@@ -22,6 +22,7 @@ import tyro
 from benchmarks.record import record
 from benchmarks.turns import alternate, quartiles
 from jaxlab import config, models, params
+from jaxlab.objectives import NextToken
 from jaxlab.optimizers import LAMB, MKOR, state_bytes
 from jaxlab.training import TrainConfig
 from jaxlab.training.source import open_source
@@ -157,13 +158,19 @@ def measure(
 def stepping(cfg: TrainConfig, contestant: Contestant, batch) -> Callable[[], float]:
     """A function that makes one step and returns the seconds it took."""
     optimizer = contestant.optimizer
-    step = make_train_step(cfg.model, optimizer, cfg.accumulate, contestant.tapped)
-    state = create_state(cfg.model, optimizer, jax.sharding.get_mesh(), cfg.seed)
+    step = make_train_step(
+        NextToken(cfg.model), optimizer, cfg.accumulate, contestant.tapped
+    )
+    state = create_state(
+        models.spec(cfg.model), optimizer, jax.sharding.get_mesh(), cfg.seed
+    )
+
+    key = jax.random.key(cfg.seed)
 
     def seconds() -> float:
         nonlocal state
         start = time.perf_counter()
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, key)
         jax.block_until_ready((state, metrics))
         return time.perf_counter() - start
 

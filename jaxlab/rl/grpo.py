@@ -12,8 +12,8 @@ policy maximises
                              - beta D_it
     D_it = pi_ref / pi - log(pi_ref / pi) - 1.
 
-`advantages`, `clipped`, `k3` and `token_average` are the four parts, `policy_loss` puts
-the first two terms together, and `GRPO.build` makes a learner of them, with `init` and
+`advantages`, `clipped`, `k3` and `token_sum` are the four parts, `PolicyGradient` the
+objective that they make, and `GRPO.build` makes a learner of it, with `init` and
 `step`.
 
 Differs from the paper in: pi_ref stays what `init` was given; 1e-6 is added to the
@@ -41,7 +41,9 @@ import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
+from jaxlab import models
 from jaxlab.models import LMConfig
+from jaxlab.objectives import Ratio, gradient_step
 from jaxlab.rl.questions import Questions
 from jaxlab.rl.rewards import exact_match
 from jaxlab.rl.rollout import log_probabilities, sample
@@ -103,6 +105,9 @@ class GRPO:
         model: LMConfig,
         optimizer: optax.GradientTransformation,
         reward: Reward = exact_match,
+        *,
+        accumulate: int = 1,
+        tapped: Any = None,
     ) -> "Learner":
         """The learner of a model by an optax optimizer, which minimises.
 
@@ -110,8 +115,12 @@ class GRPO:
             model: the model.
             optimizer: of the loss.
             reward: of the answers; see `Reward`.
+            accumulate: parts of the questions whose gradients are computed one by one.
+            tapped: tree of booleans, the weights whose statistics the optimizer takes,
+                as MKOR does; None for none.
         """
-        return Learner(self, model, optimizer, reward)
+        taps = None if tapped is None else tuple(jax.tree.leaves(tapped))
+        return Learner(self, model, optimizer, reward, accumulate, taps)
 
 
 def informative(rewards: Float[Array, "Q G"]) -> Bool[Array, " Q"]:
@@ -165,10 +174,10 @@ def k3(log_p: Float[Array, "R N"], log_q: Float[Array, "R N"]) -> Float[Array, "
     return jnp.expm1(log_q - log_p) - (log_q - log_p)
 
 
-def token_average(
+def token_sum(
     values: Float[Array, "R N"], mask: Float[Array, "R N"], average: str
-) -> Float[Array, ""]:
-    """One number of all tokens that the mask keeps.
+) -> Ratio:
+    """A sum over all tokens that the mask keeps, and what makes an average of it.
 
     Args:
         values: of tokens; what the mask leaves out may be anything.
@@ -183,14 +192,22 @@ def token_average(
     match average:
         case "sequence":
             lengths = jnp.maximum(jnp.sum(mask, axis=1), 1.0)
-            return jnp.mean(jnp.sum(values, axis=1) / lengths)
+            return Ratio(jnp.sum(jnp.sum(values, axis=1) / lengths), jnp.float32(R))
         case "token":
-            return jnp.sum(values) / jnp.maximum(jnp.sum(mask), 1.0)
+            return Ratio(jnp.sum(values), jnp.sum(mask))
         case _:
-            return jnp.sum(values) / (R * N)
+            return Ratio(jnp.sum(values), jnp.float32(R * N))
 
 
-def policy_loss(
+def token_average(
+    values: Float[Array, "R N"], mask: Float[Array, "R N"], average: str
+) -> Float[Array, ""]:
+    """The quotient of `token_sum`; 0 where no token is kept."""
+    total, weight = token_sum(values, mask, average)
+    return total / jnp.maximum(weight, 1.0)
+
+
+def policy_sums(
     new: Float[Array, "R N"],
     old: Float[Array, "R N"],
     advantages: Float[Array, " R"],
@@ -199,8 +216,8 @@ def policy_loss(
     below: float = 0.2,
     above: float = 0.2,
     average: str = "sequence",
-) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """-average(min(rho A, clip(rho, 1 - below, 1 + above) A)), rho = exp(new - old).
+) -> tuple[Float[Array, ""], Float[Array, ""], dict[str, Ratio]]:
+    """-sum(min(rho A, clip(rho, 1 - below, 1 + above) A)), rho = exp(new - old).
 
     Args:
         new: log-probabilities of the answers' tokens, of the policy that learns.
@@ -208,11 +225,12 @@ def policy_loss(
         advantages: of the answers.
         mask: 1 for the tokens of an answer, 0 behind its end.
         below, above: how far a ratio may go to either side of 1 for a gain.
-        average: see `token_average`.
+        average: see `token_sum`.
 
     Returns:
-        The loss; and of all tokens alike ``clipped``, the share whose gradient the
-        bound stops, and ``kl_to_old``, the `k3` estimate of KL(old || new).
+        The sum and its weight, whose quotient is the loss; and of all tokens alike
+        ``clipped``, the share whose gradient the bound stops, and ``kl_to_old``, the
+        `k3` estimate of KL(old || new).
 
     Raises:
         ValueError: shapes that do not fit, an unknown average.
@@ -227,11 +245,87 @@ def policy_loss(
     # What is masked may be anything, NaN as well: it must not meet the gradient.
     log_ratio = jnp.where(mask > 0, new - old, 0.0)
     gain, at_bound = clipped(jnp.exp(log_ratio), advantages[:, None], below, above)
+    total, weight = token_sum(gain, mask, average)
     figures = {
-        "clipped": token_average(at_bound.astype(jnp.float32), mask, "token"),
-        "kl_to_old": token_average(k3(jnp.zeros_like(new), log_ratio), mask, "token"),
+        "clipped": token_sum(at_bound.astype(jnp.float32), mask, "token"),
+        "kl_to_old": token_sum(k3(jnp.zeros_like(new), log_ratio), mask, "token"),
     }
-    return -token_average(gain, mask, average), figures
+    return -total, weight, figures
+
+
+def policy_loss(
+    new: Float[Array, "R N"],
+    old: Float[Array, "R N"],
+    advantages: Float[Array, " R"],
+    mask: Float[Array, "R N"],
+    *,
+    below: float = 0.2,
+    above: float = 0.2,
+    average: str = "sequence",
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """The quotients of `policy_sums`: the loss, and its figures."""
+    total, weight, figures = policy_sums(
+        new, old, advantages, mask, below=below, above=above, average=average
+    )
+    return total / jnp.maximum(weight, 1.0), {
+        name: figure.total / jnp.maximum(figure.weight, 1.0)
+        for name, figure in figures.items()
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyGradient:
+    """The objective of GRPO: answers that were drawn, and their advantages.
+
+    A batch has, a row a question, ``prompts`` and ``segment_ids`` (int ``[Q, P]``),
+    ``tokens`` (int) and ``mask`` (float) ``[Q, G, N]`` of the answers, ``advantages``
+    ``[Q, G]``, ``old``, their log-probabilities by the policy that drew them
+    ``[Q, G, N]``, ``first`` (bool ``[Q]``), whether that is the policy itself, and for
+    a term of pi_ref its log-probabilities ``reference``.
+    """
+
+    model: LMConfig
+    settings: GRPO
+
+    def spec(self) -> Any:
+        """The model's parameters."""
+        return models.spec(self.model)
+
+    def loss(self, params: Any, batch: Any, key: Array | None = None):
+        """(total, weight, figures), see `jaxlab.objectives`; no key is used."""
+        del key
+        how = self.settings
+
+        def rows(x):
+            return x.reshape(-1, *x.shape[2:])
+
+        mask = rows(batch["mask"])
+        new = log_probabilities(
+            params,
+            batch["prompts"],
+            batch["segment_ids"],
+            rows(batch["tokens"]),
+            mask,
+            self.model,
+            how.temperature,
+        )
+        # The same pass for both, so that a ratio of one policy is exactly 1.
+        first = jnp.repeat(batch["first"], how.group)[:, None]
+        old = jnp.where(first, jax.lax.stop_gradient(new), rows(batch["old"]))
+        total, weight, figures = policy_sums(
+            new,
+            old,
+            rows(batch["advantages"]),
+            mask,
+            below=how.clip,
+            above=how.above,
+            average=how.average,
+        )
+        if "reference" in batch:
+            away = k3(new, rows(batch["reference"]))
+            total += how.kl * token_sum(away, mask, how.average).total
+            figures["kl_to_reference"] = token_sum(away, mask, "token")
+        return total, weight, figures
 
 
 @struct.dataclass
@@ -255,6 +349,8 @@ class Learner:
     model: LMConfig
     optimizer: optax.GradientTransformation
     reward: Reward
+    accumulate: int = 1
+    tapped: tuple[bool, ...] | None = None  # the leaves of the tree
 
     def init(self, params: Any) -> State:
         """The state before the first step; `params` become the reference."""
@@ -278,16 +374,16 @@ class Learner:
             ``no_signal``, the share of groups of equal rewards; ``entropy``, minus the
             mean log-probability of the tokens drawn (nats); ``length``, mean tokens of
             an answer; and as means over the updates ``loss``, ``gradient_norm``,
-            ``clipped`` and ``kl_to_old`` (both 0 at the first), and with `kl` set
-            ``kl_to_reference``.
+            ``update_norm``, ``clipped`` and ``kl_to_old`` (both 0 at the first), and
+            with `kl` set ``kl_to_reference``.
         """
-        how, cfg = self.settings, self.model
+        how = self.settings
         drawn = sample(
             params,
             questions.prompts,
             questions.segment_ids,
             key,
-            cfg,
+            self.model,
             max_tokens=how.max_tokens or questions.answers.shape[1],
             temperature=how.temperature,
             stop=how.stop,
@@ -298,51 +394,59 @@ class Learner:
             drawn.tokens, drawn.mask, asked.answers, asked.answer_mask
         )
         reward_QG = reward_R.reshape(-1, how.group)
-        advantage_R = advantages(reward_QG, how.scale).reshape(-1)
+
+        def by_question(x):
+            return x.reshape(-1, how.group, *x.shape[1:])
 
         def log_p(params):
-            return log_probabilities(
-                params,
-                questions.prompts,
-                questions.segment_ids,
-                drawn.tokens,
-                drawn.mask,
-                cfg,
-                how.temperature,
+            return by_question(
+                log_probabilities(
+                    params,
+                    questions.prompts,
+                    questions.segment_ids,
+                    drawn.tokens,
+                    drawn.mask,
+                    self.model,
+                    how.temperature,
+                )
             )
 
-        reference = log_p(state.reference) if how.kl else None
-
-        def loss(params, old, first):
-            new = log_p(params)
-            # The same pass for both, so that a ratio of one policy is exactly 1.
-            old = jnp.where(first, jax.lax.stop_gradient(new), old)
-            value, found = policy_loss(
-                *(new, old, advantage_R, drawn.mask),
-                below=how.clip,
-                above=how.above,
-                average=how.average,
-            )
-            if reference is not None:
-                away = k3(new, reference)
-                value += how.kl * token_average(away, drawn.mask, how.average)
-                found["kl_to_reference"] = token_average(away, drawn.mask, "token")
-            return value, (old, found)
+        objective = PolicyGradient(self.model, how)
+        batch = {
+            "prompts": questions.prompts,
+            "segment_ids": questions.segment_ids,
+            "tokens": by_question(drawn.tokens),
+            "mask": by_question(drawn.mask),
+            "advantages": advantages(reward_QG, how.scale),
+            # Only updates after the first read it.
+            "old": log_p(params)
+            if how.updates > 1
+            else by_question(drawn.log_probabilities),
+        }
+        if how.kl:
+            batch["reference"] = log_p(state.reference)
+        tapped = None
+        if self.tapped is not None:
+            structure = jax.tree.structure(objective.spec())
+            tapped = jax.tree.unflatten(structure, self.tapped)
 
         def update(carry, number):
-            params, optimizer, old = carry
-            (value, (old, found)), g = jax.value_and_grad(loss, has_aux=True)(
-                params, old, number == 0
+            params, opt_state = carry
+            first = jnp.full(reward_QG.shape[:1], number == 0)
+            params, opt_state, figures = gradient_step(
+                objective,
+                self.optimizer,
+                params,
+                opt_state,
+                batch | {"first": first},
+                key,
+                accumulate=self.accumulate,
+                tapped=tapped,
             )
-            with jax.numpy_dtype_promotion("standard"):  # optax relies on it
-                updates, optimizer = self.optimizer.update(g, optimizer, params)
-                params = optax.apply_updates(params, updates)
-            found |= {"loss": value, "gradient_norm": optax.tree.norm(g)}
-            return (params, optimizer, old), found
+            return (params, opt_state), figures
 
-        carry = params, state.optimizer, drawn.log_probabilities
-        (params, optimizer, _), found = jax.lax.scan(
-            update, carry, jnp.arange(how.updates)
+        (params, opt_state), found = jax.lax.scan(
+            update, (params, state.optimizer), jnp.arange(how.updates)
         )
         figures = jax.tree.map(jnp.mean, found) | {
             "reward": jnp.mean(reward_R),
@@ -350,7 +454,7 @@ class Learner:
             "entropy": -token_average(drawn.log_probabilities, drawn.mask, "token"),
             "length": jnp.mean(jnp.sum(drawn.mask, axis=1)),
         }
-        return params, State(optimizer, state.reference), figures
+        return params, State(opt_state, state.reference), figures
 
 
 def _check_choice(name: str, choice: str, known: tuple[str, ...]) -> None:

@@ -1,9 +1,11 @@
 """What a training run is made of."""
 
 import dataclasses
+from typing import Any
 
 from jaxlab.inference import SamplingParams
 from jaxlab.models import LMConfig
+from jaxlab.objectives import NextToken, Objective
 from jaxlab.optimizers import AdamW, BatchController, BatchGrowth, Optimizer
 from jaxlab.params import MeshConfig
 from jaxlab.training.source import TaskData, TextData
@@ -25,6 +27,7 @@ class TrainConfig:
     directory: str = "runs"  # where runs put checkpoints, metrics and pictures
     data: TextData | TaskData = TextData()
     model: LMConfig = LMConfig()
+    objective: Any = None  # what is learned; None: the next token, by `model`
     optimizer: Optimizer = AdamW()
     mesh: MeshConfig = MeshConfig()
     batch_size: int = 32  # rows a step, over all devices
@@ -62,6 +65,11 @@ class TrainConfig:
                 f"accumulate={self.accumulate} equal parts."
             )
         self.batch_controller()
+
+    @property
+    def learned(self) -> Objective:
+        """The objective: that of the config, or the next token."""
+        return NextToken(self.model) if self.objective is None else self.objective
 
     def batch_controller(self) -> BatchController | None:
         """What decides the batch of each step; None where it stays as it is.

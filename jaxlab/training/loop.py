@@ -7,17 +7,17 @@ import logging
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxlab import config, models, params
-from jaxlab.evaluation import evaluate
+from jaxlab import config, params
 from jaxlab.inference import generate
-from jaxlab.models import LMConfig
-from jaxlab.optimizers import MKOR, events
+from jaxlab.objectives import heldout_scores
+from jaxlab.optimizers import events
 from jaxlab.training.batches import StepBatches
 from jaxlab.training.checkpoint import CheckpointError, Checkpoints
 from jaxlab.training.config import TrainConfig
@@ -72,7 +72,8 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
     source = open_source(cfg.data, cfg.batch_size, cfg.seed, resumes=saved is not None)
     batches = StepBatches(source.train, cfg)
     _check_fit(cfg, source, mesh)
-    optimizer = cfg.optimizer.build(models.spec(cfg.model), cfg.steps)
+    objective, specs = cfg.learned, cfg.learned.spec()
+    optimizer = cfg.optimizer.build(specs, cfg.steps)
     peak = _peak_flops(mesh)
     with (
         jax.set_mesh(mesh),
@@ -83,18 +84,18 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
         if saved is None:
             state, step = _first_state(cfg, optimizer, mesh), 0
         else:
-            abstract = abstract_state(cfg.model, optimizer, mesh)
+            abstract = abstract_state(specs, optimizer, mesh)
             step, state = checkpoints.restore(abstract, batches)
         writer.truncate_after(step)
         _say(_headline(cfg, mesh, source, run, step))
         started = time.monotonic()
         progress = Progress(
             cfg.steps,
-            flops_per_token=flops_per_token(cfg.model),
+            flops_per_token=flops_per_token(specs),
             peak_flops=peak,
         )
 
-        happens = events(state.opt_state)
+        sentences = events(state.opt_state)
         shown_rows = cfg.batch_size if step == 0 else None
 
         def record(step: int, metrics: dict, rows: int, seen: int) -> None:
@@ -103,7 +104,7 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
             if not all(map(math.isfinite, values.values())):
                 progress.close()
                 raise FloatingPointError(_not_finite(step, values, checkpoints))
-            for name, sentence in happens.items():
+            for name, sentence in sentences.items():
                 if values.pop(name) == step:
                     progress.message(f"step {step}: {sentence}")
                     writer.write(step, {f"train/{name}": step})
@@ -120,20 +121,21 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
                 writer.write(step, {f"train/{k}": v for k, v in values.items()})
 
         def score(step: int, state: TrainState) -> dict[str, float]:
-            scores = evaluate(state.params, cfg.model, source.heldout(), mesh)
+            scores = heldout_scores(objective, state.params, source.heldout(), mesh)
             scores = {k: v for k, v in scores.items() if isinstance(v, float)}
             writer.write(step, {f"heldout/{k}": v for k, v in scores.items()})
             progress.message(f"step {step}: held-out {_shown(scores)}")
             return scores
 
-        tapped = None
-        if isinstance(cfg.optimizer, MKOR):
-            tapped = cfg.optimizer.tapped(models.spec(cfg.model))
+        # An optimizer that takes statistics of products says of which weights.
+        tapped_by = getattr(cfg.optimizer, "tapped", None)
+        tapped = None if tapped_by is None else tapped_by(specs)
+        key = jax.random.key(cfg.seed)
 
         @functools.cache
         def train_step(parts: int):
             tests = cfg.growth is not None
-            return make_train_step(cfg.model, optimizer, parts, tapped, tests)
+            return make_train_step(objective, optimizer, parts, tapped, tests)
 
         scores, scored_at, pending, why = {}, None, None, None
         while step < cfg.steps:
@@ -141,7 +143,8 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
                 break
             taken = next(batches)
             batch = params.place_rows(taken.batch, mesh)
-            state, metrics = train_step(taken.parts)(state, batch)
+            draws = jax.random.fold_in(key, step)
+            state, metrics = train_step(taken.parts)(state, batch, draws)
             if pending is not None:  # the step before, while this one is computed
                 record(*pending)
             step += 1
@@ -176,7 +179,8 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
 
 def _first_state(cfg: TrainConfig, optimizer, mesh: Mesh) -> TrainState:
     """New parameters, or those that another run ended with."""
-    state = create_state(cfg.model, optimizer, mesh, cfg.seed)
+    specs = cfg.learned.spec()
+    state = create_state(specs, optimizer, mesh, cfg.seed)
     if cfg.init_from is None:
         return state
     other = Checkpoints(
@@ -184,14 +188,15 @@ def _first_state(cfg: TrainConfig, optimizer, mesh: Mesh) -> TrainState:
         config=config.to_json(cfg),
         may_differ=MAY_DIFFER,
     )
-    wanted = abstract_state(cfg.model, optimizer, mesh).params
+    wanted = abstract_state(specs, optimizer, mesh).params
     step, arrays = other.restore(wanted, subtree="params")
     _say(f"Starting from the parameters of {cfg.init_from} at step {step}.")
     return dataclasses.replace(state, params=arrays)
 
 
 def _check_fit(cfg: TrainConfig, source: Source, mesh: Mesh) -> None:
-    if source.vocab_size > cfg.model.vocab_size:
+    reads_tokens = cfg.objective is None
+    if reads_tokens and source.vocab_size > cfg.model.vocab_size:
         raise ValueError(
             f"The data has {source.vocab_size} token ids but model.vocab_size is "
             f"{cfg.model.vocab_size}; set --model.vocab-size {source.vocab_size} or "
@@ -209,6 +214,13 @@ def _check_fit(cfg: TrainConfig, source: Source, mesh: Mesh) -> None:
             f"Rows of {source.row_length} tokens do not divide over the mesh axis "
             f"sequence={mesh.shape['sequence']}."
         )
+
+
+def _axis(cfg: TrainConfig, unit: str) -> str:
+    """What the axis of the losses says."""
+    if unit == "loss" and cfg.objective is None:
+        return "loss (nats per target)"
+    return unit.replace("_", " ")
 
 
 def _save_or_warn(checkpoints, step, state, batches, loss) -> None:
@@ -236,14 +248,14 @@ def _not_finite(step: int, values: dict[str, float], checkpoints: Checkpoints) -
     )
 
 
-def flops_per_token(cfg: LMConfig) -> float:
+def flops_per_token(specs: Any) -> float:
     """Operations of a training step a token: 6 a parameter that multiplies.
 
     Two forward and four backward; the scores of attention and the recurrences of other
     mixers are left out, so utilisation is understated where they matter.
     """
-    specs = models.spec(cfg)
-    table = 0 if cfg.tie_embeddings else params.count(specs["embedding"])
+    looked_up = "head" in specs and "embedding" in specs  # and so not multiplied by
+    table = params.count(specs["embedding"]) if looked_up else 0
     return 6.0 * (params.count(specs) - table)
 
 
@@ -265,7 +277,7 @@ def _headline(cfg, mesh, source, run, step) -> str:
     if cfg.growth is not None:
         rows += f" to {cfg.growth.largest}"
     return (
-        f"{run}: {params.count(models.spec(cfg.model)):,} parameters, "
+        f"{run}: {params.count(cfg.learned.spec()):,} parameters, "
         f"{cfg.steps} steps of {rows} x {source.row_length} tokens on "
         f"{mesh.size} {kind}{start}"
     )
@@ -274,7 +286,10 @@ def _headline(cfg, mesh, source, run, step) -> str:
 def _shown(scores: dict[str, float]) -> str:
     if "bits_per_byte" in scores:
         return f"{scores['bits_per_byte']:.3f} bits per byte"
-    return f"loss {scores['loss']:.3f}, accuracy {scores['accuracy']:.1%}"
+    shown = f"loss {scores['loss']:.3f}"
+    if "accuracy" in scores:
+        shown += f", accuracy {scores['accuracy']:.1%}"
+    return shown
 
 
 def _show_results(
@@ -292,13 +307,13 @@ def _show_results(
                 baselines=source.baselines,
                 train=f"train/{unit}",
                 held_out=f"heldout/{unit}",
-                ylabel=unit.replace("_", " ").replace("loss", "loss (nats per target)"),
+                ylabel=_axis(cfg, unit),
                 title=cfg.name,
             )
             _say(f"Loss curve: {run / 'loss.png'}")
         except (ImportError, OSError, ValueError) as error:
             _say(f"No loss curve was drawn: {error}")
-    if source.tokenizer is None:
+    if source.tokenizer is None or cfg.objective is not None:
         return
     prompt = [source.tokenizer.separator, *source.tokenizer.encode(cfg.prompt)]
     tokens = generate(

@@ -9,8 +9,7 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
-from jaxlab import models, params
-from jaxlab.models import LMConfig
+from jaxlab import params
 from jaxlab.optimizers.placement import abstract_opt_state
 
 
@@ -30,10 +29,15 @@ class TrainState:
 
 
 def abstract_state(
-    cfg: LMConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+    specs: Any, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """Shapes, dtypes and shardings of the state, without memory."""
-    specs = models.spec(cfg)
+    """Shapes, dtypes and shardings of the state, without memory.
+
+    Args:
+        specs: of the parameters.
+        optimizer: of them.
+        mesh: of the devices.
+    """
     return TrainState(
         step=_abstract(jnp.zeros((), jnp.int32), NamedSharding(mesh, PartitionSpec())),
         params=jax.tree.map(
@@ -48,18 +52,15 @@ def _abstract(x: Any, sharding: NamedSharding) -> Any:
 
 
 def create_state(
-    cfg: LMConfig, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int
+    specs: Any, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int
 ) -> TrainState:
     """A state at step 0; each device makes only its own shards."""
     shardings = jax.tree.map(
-        lambda shape: shape.sharding, abstract_state(cfg, optimizer, mesh)
+        lambda shape: shape.sharding, abstract_state(specs, optimizer, mesh)
     )
-    create = jax.jit(lambda key: _create(cfg, optimizer, key), out_shardings=shardings)
-    return create(jax.random.key(seed))
 
+    def create(key):
+        arrays = params.init(specs, key)
+        return TrainState(jnp.zeros((), jnp.int32), arrays, optimizer.init(arrays))
 
-def _create(cfg, optimizer, key) -> TrainState:
-    arrays = models.init(cfg, key)
-    return TrainState(
-        step=jnp.zeros((), jnp.int32), params=arrays, opt_state=optimizer.init(arrays)
-    )
+    return jax.jit(create, out_shardings=shardings)(jax.random.key(seed))

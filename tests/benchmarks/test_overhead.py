@@ -8,6 +8,7 @@ from benchmarks.optimizers import overhead
 from jaxlab import data, params
 from jaxlab.mixers import gla
 from jaxlab.models import LMConfig
+from jaxlab.objectives import NextToken
 from jaxlab.optimizers import AdamW
 from jaxlab.training import TaskData, TrainConfig
 from jaxlab.training.source import open_source
@@ -51,9 +52,13 @@ def test_taps_that_nobody_uses_are_computed():
 
     def operations(name):
         optimizer, tapped = entered[name].optimizer, entered[name].tapped
-        step = make_train_step(CONFIG.model, optimizer, 1, tapped)
-        state = create_state(CONFIG.model, optimizer, mesh, 0)
-        return step.lower(state, batch).compile().cost_analysis()["flops"]
+        step = make_train_step(NextToken(CONFIG.model), optimizer, 1, tapped)
+        state = create_state(models.spec(CONFIG.model), optimizer, mesh, 0)
+        return (
+            step.lower(state, batch, jax.random.key(0))
+            .compile()
+            .cost_analysis()["flops"]
+        )
 
     with jax.set_mesh(mesh):
         batch = next(open_source(CONFIG.data, CONFIG.batch_size, 0).train)

@@ -238,7 +238,7 @@ def test_the_state_of_a_model_is_sharded(law):
         pattern=(attention.Config(16, n_heads=2),),
     )
     mesh = params.make_mesh(params.MeshConfig(data=2, fsdp=2, tensor=2))
-    state = abstract_state(cfg, law.build(models.spec(cfg), STEPS), mesh)
+    state = abstract_state(models.spec(cfg), law.build(models.spec(cfg), STEPS), mesh)
     split = [x for x in jax.tree.leaves(state.opt_state) if any(x.sharding.spec)]
     assert len(split) >= len(jax.tree.leaves(state.params)) / 2
 

@@ -16,6 +16,7 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from jaxlab import models, params
 from jaxlab.mixers import attention
 from jaxlab.models import LMConfig
+from jaxlab.objectives import NextToken
 from jaxlab.optimizers import (
     FRUGAL,
     LAMB,
@@ -155,9 +156,12 @@ def exchanges(mesh_cfg, optimizer, model=UNTIED, accumulate=1) -> list[Collectiv
     mesh = params.make_mesh(mesh_cfg)
     with jax.set_mesh(mesh):
         transformation = built(optimizer, model)
-        step = make_train_step(model, transformation, accumulate, taps(optimizer))
-        state = abstract_state(model, transformation, mesh)
-        return collectives(step.lower(state, batch(mesh)).compile().as_text())
+        step = make_train_step(
+            NextToken(model), transformation, accumulate, taps(optimizer)
+        )
+        state = abstract_state(models.spec(model), transformation, mesh)
+        lowered = step.lower(state, batch(mesh), jax.random.key(0))
+        return collectives(lowered.compile().as_text())
 
 
 def batch(mesh):
@@ -314,7 +318,7 @@ def test_a_device_has_the_state_that_the_report_says(name):
     mesh_cfg = MeshConfig(data=2, fsdp=2, tensor=2)
     mesh = params.make_mesh(mesh_cfg)
     with jax.set_mesh(mesh):
-        state = create_state(UNTIED, built(OPTIMIZERS[name]), mesh, seed=0)
+        state = create_state(models.spec(UNTIED), built(OPTIMIZERS[name]), mesh, seed=0)
     shards = [
         shard
         for leaf in jax.tree.leaves(state.opt_state)
@@ -338,7 +342,9 @@ def test_no_state_is_made_to_report_it(name):
         return state
 
     traced = transformation._replace(init=init)
-    abstract_state(UNTIED, traced, params.make_mesh(MESHES["4 copies of 2 shards"]))
+    abstract_state(
+        models.spec(UNTIED), traced, params.make_mesh(MESHES["4 copies of 2 shards"])
+    )
 
 
 # Growth -------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from jaxlab.data.loader import batches
 from jaxlab.inference import SamplingParams
 from jaxlab.mixers import attention
 from jaxlab.models import LMConfig
+from jaxlab.objectives import NextToken
 from jaxlab.optimizers import LAMB, MKOR, AdAdaGrad, BatchGrowth, WarmupCosine
 from jaxlab.optimizers.mkor import preconditioned
 from jaxlab.training import TextData, TrainConfig, load_run, loop, train
@@ -176,9 +177,11 @@ def step_metrics(batch, tapped=None):
     mesh = params.make_mesh(params.MeshConfig(), jax.devices()[:1])
     optimizer = optax.with_extra_args_support(optax.sgd(1.0))
     with jax.set_mesh(mesh):
-        state = create_state(MODEL, optimizer, mesh, seed=0)
-        step = make_train_step(MODEL, optimizer, 2 * PARTS, tapped, norm_test=True)
-        return step(state, params.place_rows(batch, mesh))[1]
+        state = create_state(models.spec(MODEL), optimizer, mesh, seed=0)
+        step = make_train_step(
+            NextToken(MODEL), optimizer, 2 * PARTS, tapped, norm_test=True
+        )
+        return step(state, params.place_rows(batch, mesh), jax.random.key(0))[1]
 
 
 @pytest.mark.slow
@@ -314,9 +317,9 @@ def test_programs_are_compiled_once_a_power_of_two(
 ):
     made = {}
 
-    def noted(cfg, optimizer, parts, *rest):
+    def noted(objective, optimizer, parts, *rest):
         assert parts not in made
-        made[parts] = make_train_step(cfg, optimizer, parts, *rest)
+        made[parts] = make_train_step(objective, optimizer, parts, *rest)
         return made[parts]
 
     monkeypatch.setattr(loop, "make_train_step", noted)

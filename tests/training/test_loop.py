@@ -25,6 +25,7 @@ from jaxlab.evaluation import evaluate
 from jaxlab.inference import SamplingParams
 from jaxlab.mixers import attention, delta_product, mom
 from jaxlab.models import LMConfig
+from jaxlab.objectives import NextToken
 from jaxlab.optimizers import AdamW, WarmupCosine
 from jaxlab.training import (
     TaskData,
@@ -328,9 +329,11 @@ def one_step(mesh_cfg, accumulate=1):
     mesh = params.make_mesh(mesh_cfg, jax.devices()[: 8 if mesh_cfg.data != 1 else 1])
     optimizer = optax.with_extra_args_support(optax.sgd(1.0))
     with jax.set_mesh(mesh):
-        state = create_state(MODEL, optimizer, mesh, seed=0)
-        step = make_train_step(MODEL, optimizer, accumulate)
-        state, metrics = step(state, params.place_rows(batch_of(MODEL, 8), mesh))
+        state = create_state(models.spec(MODEL), optimizer, mesh, seed=0)
+        step = make_train_step(NextToken(MODEL), optimizer, accumulate)
+        state, metrics = step(
+            state, params.place_rows(batch_of(MODEL, 8), mesh), jax.random.key(0)
+        )
     return jax.device_get((state.params, metrics["loss"]))
 
 
@@ -381,10 +384,10 @@ def test_auxiliary_losses_are_added_and_reported_apart(accumulate):
         return nats + auxiliary, (nats, auxiliary)
 
     with jax.set_mesh(mesh):
-        state = create_state(cfg, optimizer, mesh, seed=0)
+        state = create_state(models.spec(cfg), optimizer, mesh, seed=0)
         start = jax.device_get(state.params)
-        step = make_train_step(cfg, optimizer, accumulate)
-        state, metrics = step(state, params.place_rows(batch, mesh))
+        step = make_train_step(NextToken(cfg), optimizer, accumulate)
+        state, metrics = step(state, params.place_rows(batch, mesh), jax.random.key(0))
     grads, (nats, auxiliary) = jax.jit(jax.grad(objective, has_aux=True))(start)
     np.testing.assert_allclose(metrics["loss"], nats, rtol=1e-5)
     np.testing.assert_allclose(metrics["auxiliary_loss"], auxiliary, rtol=1e-5)
@@ -399,7 +402,7 @@ def test_auxiliary_losses_are_added_and_reported_apart(accumulate):
 def test_state_is_sharded_with_its_parameters():
     mesh = params.make_mesh(params.MeshConfig(data=2, fsdp=2, tensor=2))
     optimizer = AdamW(schedule=WarmupCosine(warmup=1)).build(models.spec(MODEL), 10)
-    state = create_state(MODEL, optimizer, mesh, seed=0)
+    state = create_state(models.spec(MODEL), optimizer, mesh, seed=0)
     wanted = params.shardings(models.spec(MODEL), mesh)
     assert jax.tree.map(lambda a: a.sharding.spec, state.params) == jax.tree.map(
         lambda s: s.spec, wanted

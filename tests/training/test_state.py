@@ -20,7 +20,9 @@ MODEL = LMConfig(
 def shards(optimizer):
     """Size of a device's share of the first moments."""
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=4))
-    state = abstract_state(MODEL, optimizer.build(models.spec(MODEL), 1000), mesh)
+    state = abstract_state(
+        models.spec(MODEL), optimizer.build(models.spec(MODEL), 1000), mesh
+    )
     moments = jax.tree.map(lambda x: x.sharding.shard_shape(x.shape), state).opt_state
     adam = moments[1][0] if isinstance(optimizer, AdamW) else moments[1]
     return adam.mu["blocks"]["0"]["mixer"] | {"table": adam.mu["embedding"]}

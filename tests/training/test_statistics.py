@@ -9,6 +9,7 @@ import pytest
 from jaxlab import models, params
 from jaxlab.mixers import delta_product
 from jaxlab.models import LMConfig
+from jaxlab.objectives import NextToken
 from jaxlab.optimizers.mkor import preconditioned
 from jaxlab.training.state import create_state
 from jaxlab.training.step import make_train_step
@@ -51,10 +52,10 @@ def statistics(mesh_cfg, accumulate=1):
     devices = jax.devices()[: 1 if mesh_cfg == params.MeshConfig(data=1) else 8]
     mesh = params.make_mesh(mesh_cfg, devices)
     with jax.set_mesh(mesh):
-        state = create_state(MODEL, recorder(), mesh, seed=0)
-        step = make_train_step(MODEL, recorder(), accumulate, TAPPED)
+        state = create_state(models.spec(MODEL), recorder(), mesh, seed=0)
+        step = make_train_step(NextToken(MODEL), recorder(), accumulate, TAPPED)
         for _ in range(2):
-            state, _ = step(state, params.place_rows(batch(), mesh))
+            state, _ = step(state, params.place_rows(batch(), mesh), jax.random.key(0))
         assert step._cache_size() == 1
     return jax.device_get(state.opt_state)
 

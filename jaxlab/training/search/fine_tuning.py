@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxlab import models, params
 from jaxlab.evolution import EGGROLL, Strategy
 from jaxlab.models import LMConfig
-from jaxlab.optimizers import AdamW
+from jaxlab.optimizers import Optimizer
 from jaxlab.rl import (
     GRPO,
     Copy,
@@ -40,8 +40,9 @@ class FineTuning:
     init_from: str = "runs/tiny"  # the run whose parameters are tuned
     questions: Sums | Copy = Sums(digits=1, end="")
     method: EGGROLL | GRPO = GRPO()
-    optimizer: AdamW = dataclasses.replace(ADAM, learning_rate=3e-4, clip=1.0)
+    optimizer: Optimizer = dataclasses.replace(ADAM, learning_rate=3e-4, clip=1.0)
     questions_a_step: int = 16  # asked of all members, or of each group
+    accumulate: int = 1  # of GRPO: parts of the questions, one gradient after the other
     fitness: str = "exact_match"  # of EGGROLL: one of `FITNESS`, of `jaxlab.rl`
     samples: int = 1  # answers of a member to a question
     k: int = 1  # of them that pass_at_k takes
@@ -53,7 +54,7 @@ class FineTuning:
     def __post_init__(self):
         if self.fitness not in FITNESS:
             raise ValueError(f"fitness={self.fitness!r} is not one of {FITNESS}.")
-        for name in ("questions_a_step", "eval_questions", "samples"):
+        for name in ("questions_a_step", "eval_questions", "samples", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         if not 1 <= self.k <= self.samples:
@@ -125,7 +126,12 @@ class FineTuning:
 
         method = self.method
         if isinstance(method, GRPO):
-            learner, train = method.build(cfg, optimizer), "reward"
+            tapped_by = getattr(self.optimizer, "tapped", None)
+            tapped = None if tapped_by is None else tapped_by(models.spec(cfg))
+            learner = method.build(
+                cfg, optimizer, accumulate=self.accumulate, tapped=tapped
+            )
+            train = "reward"
             memory = learner.init(weights)
             learn = learner.step
         else:

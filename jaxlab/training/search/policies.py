@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxlab import params
 from jaxlab.environments import Acrobot, Box, CartPole, Pendulum, returns
 from jaxlab.evolution import EGGROLL, policy
-from jaxlab.optimizers import AdamW, WarmupStableDecay
+from jaxlab.optimizers import AdamW, Optimizer, WarmupStableDecay
 from jaxlab.training.search.problem import Problem, compiled
 from jaxlab.training.state import TrainState
 
@@ -33,7 +33,7 @@ class PolicySearch:
     layers: int = 3
     actions: str = "greedy"  # of numbered ones: the best, or "sample" of the softmax
     es: EGGROLL = EGGROLL()
-    optimizer: AdamW = ADAM
+    optimizer: Optimizer = ADAM
     episodes: int = 1  # whose mean return is a member's fitness
     eval_episodes: int = 16  # of the mean parameters, a score
 

@@ -1,0 +1,108 @@
+"""One update of parameters: gradient, statistics, optimizer."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from jaxlab.objectives.objective import Objective, Ratio, checked_loss
+from jaxlab.params import divided_taps, tap, untap
+
+
+def gradient_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    params: Any,
+    opt_state: Any,
+    batch: Any,
+    key: Array,
+    *,
+    accumulate: int = 1,
+    tapped: Any = None,
+    norm_test: bool = False,
+) -> tuple[Any, Any, dict[str, Array]]:
+    """Update parameters by the gradient of total / weight; a pure function.
+
+    Args:
+        objective: what is learned.
+        optimizer: takes the gradient, and ``value``, total / weight.
+        params: the parameters.
+        opt_state: the optimizer's state.
+        batch: tree of arrays whose first axes are rows.
+        key: of the objective's draws; each part has one of its own.
+        accumulate: parts of the batch that are computed one by one. Part i takes the
+            rows i, i + accumulate, ..., some from every device's share.
+        tapped: tree of booleans, the weights whose taps the optimizer takes as
+            ``stats``; None for none.
+        norm_test: whether to measure what `jaxlab.optimizers.gradient_variance` takes.
+
+    Returns:
+        The next parameters and state, and metrics: ``loss``, the objective's figures,
+        ``gradient_norm``, ``update_norm``, and with a norm test its two numbers. For J
+        parts with gradients s_j of their totals, weight W of the batch and
+        g = sum_j s_j / W these are ``part_squares``, (J / W)^2 sum_j ||s_j||^2, and
+        ``mean_square``, ||g||^2; no gradient is kept for them.
+
+    Raises:
+        TypeError: the objective returns something else than it must.
+    """
+    weights = tap(params, tapped) if tapped is not None else params
+
+    def part_gradient(part, key):
+        def total(weights):
+            total, weight, figures = checked_loss(objective, weights, part, key)
+            return total, (total, weight, dict(figures))
+
+        grads, sums = jax.grad(total, has_aux=True)(weights)
+        squares = jnp.zeros(())
+        if norm_test:
+            squares = optax.tree.norm(untap(grads)[0], squared=True)
+        return grads, sums, squares
+
+    if accumulate == 1:
+        grads, sums, squares = part_gradient(batch, key)
+    else:
+        parts = jax.tree.map(
+            lambda a: jnp.swapaxes(a.reshape(-1, accumulate, *a.shape[1:]), 0, 1), batch
+        )
+        keys = jax.random.split(key, accumulate)
+
+        def add_part(summed, part_and_key):
+            return jax.tree.map(jnp.add, summed, part_gradient(*part_and_key)), None
+
+        one = jax.tree.map(lambda a: a[0], (parts, keys))
+        zeros = jax.tree.map(
+            lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(part_gradient, *one)
+        )
+        grads, sums, squares = jax.lax.scan(add_part, zeros, (parts, keys))[0]
+
+    grads, taps = untap(grads)
+    total, weight, figures = sums
+    weight = _nonzero(weight)
+    grads = jax.tree.map(lambda g: g / weight, grads)
+    loss = total / weight
+    extra: dict[str, Any] = {"value": loss}
+    if tapped is not None:
+        extra["stats"] = divided_taps(taps, weight)
+    # Optax mixes its integer counts with floats, which a strict setting refuses.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optax.with_extra_args_support(optimizer).update(
+            grads, opt_state, params, **extra
+        )
+    metrics = {"loss": loss}
+    for name, figure in figures.items():
+        figure = figure if isinstance(figure, Ratio) else Ratio(figure, weight)
+        metrics[name] = figure.total / _nonzero(figure.weight)
+    metrics["gradient_norm"] = optax.tree.norm(grads)
+    metrics["update_norm"] = optax.tree.norm(updates)
+    if norm_test:
+        metrics["part_squares"] = jnp.square(accumulate / weight) * squares
+        metrics["mean_square"] = optax.tree.norm(grads, squared=True)
+    return optax.apply_updates(params, updates), opt_state, metrics
+
+
+def _nonzero(weight: Array) -> Array:
+    """The weight, or 1 where there is none: a sum over nothing is 0."""
+    return jnp.where(weight > 0, weight, jnp.ones_like(weight))

@@ -1,0 +1,62 @@
+"""Next-token likelihood: how well a language model predicts each token of a text.
+
+    total = -sum_t w_t log p(y_t | x_1 .. x_t),     weight = sum_t w_t
+
+Auxiliary losses of mixers, such as the balance of a router, are added: their mean over
+layers counts as much as the batch weighs.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from jaxlab import models
+from jaxlab.evaluation import evaluate
+from jaxlab.models import LMConfig
+from jaxlab.objectives.objective import Figure, Ratio
+
+
+@dataclasses.dataclass(frozen=True)
+class NextToken:
+    """Likelihood of the targets of a batch.
+
+    A batch has ``inputs``, ``targets`` and ``segment_ids`` (int ``[B, T]``),
+    ``weights`` (float ``[B, T]``), and of text ``bytes`` (float ``[B, T]``), how many
+    bytes of it each target stands for.
+
+    Its figures are ``loss`` (nats a target, without auxiliary losses),
+    ``auxiliary_loss`` where a mixer has one, and for text ``bits_per_byte``.
+    """
+
+    model: LMConfig = LMConfig()
+
+    def spec(self) -> Any:
+        """The model's parameters."""
+        return models.spec(self.model)
+
+    def loss(self, params: Any, batch: Any, key: Array | None = None):
+        """(total, weight, figures), see `jaxlab.objectives`; no key is used."""
+        del key
+        logits, auxiliary = models.forward_with_auxiliary_loss(
+            params, batch["inputs"], self.model, segment_ids=batch["segment_ids"]
+        )
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+        nats, weight = jnp.sum(nats * batch["weights"]), jnp.sum(batch["weights"])
+        auxiliary *= weight
+        figures: dict[str, Figure] = {"loss": nats}
+        if any(models.has_auxiliary_loss(mixer) for mixer in self.model.pattern):
+            figures["auxiliary_loss"] = auxiliary
+        if "bytes" in batch:
+            text_bytes = jnp.sum(batch["bytes"] * batch["weights"])
+            figures["bits_per_byte"] = Ratio(nats / math.log(2), text_bytes)
+        return nats + auxiliary, weight, figures
+
+    def scores(self, params: Any, batches: Iterable[Any], mesh: Mesh) -> dict[str, Any]:
+        """`jaxlab.evaluation.evaluate` of the model."""
+        return evaluate(params, self.model, batches, mesh)
