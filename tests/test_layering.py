@@ -14,16 +14,18 @@ MAY_IMPORT = {
     "mixers": {"params", "layers"},
     "feedforward": {"params", "layers"},
     "models": {"params", "layers", "mixers", "feedforward"},
+    "decoding": {"params", "layers", "models"},
     "optimizers": {"params"},
     "evolution": {"params"},
     "environments": set(),
-    "rl": {"params", "layers", "models", "inference", "data"},
+    "rl": {"params", "layers", "models", "decoding", "data"},
     "data": set(),
-    "inference": {"params", "layers", "mixers", "models"},
+    "inference": {"params", "layers", "models", "decoding"},
     "evaluation": {"params", "layers", "mixers", "models", "data"},
     "training": {
-        *("params", "layers", "mixers", "models", "optimizers", "data"),
-        *("inference", "evaluation", "evolution", "environments", "rl"),
+        *("params", "layers", "mixers", "feedforward", "models", "decoding"),
+        *("optimizers", "data", "inference", "evaluation", "evolution"),
+        *("environments", "rl"),
     },
 }
 

@@ -150,7 +150,7 @@ def hidden(
     state: Any = None,
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T d"], Any]:
-    """What the model knows after each token: the normalised output of the last block.
+    """Hidden states after each token: the normalised output of the last block.
 
     Args:
         params: from `init`, or any tree whose weights are `params` leaves.
