@@ -22,7 +22,7 @@ from jaxlab.models import LMConfig
 
 @struct.dataclass
 class Completions:
-    """What followed the prompts.
+    """Tokens that followed the prompts.
 
     Attributes:
         tokens: int32 ``[R, N]``; behind the end of a row the (first) stop token.

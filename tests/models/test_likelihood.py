@@ -79,7 +79,7 @@ def test_sharded_equals_single_device():
 
 
 def test_memory_is_that_of_a_block():
-    """Of a vocabulary beside which all else is small, and 16 blocks."""
+    """The vocabulary is large beside all else, and there are 16 blocks."""
     cfg = LMConfig(4096, WIDTH, 1, (gla.Config(WIDTH, n_heads=2),))
     p = params.abstract(models.spec(cfg))
     x = jax.ShapeDtypeStruct((B, 256, WIDTH), jnp.float32)
