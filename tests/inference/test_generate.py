@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlab import models
-from jaxlab.inference import SamplingParams, generate
+from jaxlab.inference import SamplingParams, generate, sampling
 from jaxlab.mixers import attention, delta_product
 from jaxlab.models import LMConfig
 
@@ -58,6 +58,13 @@ def test_a_row_ends_with_a_stop_token(key):
         end = int(np.argmax(expected == stop)) if stop in expected else 30
         np.testing.assert_array_equal(row[: end + 1], expected[: end + 1])
         assert (row[end:] == stop).all()
+
+
+def test_settings_by_their_older_name_are_settings():
+    """Configs saved before `jaxlab.decoding` name the class in this module."""
+    older = sampling.SamplingParams(max_tokens=3)
+    assert isinstance(older, SamplingParams)
+    assert dataclasses.asdict(older) == dataclasses.asdict(SamplingParams(max_tokens=3))
 
 
 @pytest.mark.parametrize(
