@@ -21,7 +21,7 @@ import tyro
 from benchmarks.record import record
 from benchmarks.turns import alternate, power, quartiles, timed
 from jaxlab import params
-from jaxlab.layers import swiglu, swiglu_spec
+from jaxlab.feedforward import swiglu
 from jaxlab.mixers import MIXERS, attention, delta_product, mixer_of
 
 WIDTH = 256
@@ -127,13 +127,17 @@ def train(cfg, weights, turns: int) -> tuple[np.ndarray, np.ndarray, list[float]
         the mixer's memory.
     """
     mixer = mixer_of(cfg)
-    hidden = params.init(swiglu_spec(WIDTH, 8 * WIDTH // 3), jax.random.key(0))
+    feedforward = swiglu.Config(WIDTH, hidden=8 * WIDTH // 3)
+    hidden = params.init(swiglu.spec(feedforward), jax.random.key(0))
     layers = {
         "mixer": (
             lambda weights, x_BTd: mixer.forward(weights, x_BTd, cfg)[0],
             weights,
         ),
-        "feed-forward": (swiglu, hidden),
+        "feed-forward": (
+            lambda weights, x_BTd: swiglu.forward(weights, x_BTd, feedforward),
+            hidden,
+        ),
     }
     programs = {}
     for length in LENGTHS:

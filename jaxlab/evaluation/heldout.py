@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
@@ -65,12 +64,13 @@ def score_tokens(
     params: Any, batch: Any, cfg: LMConfig
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Each target's negative log-likelihood (nats), and 1 where it is the likeliest."""
-    logits, _ = models.forward(
-        params, batch["inputs"], cfg, segment_ids=batch["segment_ids"]
-    )
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
-    right = jnp.argmax(logits, axis=-1) == batch["targets"]
-    return nats, right.astype(jnp.float32)
+    x, _ = models.hidden(params, batch["inputs"], cfg, segment_ids=batch["segment_ids"])
+
+    def score(logits, targets):
+        right = jnp.argmax(logits, axis=-1) == targets
+        return models.token_nats(logits, targets), right.astype(jnp.float32)
+
+    return models.map_logits(score, params, x, cfg, batch["targets"])
 
 
 @functools.partial(jax.jit, static_argnames="cfg")

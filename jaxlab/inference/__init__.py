@@ -1,6 +1,6 @@
 """Generating text."""
 
+from jaxlab.decoding import SamplingParams, sample_token
 from jaxlab.inference.generate import generate
-from jaxlab.inference.sampling import SamplingParams, sample_token
 
 __all__ = ["SamplingParams", "generate", "sample_token"]

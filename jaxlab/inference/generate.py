@@ -1,15 +1,13 @@
-"""Continue a prompt: one parallel pass over it, then one step a token."""
+"""Continue a prompt, as one compiled program."""
 
 import dataclasses
 import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxlab import models
-from jaxlab.inference.sampling import SamplingParams, sample_token
+from jaxlab.decoding import SamplingParams, decode
 from jaxlab.models import LMConfig
 
 
@@ -27,37 +25,21 @@ def generate(
         params: the model's parameters.
         prompt: int ``[B, T]`` with T at least 1.
         cfg: the model.
-        how: how many tokens, and how they are drawn.
+        how: how many tokens, how they are drawn, and which end a row.
         vocab_size: the tokenizer's ids, which are all that is drawn from; None takes
             the model's, which may be more.
 
     Returns:
-        int32 ``[B, max_tokens]``.
+        int32 ``[B, max_tokens]``; behind the end of a row the first stop token.
 
     Raises:
         ValueError: an empty prompt.
     """
-    if prompt.ndim != 2 or prompt.shape[1] == 0:
-        raise ValueError(
-            f"The prompt has shape {prompt.shape}; give [batch, tokens] with at least "
-            "one token (the tokenizer's separator starts a new document)."
-        )
     key = jax.random.key(how.seed)
     how = dataclasses.replace(how, seed=0)  # another seed is no other program
-    return _generate(params, prompt, key, cfg, how, vocab_size or cfg.vocab_size)
+    return _generate(params, prompt, key, cfg, how, vocab_size)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "how", "vocab_size"))
 def _generate(params, prompt, key, cfg: LMConfig, how: SamplingParams, vocab_size):
-    batch, length = prompt.shape
-    state = models.init_state(cfg, batch, length + how.max_tokens)
-    logits, state = models.forward(params, prompt, cfg, state=state)
-
-    def one(carry, key):
-        logits, state = carry
-        tokens = sample_token(logits[:, :vocab_size], key, how)
-        return models.step(params, tokens, cfg, state), tokens
-
-    keys = jax.random.split(key, how.max_tokens)
-    _, tokens = jax.lax.scan(one, (logits[:, -1], state), keys)
-    return jnp.swapaxes(tokens, 0, 1)
+    return decode(params, prompt, cfg, how, key, vocab_size=vocab_size).tokens

@@ -2,7 +2,6 @@
 
 from jaxlab.layers import initial, routing, rows, segments
 from jaxlab.layers.convolution import convolution_step, short_convolution
-from jaxlab.layers.mlp import swiglu, swiglu_spec
 from jaxlab.layers.norm import l2_normalize, rms_norm
 from jaxlab.layers.output import gated_output
 from jaxlab.layers.rotary import rotary
@@ -28,6 +27,4 @@ __all__ = [
     "short_convolution",
     "softmax_attention",
     "softmax_attention_step",
-    "swiglu",
-    "swiglu_spec",
 ]

@@ -18,74 +18,38 @@ The contract, proven for every mixer in ``tests/mixers/test_laws.py``:
 - ``segment_ids [B,T]``: a change of id starts a new document. A given state belongs to
   the first document of each row; the state returned is that of the last. Ids below 0
   are padding at either end of a row, which touches no state.
+
+A mixer is found by the class of its config (`mixer_of`), so one in a file of the user's
+works in a model, and in the laws, like those of this package.
 """
 
+import importlib
+import pkgutil
 from types import ModuleType
 from typing import Any
 
-from jaxlab.mixers import (
-    aaren,
-    attention,
-    delta_product,
-    gla,
-    lact,
-    mamba,
-    mamba2,
-    mom,
-    retnet,
-)
+from jaxlab.layers.contract import module_of
 
-MIXERS: dict[str, ModuleType] = {
-    "aaren": aaren,
-    "attention": attention,
-    "delta_product": delta_product,
-    "gla": gla,
-    "lact": lact,
-    "mamba": mamba,
-    "mamba2": mamba2,
-    "mom": mom,
-    "retnet": retnet,
-}
-"""Every mixer by name; a new one is one more row here and in `MixerConfig`."""
-
-MixerConfig = (
-    aaren.Config
-    | attention.Config
-    | delta_product.Config
-    | gla.Config
-    | lact.Config
-    | mamba.Config
-    | mamba2.Config
-    | mom.Config
-    | retnet.Config
-)
+MixerConfig = Any
+"""A name for annotations: any config whose module `mixer_of` finds."""
 
 
 def mixer_of(cfg: Any) -> ModuleType:
-    """The module whose `Config` `cfg` is.
+    """The module that defines the class of `cfg`, with the mixer's functions.
 
     Raises:
-        TypeError: it belongs to no mixer.
+        TypeError: the module lacks one of the contract's functions; names it.
     """
-    for module in MIXERS.values():
-        if isinstance(cfg, module.Config):
-            return module
-    raise TypeError(
-        f"{cfg!r} is not the Config of a mixer; the mixers are {sorted(MIXERS)}."
-    )
+    return module_of(cfg, ("spec", "init_state", "forward", "step"), "mixer")
 
 
-__all__ = [
-    "MIXERS",
-    "MixerConfig",
-    "aaren",
-    "attention",
-    "delta_product",
-    "gla",
-    "lact",
-    "mamba",
-    "mamba2",
-    "mixer_of",
-    "mom",
-    "retnet",
-]
+def _own() -> dict[str, ModuleType]:
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    modules = {name: importlib.import_module(f"{__name__}.{name}") for name in names}
+    return {
+        name: module for name, module in modules.items() if "Config" in vars(module)
+    }
+
+
+MIXERS = _own()
+"""The mixers of this package by name: its modules that define a Config."""

@@ -1,17 +1,19 @@
 """A language model: a repeating pattern of (mixer, feed-forward) blocks.
 
     x = embed(tokens)
-    for each block:  x = x + mixer(norm(x));  x = x + swiglu(norm(x))
+    for each block:  x = x + mixer(norm(x));  x = x + feedforward(norm(x))
     logits = norm(x) W_head
 
-The pattern repeats ``n_layers / len(pattern)`` times under one `jax.lax.scan`,
-so compile time does not grow with depth; a hybrid is a longer pattern, for example
-seven recurrent blocks and one of attention.
+`forward` is `hidden`, all up to the last norm, and then `logits`. The pattern repeats
+``n_layers / len(pattern)`` times under one `jax.lax.scan`, so compile time does not
+grow with depth; a hybrid is a longer pattern, for example seven recurrent blocks and
+one of attention.
 
 Dimension key: B batch, T time, d width, W vocabulary, L repeats of the pattern.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -20,8 +22,10 @@ from jax.nn import initializers
 from jaxtyping import Array, Float, Int
 
 from jaxlab import params as p
-from jaxlab.layers import rms_norm, swiglu, swiglu_spec
-from jaxlab.mixers import MixerConfig, delta_product, mixer_of
+from jaxlab.feedforward import feedforward_of, swiglu
+from jaxlab.layers import rms_norm
+from jaxlab.layers.contract import module_of
+from jaxlab.mixers import delta_product, mixer_of
 
 REMAT = {
     "none": None,
@@ -38,8 +42,9 @@ class LMConfig:
     vocab_size: int = 264  # at least the tokenizer's; 257 for bytes, rounded up
     width: int = 256  # of the residual stream
     n_layers: int = 4  # a multiple of len(pattern)
-    pattern: tuple[MixerConfig, ...] = (delta_product.Config(256),)  # mixers in order
-    mlp_hidden: int | None = None  # None: 8/3 of the width, up to a multiple of 32
+    pattern: tuple[Any, ...] = (delta_product.Config(256),)  # mixers in order
+    feedforward: Any = swiglu.Config(256)  # the layer after every mixer
+    mlp_hidden: int | None = None  # short for its `hidden`; None once it is there
     tie_embeddings: bool = True  # the head is the embedding table transposed
     compute_dtype: str = "float32"  # of activations; parameters are float32
     remat: str = "none"  # what the backward pass keeps: none recomputed, dots, block
@@ -49,7 +54,7 @@ class LMConfig:
         for name in ("vocab_size", "width", "n_layers", "mlp_hidden"):
             size = getattr(self, name)
             if size is not None and size < 1:
-                raise ValueError(f"model.{name}={size} must be at least 1.")
+                raise ValueError(f"{name}={size} must be at least 1.")
         if not self.pattern:
             raise ValueError("pattern is empty; give at least one mixer's Config.")
         if self.n_layers % len(self.pattern):
@@ -63,13 +68,23 @@ class LMConfig:
             )
         if self.remat not in REMAT:
             raise ValueError(f"remat={self.remat!r} is not one of {sorted(REMAT)}.")
-        # The model's width is the mixers' too: one number to change.
+        for mixer in self.pattern:
+            mixer_of(mixer)
+        feedforward_of(self.feedforward)
+        # The model's width is the layers' too: one number to change.
         pattern = tuple(dataclasses.replace(m, width=self.width) for m in self.pattern)
+        feedforward = dataclasses.replace(self.feedforward, width=self.width)
+        if self.mlp_hidden is not None:
+            if not hasattr(feedforward, "hidden"):
+                raise ValueError(
+                    f"mlp_hidden={self.mlp_hidden} is the size of a feed-forward layer "
+                    f"with a field `hidden`, but feedforward is {feedforward!r}; set "
+                    "its sizes there."
+                )
+            feedforward = dataclasses.replace(feedforward, hidden=self.mlp_hidden)
         object.__setattr__(self, "pattern", pattern)
-
-    @property
-    def hidden(self) -> int:
-        return self.mlp_hidden or -(-8 * self.width // 3 // 32) * 32
+        object.__setattr__(self, "feedforward", feedforward)
+        object.__setattr__(self, "mlp_hidden", None)
 
 
 def spec(cfg: LMConfig) -> dict[str, Any]:
@@ -81,7 +96,7 @@ def spec(cfg: LMConfig) -> dict[str, Any]:
             "mixer_norm": scale,
             "mixer": mixer_of(mixer).spec(mixer),
             "mlp_norm": scale,
-            "mlp": swiglu_spec(cfg.width, cfg.hidden),
+            "mlp": feedforward_of(cfg.feedforward).spec(cfg.feedforward),
         }
 
     pattern = {str(i): block(mixer) for i, mixer in enumerate(cfg.pattern)}
@@ -127,15 +142,15 @@ def init_state(cfg: LMConfig, batch: int, max_length: int) -> dict[str, Any]:
     return {str(i): stacked(mixer) for i, mixer in enumerate(cfg.pattern)}
 
 
-def forward(
+def hidden(
     params: Any,
     tokens: Int[Array, "B T"],
     cfg: LMConfig,
     *,
     state: Any = None,
     segment_ids: Int[Array, "B T"] | None = None,
-) -> tuple[Float[Array, "B T W"], Any]:
-    """Logits of the token after each token.
+) -> tuple[Float[Array, "B T d"], Any]:
+    """Hidden states after each token: the normalised output of the last block.
 
     Args:
         params: from `init`, or any tree whose weights are `params` leaves.
@@ -145,12 +160,87 @@ def forward(
         segment_ids: documents of packed rows, see `jaxlab.mixers`.
 
     Returns:
+        ``[B, T, d]`` of `cfg.compute_dtype`, which `logits` takes, and the state after
+        the last token (None where none was given).
+    """
+    x, state, _ = _run(params, tokens, cfg, state, _mix_sequences(segment_ids))
+    return x, state
+
+
+def hidden_with_auxiliary_loss(
+    params: Any,
+    tokens: Int[Array, "B T"],
+    cfg: LMConfig,
+    *,
+    segment_ids: Int[Array, "B T"] | None = None,
+) -> tuple[Float[Array, "B T d"], Float[Array, ""]]:
+    """`hidden` from the start, and the loss that the layers add to the training loss.
+
+    Returns:
+        The hidden states ``[B, T, d]``, and a float32 scalar: the mean of
+        `auxiliary_loss` over the layers whose mixer has one, plus its mean over the
+        feed-forward layers; 0 where none has.
+    """
+
+    def mixer_loss(mixer, block, x):
+        if has_auxiliary_loss(mixer):
+            own_loss = mixer_of(mixer).auxiliary_loss
+            return own_loss(block, x, mixer, segment_ids=segment_ids)
+
+    def feedforward_loss(block, x):
+        if has_auxiliary_loss(cfg.feedforward):
+            own_loss = feedforward_of(cfg.feedforward).auxiliary_loss
+            return own_loss(block, x, cfg.feedforward, segment_ids=segment_ids)
+
+    mix = _mix_sequences(segment_ids)
+    losses = mixer_loss, feedforward_loss
+    x, _, losses = _run(params, tokens, cfg, None, mix, losses)
+    total = jnp.zeros((), jnp.float32)
+    for kind in losses:  # an [L] for each place in the pattern that has such a loss
+        if arrays := jax.tree.leaves(kind):
+            total += jnp.mean(jnp.stack(arrays))
+    return x, total
+
+
+def logits(
+    params: Any, x: Float[Array, "*rows d"], cfg: LMConfig
+) -> Float[Array, "*rows W"]:
+    """Logits of the next token from hidden states.
+
+    Args:
+        params: the model's parameters.
+        x: ``[..., d]`` from `hidden`.
+        cfg: the model.
+
+    Returns:
+        float32 ``[..., W]``.
+    """
+    if cfg.tie_embeddings:
+        y = p.linear_t(x, params["embedding"])
+    else:
+        y = p.linear(x, params["head"])
+    return y.astype(jnp.float32)
+
+
+def forward(
+    params: Any,
+    tokens: Int[Array, "B T"],
+    cfg: LMConfig,
+    *,
+    state: Any = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+) -> tuple[Float[Array, "B T W"], Any]:
+    """Logits of the token after each token: `logits` of `hidden`.
+
+    Args:
+        params, tokens, cfg, state, segment_ids: as for `hidden`.
+
+    Returns:
         float32 logits ``[B, T, W]``, and the state after the last token (None where
         none was given).
     """
-    mix = _mix_sequences(segment_ids)
-    logits, state, _ = _run(params, tokens, cfg, state, mix)
-    return logits, state
+    x, state = hidden(params, tokens, cfg, state=state, segment_ids=segment_ids)
+    return logits(params, x, cfg), state
 
 
 def forward_with_auxiliary_loss(
@@ -160,40 +250,44 @@ def forward_with_auxiliary_loss(
     *,
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T W"], Float[Array, ""]]:
-    """`forward` from the start, and the loss that the mixers add to the training loss.
+    """`forward` from the start, and the loss that the layers add to the training loss.
 
     Returns:
-        float32 logits ``[B, T, W]``, and the mean of `auxiliary_loss` over the layers
-        whose mixer has one, float32; 0 where none has.
+        float32 logits ``[B, T, W]``, and the loss of `hidden_with_auxiliary_loss`.
     """
-
-    def loss(mixer, block, x):
-        if not has_auxiliary_loss(mixer):
-            return None
-        return mixer_of(mixer).auxiliary_loss(block, x, mixer, segment_ids=segment_ids)
-
-    mix = _mix_sequences(segment_ids)
-    logits, _, losses = _run(params, tokens, cfg, None, mix, loss)
-    losses = jax.tree.leaves(losses)  # [L] for each place in the pattern that has one
-    mean = jnp.mean(jnp.stack(losses)) if losses else jnp.zeros((), jnp.float32)
-    return logits, mean
+    x, loss = hidden_with_auxiliary_loss(params, tokens, cfg, segment_ids=segment_ids)
+    return logits(params, x, cfg), loss
 
 
-def has_auxiliary_loss(mixer: MixerConfig) -> bool:
-    """Whether the mixer adds a loss of its own."""
-    return hasattr(mixer_of(mixer), "auxiliary_loss")
+def has_auxiliary_loss(cfg: Any) -> bool:
+    """Whether a layer adds a loss of its own; for an LMConfig, whether any layer does.
+
+    Args:
+        cfg: a mixer's or a feed-forward layer's Config, or the model's.
+    """
+    if isinstance(cfg, LMConfig):
+        return any(map(has_auxiliary_loss, (*cfg.pattern, cfg.feedforward)))
+    return hasattr(module_of(cfg, ("spec", "forward"), "layer"), "auxiliary_loss")
 
 
 def step(
     params: Any, tokens: Int[Array, " B"], cfg: LMConfig, state: Any
 ) -> tuple[Float[Array, "B W"], Any]:
     """`forward` of one token a sequence, from `state`."""
+    x, state = hidden_step(params, tokens, cfg, state)
+    return logits(params, x, cfg), state
+
+
+def hidden_step(
+    params: Any, tokens: Int[Array, " B"], cfg: LMConfig, state: Any
+) -> tuple[Float[Array, "B d"], Any]:
+    """`hidden` of one token a sequence, from `state`."""
 
     def mix(mixer, block, x, own_state):
         return mixer_of(mixer).step(block, x, mixer, own_state)
 
-    logits, state, _ = _run(params, tokens, cfg, state, mix)
-    return logits, state
+    x, state, _ = _run(params, tokens, cfg, state, mix)
+    return x, state
 
 
 def _mix_sequences(segment_ids):
@@ -206,36 +300,41 @@ def _mix_sequences(segment_ids):
     return mix
 
 
-def _run(params, tokens, cfg: LMConfig, state, mix, loss=lambda *_: None):
+def _no_loss(*_):
+    return None
+
+
+def _run(params, tokens, cfg: LMConfig, state, mix, losses=(_no_loss, _no_loss)):
     """The blocks, under a scan; `mix` runs one mixer on ``[B, T, d]`` or ``[B, d]``.
 
-    Returns the logits, the states, and what `loss` makes of each mixer's input.
+    Returns the hidden states, the layers' states, and the two `losses` of the inputs of
+    each mixer and of each feed-forward layer.
     """
+    mixer_loss, feedforward_loss = losses
+    feedforward = functools.partial(
+        feedforward_of(cfg.feedforward).forward, cfg=cfg.feedforward
+    )
     x = p.embed(params["embedding"], tokens, jnp.dtype(cfg.compute_dtype))
 
     def repeat(x, layer):
         blocks, states = layer
         new_states = None if states is None else {}
-        losses = {}
+        of_mixers, of_feedforwards = {}, {}
         for i, mixer in enumerate(cfg.pattern):
             block = blocks[str(i)]
             own_state = None if states is None else states[str(i)]
             normed = rms_norm(x, p.value(block["mixer_norm"]), cfg.norm_eps)
             y, own_state = mix(mixer, block["mixer"], normed, own_state)
-            losses[str(i)] = loss(mixer, block["mixer"], normed)
+            of_mixers[str(i)] = mixer_loss(mixer, block["mixer"], normed)
             x = x + y
             normed = rms_norm(x, p.value(block["mlp_norm"]), cfg.norm_eps)
-            x = x + swiglu(block["mlp"], normed)
+            of_feedforwards[str(i)] = feedforward_loss(block["mlp"], normed)
+            x = x + feedforward(block["mlp"], normed)
             if new_states is not None:
                 new_states[str(i)] = own_state
-        return x, (new_states, losses)
+        return x, (new_states, (of_mixers, of_feedforwards))
 
     if cfg.remat != "none":
         repeat = jax.checkpoint(repeat, policy=REMAT[cfg.remat], prevent_cse=False)
     x, (state, losses) = jax.lax.scan(repeat, x, (params["blocks"], state))
-    x = rms_norm(x, p.value(params["final_norm"]), cfg.norm_eps)
-    if cfg.tie_embeddings:
-        logits = p.linear_t(x, params["embedding"])
-    else:
-        logits = p.linear(x, params["head"])
-    return logits.astype(jnp.float32), state, losses
+    return rms_norm(x, p.value(params["final_norm"]), cfg.norm_eps), state, losses

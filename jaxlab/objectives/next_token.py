@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
@@ -43,14 +42,14 @@ class NextToken:
     def loss(self, params: Any, batch: Any, key: Array | None = None):
         """(total, weight, figures), see `jaxlab.objectives`; no key is used."""
         del key
-        logits, auxiliary = models.forward_with_auxiliary_loss(
+        x, auxiliary = models.hidden_with_auxiliary_loss(
             params, batch["inputs"], self.model, segment_ids=batch["segment_ids"]
         )
-        nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+        nats = models.next_token_nats(params, x, batch["targets"], self.model)
         nats, weight = jnp.sum(nats * batch["weights"]), jnp.sum(batch["weights"])
         auxiliary *= weight
         figures: dict[str, Figure] = {"loss": nats}
-        if any(models.has_auxiliary_loss(mixer) for mixer in self.model.pattern):
+        if models.has_auxiliary_loss(self.model):
             figures["auxiliary_loss"] = auxiliary
         if "bytes" in batch:
             text_bytes = jnp.sum(batch["bytes"] * batch["weights"])

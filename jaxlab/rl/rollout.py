@@ -1,10 +1,10 @@
 """Completions of prompts, and the log-probabilities of their tokens.
 
-`sample` draws, one step a token; `log_probabilities` scores given tokens in one
-parallel pass, with a gradient. Both first read the prompts in one parallel pass; all
-completions of a prompt go on from its state, so it costs once and not once for each.
-Both are pure functions of any parameters whose weights are `jaxlab.params` leaves, so a
-population of low-rank members is one `jax.vmap`.
+`sample` draws, one step a token, by `jaxlab.decoding`; `log_probabilities` scores given
+tokens in one parallel pass, with a gradient. Both first read the prompts in one
+parallel pass; all completions of a prompt go on from its state, so it costs once and
+not once for each. Both are pure functions of any parameters whose weights are
+`jaxlab.params` leaves, so a population of low-rank members is one `jax.vmap`.
 
 Dimension key: B prompts, P tokens of a prompt, N tokens of a completion, R rows, which
 are B times the completions a prompt.
@@ -12,32 +12,13 @@ are B times the completions a prompt.
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import optax
-from flax import struct
 from jaxtyping import Array, Float, Int
 
 from jaxlab import models
-from jaxlab.inference import SamplingParams, sample_token
+from jaxlab.decoding import Completions, SamplingParams, decode, prefill
 from jaxlab.layers import segments
 from jaxlab.models import LMConfig
-
-
-@struct.dataclass
-class Completions:
-    """What followed the prompts.
-
-    Attributes:
-        tokens: int32 ``[R, N]``; behind the end of a row the stop token.
-        log_probabilities: float32 ``[R, N]``, of the distribution drawn from, 0 behind
-            the end.
-        mask: float32 ``[R, N]``, 1 up to the first stop token, which it includes.
-    """
-
-    tokens: Int[Array, "R N"]
-    log_probabilities: Float[Array, "R N"]
-    mask: Float[Array, "R N"]
 
 
 def sample(
@@ -69,38 +50,13 @@ def sample(
     Raises:
         ValueError: shapes that do not fit, or a setting out of its range.
     """
-    _check_prompts(prompts, segment_ids)
-    if samples < 1:
-        raise ValueError(f"samples={samples}; ask for at least one a prompt.")
-    how = SamplingParams(max_tokens=max_tokens, temperature=temperature)
-
-    def draw(logits, key):
-        tokens = sample_token(logits, key, how)
-        if temperature == 0:
-            return tokens, jnp.zeros(tokens.shape)
-        return tokens, _log_probability(logits, tokens, temperature)
-
-    def one(carry, key):
-        tokens, state = carry
-        logits, state = models.step(params, tokens, cfg, state)
-        drawn = draw(logits, key)
-        return (drawn[0], state), drawn
-
-    logits, state = _read(params, prompts, segment_ids, cfg, max_tokens, samples)
-    keys = jax.random.split(key, max_tokens)
-    first = draw(logits, keys[0])
-    _, rest = jax.lax.scan(one, (first[0], state), keys[1:])
-    tokens, log_p = (
-        jnp.concatenate([a[None], b]).T for a, b in zip(first, rest, strict=True)
+    how = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        stop=() if stop is None else (stop,),
     )
-    if stop is None:
-        return Completions(tokens, log_p, jnp.ones(tokens.shape))
-    stops = (tokens == stop).astype(jnp.int32)
-    lives = jnp.cumsum(stops, axis=1) == stops  # no stop before this token
-    return Completions(
-        jnp.where(lives, tokens, stop),
-        jnp.where(lives, log_p, 0.0),
-        lives.astype(jnp.float32),
+    return decode(
+        params, prompts, cfg, how, key, segment_ids=segment_ids, samples=samples
     )
 
 
@@ -130,7 +86,6 @@ def log_probabilities(
     Raises:
         ValueError: shapes that do not fit, or a temperature of 0 or less.
     """
-    _check_prompts(prompts, segment_ids)
     B, (R, N) = prompts.shape[0], tokens.shape
     if tokens.shape != mask.shape or R % B:
         raise ValueError(
@@ -142,39 +97,20 @@ def log_probabilities(
             f"temperature={temperature}, but must be above 0: a greedy choice has no "
             "log-probability to learn from."
         )
-    first, state = _read(params, prompts, segment_ids, cfg, N, R // B)
-    logits = first[:, None]
+    first, state = prefill(
+        params,
+        prompts,
+        cfg,
+        max_tokens=N,
+        segment_ids=segment_ids,
+        samples=R // B,
+    )
+    x = first[:, None]
     if N > 1:
         follows = jnp.where(mask > 0, 0, segments.PADDING)
-        rest, _ = models.forward(
+        rest, _ = models.hidden(
             params, tokens[:, :-1], cfg, state=state, segment_ids=follows[:, :-1]
         )
-        logits = jnp.concatenate([logits, rest], axis=1)
-    return jnp.where(mask > 0, _log_probability(logits, tokens, temperature), 0.0)
-
-
-def _read(params, prompts, segment_ids, cfg: LMConfig, max_tokens: int, samples: int):
-    """The logits ``[R, W]`` and the state behind each prompt, `samples` times each."""
-    B, P = prompts.shape
-    state = models.init_state(cfg, B, P + max_tokens)
-    logits, state = models.forward(
-        params, prompts, cfg, state=state, segment_ids=segment_ids
-    )
-    logits = jnp.repeat(logits[:, -1], samples, axis=0)
-    state = jax.tree.map(lambda a: jnp.repeat(a, samples, axis=1), state)  # [L, B, ..]
-    return logits, state
-
-
-def _log_probability(logits, tokens, temperature: float):
-    """float32, of one token for each distribution."""
-    logits = logits.astype(jnp.float32) / temperature
-    return -optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
-
-
-def _check_prompts(prompts, segment_ids) -> None:
-    if prompts.ndim != 2 or prompts.shape[1] == 0 or segment_ids.shape != prompts.shape:
-        raise ValueError(
-            f"prompts {prompts.shape} and segment_ids {segment_ids.shape} must have "
-            "one shape, [prompts, tokens], with at least one token (the separator "
-            "starts a new document)."
-        )
+        x = jnp.concatenate([x, rest], axis=1)
+    nats = models.next_token_nats(params, x, tokens, cfg, temperature=temperature)
+    return jnp.where(mask > 0, -nats, 0.0)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from jaxlab.feedforward import feedforward_of, swiglu
 from jaxlab.mixers import attention, delta_product, mixer_of
 
 
@@ -29,5 +30,9 @@ def test_bad_configs(make, message):
 
 
 def test_a_config_of_no_mixer():
-    with pytest.raises(TypeError, match="the mixers are .*attention"):
+    with pytest.raises(TypeError, match="module builtins, which has no function 'spec"):
         mixer_of(object())
+    with pytest.raises(TypeError, match="not the Config of a mixer.*'init_state'"):
+        mixer_of(swiglu.Config(32))
+    with pytest.raises(TypeError, match="not the Config of a feed-forward layer"):
+        feedforward_of(object())

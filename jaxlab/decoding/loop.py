@@ -1,0 +1,181 @@
+"""The decoding loop: one parallel pass over the prompts, then one step a token.
+
+All completions of a prompt go on from its state, so a prompt is read once and not once
+for each. A pure function of any parameters whose weights are `jaxlab.params` leaves, so
+a population of low-rank members is one `jax.vmap`.
+
+Dimension key: B prompts, P tokens of a prompt, N tokens of a completion, R rows, which
+are B times the completions a prompt, W vocabulary.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxlab import models
+from jaxlab.decoding.sampling import SamplingParams, adjusted_logits, sample_token
+from jaxlab.models import LMConfig
+
+
+@struct.dataclass
+class Completions:
+    """Tokens that followed the prompts.
+
+    Attributes:
+        tokens: int32 ``[R, N]``; behind the end of a row the (first) stop token.
+        log_probabilities: float32 ``[R, N]``, of the distribution drawn from, 0 behind
+            the end.
+        mask: float32 ``[R, N]``, 1 up to the first stop token, which it includes.
+    """
+
+    tokens: Int[Array, "R N"]
+    log_probabilities: Float[Array, "R N"]
+    mask: Float[Array, "R N"]
+
+
+def decode(
+    params: Any,
+    prompts: Int[Array, "B P"],
+    cfg: LMConfig,
+    how: SamplingParams,
+    key: Array,
+    *,
+    segment_ids: Int[Array, "B P"] | None = None,
+    samples: int = 1,
+    vocab_size: int | None = None,
+) -> Completions:
+    """Draw tokens y_t ~ softmax(logits(prompt, y_<t) / temperature), cut to `top_p`.
+
+    The loop ends with `how.max_tokens`, or where every row has met a stop token. It has
+    no reverse-mode gradient; the log-probability of given tokens has
+    (`jaxlab.rl.log_probabilities`).
+
+    Args:
+        params: the model's parameters.
+        prompts: int ``[B, P]`` token ids, the shorter ones padded on the left.
+        cfg: the model.
+        how: how many tokens, how they are drawn, and which end a row; its seed is not
+            read.
+        key: of the draws.
+        segment_ids: int ``[B, P]``, -1 for padding; a row's last token is real. None
+            for prompts of one length.
+        samples: completions a prompt; those of prompt b are the rows from
+            ``b * samples`` on.
+        vocab_size: the tokenizer's ids, which are all that is drawn from; None takes
+            the model's, which may be more.
+
+    Returns:
+        The completions, `how.max_tokens` tokens a row.
+
+    Raises:
+        ValueError: shapes that do not fit, an empty prompt, or `samples` below 1.
+    """
+    N, vocab_size = how.max_tokens, vocab_size or cfg.vocab_size
+    stop = jnp.asarray(how.stop, jnp.int32)
+    keys = jax.random.split(key, N)
+
+    def draw(t, x, out: Completions, ended):
+        """Write token t of the rows that have not ended."""
+        logits = models.logits(params, x, cfg)[:, :vocab_size]
+        tokens = sample_token(logits, keys[t], how)
+        log_p = -models.token_nats(adjusted_logits(logits, how), tokens)
+        log_p = jnp.where(ended, 0.0, log_p)
+        if how.stop:
+            tokens = jnp.where(ended, stop[0], tokens)
+        out = Completions(
+            out.tokens.at[:, t].set(tokens),
+            out.log_probabilities.at[:, t].set(log_p),
+            out.mask.at[:, t].set(1.0 - ended.astype(jnp.float32)),
+        )
+        return out, ended | jnp.isin(tokens, stop)
+
+    def goes_on(carry):
+        t, _, ended, _ = carry
+        return (t < N) & ~_all(ended) if how.stop else t < N
+
+    def one(carry):
+        t, out, ended, state = carry
+        x, state = models.hidden_step(params, out.tokens[:, t - 1], cfg, state)
+        out, ended = draw(t, x, out, ended)
+        return t + 1, out, ended, state
+
+    x, state = prefill(
+        params,
+        prompts,
+        cfg,
+        max_tokens=N,
+        segment_ids=segment_ids,
+        samples=samples,
+    )
+    rows = x.shape[0]
+    blank = Completions(
+        jnp.full((rows, N), how.stop[0] if how.stop else 0, jnp.int32),
+        jnp.zeros((rows, N)),
+        jnp.zeros((rows, N)),
+    )
+    out, ended = draw(0, x, blank, jnp.zeros(rows, bool))
+    return jax.lax.while_loop(goes_on, one, (1, out, ended, state))[1]
+
+
+def prefill(
+    params: Any,
+    prompts: Int[Array, "B P"],
+    cfg: LMConfig,
+    *,
+    max_tokens: int,
+    segment_ids: Int[Array, "B P"] | None = None,
+    samples: int = 1,
+) -> tuple[Float[Array, "R d"], Any]:
+    """Read the prompts in one parallel pass, with a gradient.
+
+    Args:
+        params: the model's parameters.
+        prompts: int ``[B, P]`` token ids, the shorter ones padded on the left.
+        cfg: the model.
+        max_tokens: tokens that will follow, for which attention layers have room.
+        segment_ids: int ``[B, P]``, -1 for padding; a row's last token is real. None
+            for prompts of one length.
+        samples: rows a prompt; those of prompt b are the rows from ``b * samples`` on.
+
+    Returns:
+        The hidden states ``[R, d]`` after each prompt, which `models.logits` takes, and
+        the state of R rows.
+
+    Raises:
+        ValueError: shapes that do not fit, an empty prompt, or `samples` below 1.
+    """
+    if prompts.ndim != 2 or prompts.shape[1] == 0:
+        raise ValueError(
+            f"The prompts have shape {prompts.shape}; give [prompts, tokens] with at "
+            "least one token (the tokenizer's separator starts a new document)."
+        )
+    if segment_ids is not None and segment_ids.shape != prompts.shape:
+        raise ValueError(
+            f"prompts {prompts.shape} and segment_ids {segment_ids.shape} must have "
+            "one shape, [prompts, tokens]."
+        )
+    if samples < 1:
+        raise ValueError(f"samples={samples}; ask for at least one a prompt.")
+    B, P = prompts.shape
+    state = models.init_state(cfg, B, P + max_tokens)
+    x, state = models.hidden(params, prompts, cfg, state=state, segment_ids=segment_ids)
+    x, state = jnp.repeat(x[:, -1], samples, axis=0), models.repeat_rows(state, samples)
+    return x, state
+
+
+@jax.custom_batching.custom_vmap
+def _all(ended: Bool[Array, " R"]) -> Bool[Array, ""]:
+    return jnp.all(ended)
+
+
+@_all.def_vmap
+def _all_of_batch(axis_size, in_batched, ended):
+    """One answer for a whole batch, so that its loops end together.
+
+    A loop with an answer for each would copy its state in every turn, to keep what has
+    ended as it is; here the rows see to that themselves.
+    """
+    return _all(ended.reshape(-1)), False

@@ -1,0 +1,123 @@
+"""The likelihood of tokens, from logits and from hidden states.
+
+The logits of all positions are a model's largest array, ``[B, T, W]``. `map_logits`
+computes them for a block of positions at a time, in the backward pass again, so that
+no more than one block exists at once; `next_token_nats` is the loss by it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from jaxlab.models.language_model import LMConfig, logits
+
+BLOCK = 512
+"""Positions of each row whose logits exist at once, unless a caller says otherwise."""
+
+
+def token_nats(
+    logits: Float[Array, "*rows W"],
+    tokens: Int[Array, "*rows"],
+    temperature: float = 1.0,
+) -> Float[Array, "*rows"]:
+    """``-log softmax(logits / temperature)[token]``.
+
+    Args:
+        logits: ``[..., W]``.
+        tokens: int ``[...]``, a token for each distribution.
+        temperature: of the distributions, above 0.
+
+    Returns:
+        float32 ``[...]``, in nats.
+    """
+    scaled = logits.astype(jnp.float32) / temperature
+    return optax.softmax_cross_entropy_with_integer_labels(scaled, tokens)
+
+
+def map_logits(
+    function: Callable[..., Any],
+    params: Any,
+    x: Float[Array, "B T d"],
+    cfg: LMConfig,
+    *operands: Array,
+    block: int = BLOCK,
+) -> Any:
+    """``function(logits(params, x, cfg), *operands)``, a block of positions at a time.
+
+    Args:
+        function: of float32 logits ``[B, t, W]`` and the same positions of the
+            operands, each position by itself; returns a tree of arrays ``[B, t, ...]``.
+        params: the model's parameters.
+        x: hidden states ``[B, T, d]`` from `hidden`.
+        cfg: the model.
+        operands: arrays ``[B, T, ...]``.
+        block: the most positions of each row at a time.
+
+    Returns:
+        The tree that `function` returns, of arrays ``[B, T, ...]``.
+
+    Raises:
+        ValueError: a block below 1.
+    """
+    if block < 1:
+        raise ValueError(f"block={block} must be at least 1 position.")
+
+    def one(part):
+        x, *rest = part
+        return function(logits(params, x, cfg), *rest)
+
+    T = x.shape[1]
+    count = -(-T // block)
+    if count <= 1:
+        return one((x, *operands))
+    length = -(-T // count)
+
+    # Interleaved, so that a block takes positions from every device's share.
+    def split(a):
+        a = jnp.pad(a, [(0, 0), (0, length * count - T)] + [(0, 0)] * (a.ndim - 2))
+        return jnp.moveaxis(a.reshape(a.shape[0], length, count, *a.shape[2:]), 2, 0)
+
+    def join(a):
+        a = jnp.moveaxis(a, 0, 2)
+        return a.reshape(a.shape[0], length * count, *a.shape[3:])[:, :T]
+
+    parts = jax.tree.map(split, (x, *operands))
+    return jax.tree.map(
+        join, jax.lax.map(jax.checkpoint(one, prevent_cse=False), parts)
+    )
+
+
+def next_token_nats(
+    params: Any,
+    x: Float[Array, "B T d"],
+    targets: Int[Array, "B T"],
+    cfg: LMConfig,
+    *,
+    temperature: float = 1.0,
+    block: int = BLOCK,
+) -> Float[Array, "B T"]:
+    """``-log softmax(logits(x) / temperature)[target]``, by blocks, with a gradient.
+
+    Args:
+        params: the model's parameters.
+        x: hidden states ``[B, T, d]`` from `hidden`.
+        targets: int ``[B, T]``, the token after each position.
+        cfg: the model.
+        temperature: of the distributions, above 0.
+        block: the most positions of each row whose logits exist at once.
+
+    Returns:
+        float32 ``[B, T]``, in nats.
+
+    Raises:
+        ValueError: a block below 1.
+    """
+
+    def nats(logits, targets):
+        return token_nats(logits, targets, temperature)
+
+    return map_logits(nats, params, x, cfg, targets, block=block)
