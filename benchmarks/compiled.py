@@ -23,8 +23,20 @@ import tyro
 
 import pallas_kernels
 from benchmarks.record import record
-from jaxlab import mixers, params
+from jaxlab import params
 from jaxlab.layers.norm import rms_norm
+from jaxlab.mixers import (
+    aaren,
+    attention,
+    delta_product,
+    gla,
+    lact,
+    mamba,
+    mamba2,
+    mixer_of,
+    mom,
+    retnet,
+)
 
 HEADS = (1, 2, 4)
 SHAPES = ((1024, 4), (512, 8), (200, 16), (128, 32), (64, 64), (16, 256))
@@ -83,26 +95,24 @@ def mixer_configs(heads: int) -> dict[str, Any]:
     """Every mixer with so many heads; the Mamba of one state space has none."""
     head_size = WIDTH // heads
     configs = {
-        "attention": mixers.attention.Config(WIDTH, n_heads=heads),
-        "attention, window": mixers.attention.Config(WIDTH, n_heads=heads, window=4),
-        "delta_product": mixers.delta_product.Config(WIDTH, n_heads=heads),
-        "delta_net": mixers.delta_product.Config(
+        "attention": attention.Config(WIDTH, n_heads=heads),
+        "attention, window": attention.Config(WIDTH, n_heads=heads, window=4),
+        "delta_product": delta_product.Config(WIDTH, n_heads=heads),
+        "delta_net": delta_product.Config(
             WIDTH, n_heads=heads, n_householders=1, forget_gate=False, beta_max=1.0
         ),
-        "gla": mixers.gla.Config(WIDTH, n_heads=heads),
-        "retnet": mixers.retnet.Config(WIDTH, n_heads=heads),
-        "mamba2": mixers.mamba2.Config(WIDTH, head_size=2 * head_size, n_states=16),
-        "mom": mixers.mom.Config(WIDTH, n_heads=heads),
-        "mom, linear attention": mixers.mom.Config(
+        "gla": gla.Config(WIDTH, n_heads=heads),
+        "retnet": retnet.Config(WIDTH, n_heads=heads),
+        "mamba2": mamba2.Config(WIDTH, head_size=2 * head_size, n_states=16),
+        "mom": mom.Config(WIDTH, n_heads=heads),
+        "mom, linear attention": mom.Config(
             WIDTH, n_heads=heads, rule="linear_attention"
         ),
-        "lact": mixers.lact.Config(
-            WIDTH, n_heads=heads, n_fast_heads=heads, chunk_size=16
-        ),
-        "aaren": mixers.aaren.Config(WIDTH, n_heads=heads),
+        "lact": lact.Config(WIDTH, n_heads=heads, n_fast_heads=heads, chunk_size=16),
+        "aaren": aaren.Config(WIDTH, n_heads=heads),
     }
     if heads == 1:
-        configs["mamba"] = mixers.mamba.Config(WIDTH)
+        configs["mamba"] = mamba.Config(WIDTH)
     return configs
 
 
@@ -126,7 +136,7 @@ def programs_of_operation(call: Callable, arguments) -> dict[str, Program]:
 
 def programs_of_mixer(cfg: Any, rows: int, tokens: int, dtype: Any):
     """What a caller may compile of a mixer."""
-    mixer = mixers.mixer_of(cfg)
+    mixer = mixer_of(cfg)
     weights = params.init(mixer.spec(cfg), jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (rows, tokens, WIDTH)).astype(dtype)
 
