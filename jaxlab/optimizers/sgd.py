@@ -11,6 +11,9 @@ import optax
 
 from jaxlab.optimizers.recipe import recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
+from jaxlab.optimizers.settings import MEMORY, RECIPE, check
+
+RANGES = {**RECIPE, "momentum": MEMORY}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +24,10 @@ class SGD:
     schedule: Schedule = WarmupCosine()
     weight_decay: float = 1e-4  # times the learning rate
     momentum: float = 0.9  # share of the sum of gradients kept at each step
-    clip: float = 1.0  # largest norm of the whole gradient
+    clip: float | None = 1.0  # largest norm of the whole gradient; None for any
+
+    def __post_init__(self):
+        check(RANGES, **vars(self))
 
     def build(self, specs: Any, steps: int) -> optax.GradientTransformationExtraArgs:
         """The transformation for parameters `specs` and a run of `steps`.
@@ -30,6 +36,9 @@ class SGD:
         methods", 1964.
         """
         return recipe(
-            *(self, specs, steps),
+            self.schedule.build(self.learning_rate, steps),
+            specs,
             optax.trace(self.momentum),
+            weight_decay=self.weight_decay,
+            clip=self.clip,
         )

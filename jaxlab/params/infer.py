@@ -92,9 +92,9 @@ def _check_rule(specs: Any, pattern: str, role: str) -> None:
     inferred = {spec.role for spec in jax.tree.leaves(specs)}
     if pattern not in inferred:
         raise ValueError(
-            f"The rule {(pattern, role)!r} matches no parameter: {pattern!r} is a role, "
-            f"and the arrays have {sorted(inferred)}; for a path of that name write "
-            f"'({pattern})'."
+            f"The rule {(pattern, role)!r} matches no parameter: {pattern!r} is a "
+            f"role, and the arrays have {sorted(inferred)}; for a path of that name "
+            f"write '({pattern})'."
         )
 
 
@@ -103,8 +103,8 @@ def _with_role(path: Sequence[Any], leaf: Any, spec: ParamSpec, role: str) -> Pa
         return spec
     if OWN_AXES[role] == 2 and len(spec.shape) < 2:
         raise ValueError(
-            f"The leaf {path_name(path)!r} with shape {spec.shape} cannot have the role "
-            f"{role!r}, which takes two axes, [*stack, in, out]; give it 'scale', "
+            f"The leaf {path_name(path)!r} with shape {spec.shape} cannot have the "
+            f"role {role!r}, which takes two axes, [*stack, in, out]; give it 'scale', "
             "'bias' or 'decay'."
         )
     declared = isinstance(leaf, ParamSpec)
