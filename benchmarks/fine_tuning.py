@@ -17,8 +17,9 @@ import jax
 import tyro
 
 from benchmarks.record import RESULTS, ROOT, record
+from jaxlab import config
 from jaxlab.rl import ask, exact_match_reward
-from jaxlab.training import config_file, load_run
+from jaxlab.training import load_run
 from jaxlab.training.metrics import read_metrics
 from jaxlab.training.search import FineTuning, SearchConfig, search
 
@@ -36,7 +37,7 @@ def main(seeds: int = 3, steps: int = 150) -> None:
     """
     methods = {}
     for method, name in METHODS.items():
-        cfg = config_file.load(ROOT / "configs" / f"{name}.py")
+        cfg = config.load(ROOT / "configs" / f"{name}.py")
         runs = [
             run(
                 dataclasses.replace(
@@ -50,7 +51,7 @@ def main(seeds: int = 3, steps: int = 150) -> None:
             )
             for seed in range(seeds)
         ]
-        methods[method] = {"config": config_file.to_json(cfg), "runs": runs}
+        methods[method] = {"config": config.to_json(cfg), "runs": runs}
     task = cfg.task
     assert isinstance(task, FineTuning)
     base = load_run(task.init_from)

@@ -11,8 +11,8 @@ import tempfile
 import time
 
 from benchmarks.record import record
-from jaxlab import models, params
-from jaxlab.training import TextData, TrainConfig, config_file, train
+from jaxlab import config, models, params
+from jaxlab.training import TextData, TrainConfig, train
 from jaxlab.training.source import open_source
 
 CONFIGS = {
@@ -29,7 +29,7 @@ def run(cfg: TrainConfig) -> dict:
         minutes = (time.monotonic() - started) / 60
     step = int(found.pop("step"))
     return {
-        "config": config_file.to_json(cfg),
+        "config": config.to_json(cfg),
         "parameters": params.count(models.spec(cfg.model)),
         "minutes": minutes,
         "steps": step,
@@ -39,7 +39,7 @@ def run(cfg: TrainConfig) -> dict:
 
 
 def main() -> None:
-    configs = {name: config_file.load(path) for name, path in CONFIGS.items()}
+    configs = {name: config.load(path) for name, path in CONFIGS.items()}
     runs = {name: run(cfg) for name, cfg in configs.items()}
     tiny = configs["DeltaProduct"]
     baselines = open_source(tiny.data, tiny.batch_size, tiny.seed).baselines

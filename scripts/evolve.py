@@ -9,7 +9,7 @@ continues the search of that name.
 import logging
 import sys
 
-from jaxlab.training import config_file
+from jaxlab import config
 from jaxlab.training.search import SearchConfig, search
 
 ERRORS = (ValueError, TypeError, ArithmeticError, OSError, RuntimeError, ImportError)
@@ -20,7 +20,7 @@ def main() -> None:
         level=logging.WARNING, format="%(levelname)s: %(message)s", force=True
     )
     arguments = sys.argv[1:]
-    cfg = config_file.parse_cli([a for a in arguments if a != "--resume"])
+    cfg = config.parse_cli([a for a in arguments if a != "--resume"])
     if not isinstance(cfg, SearchConfig):
         sys.exit(
             f"error: {arguments[0]} is a {type(cfg).__name__}, not a SearchConfig; "

@@ -10,7 +10,8 @@ import sys
 
 import jax
 
-from jaxlab.training import config_file, train
+from jaxlab import config
+from jaxlab.training import train
 
 
 def main() -> None:
@@ -20,7 +21,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     flags = {"--resume", "--distributed"}
     resume = "--resume" in arguments
-    cfg = config_file.parse_cli([a for a in arguments if a not in flags])
+    cfg = config.parse_cli([a for a in arguments if a not in flags])
     try:
         if "--distributed" in arguments:
             _join_the_others()

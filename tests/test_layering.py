@@ -9,6 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 MAY_IMPORT = {
+    "config": set(),
     "params": set(),
     "layers": {"params"},
     "mixers": {"params", "layers"},
@@ -22,7 +23,7 @@ MAY_IMPORT = {
     "evaluation": {"params", "layers", "mixers", "models", "data"},
     "training": {
         *("params", "layers", "mixers", "models", "optimizers", "data"),
-        *("inference", "evaluation", "evolution", "environments", "rl"),
+        *("inference", "evaluation", "evolution", "environments", "rl", "config"),
     },
 }
 

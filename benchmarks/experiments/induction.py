@@ -17,8 +17,9 @@ from typing import Any
 from benchmarks.experiments import figures, scoring
 from benchmarks.experiments.selective_copying import with_layers
 from benchmarks.record import ROOT
+from jaxlab import config
 from jaxlab.data import InductionHeads
-from jaxlab.training import Run, TrainConfig, config_file
+from jaxlab.training import Run, TrainConfig
 
 TIMES = (1, 2, 4, 8, 16, 64)  # the trained length
 TEST_ROWS = 128
@@ -27,7 +28,7 @@ TOKENS = 4096  # a test batch, so that attention's scores of the longest rows fi
 
 def cells(scale: str) -> dict[str, tuple[TrainConfig, ...]]:
     """configs/induction_heads.py with each of the layers."""
-    base = config_file.load(ROOT / "configs" / "induction_heads.py")
+    base = config.load(ROOT / "configs" / "induction_heads.py")
     base = dataclasses.replace(base, steps=1800)  # some layers are slower than Mamba
     if scale == "gpu":
         base = dataclasses.replace(base, batch_size=8, steps=200_000)

@@ -11,7 +11,6 @@ import dataclasses
 import fnmatch
 import hashlib
 import importlib
-import inspect
 import json
 import os
 import pathlib
@@ -26,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import record as recording
-from benchmarks.experiments import scoring
-from jaxlab.training import TrainConfig, config_file
+from jaxlab import config
+from jaxlab.training import TrainConfig
 
 FINISHED = recording.ROOT / "runs" / "experiments"
 """Where single runs are kept; not part of the repository."""
@@ -77,8 +76,9 @@ def run(
     cells = experiment.cells(scale)
     folder = finished / name
     folder.mkdir(parents=True, exist_ok=True)
-    planned = plan(cells, range(seeds), folder, scoring_of(experiment))
-    unpack(name, planned)
+    scoring = scoring_of(experiment)
+    planned = plan(cells, range(seeds), folder, scoring)
+    unpack(name, cells, planned, scoring)
     wanted = [job for job in planned if fnmatch.fnmatchcase(job.label, only)]
     if not wanted:
         raise ValueError(f"No cell of {name} fits {only!r}; there are {list(cells)}.")
@@ -98,45 +98,43 @@ def run(
     return path
 
 
-def unpack(name: str, jobs: list[Job]) -> None:
-    """Take the runs of these jobs that `results/<name>.json` holds."""
+def unpack(
+    name: str, cells: dict[str, Cell], jobs: list[Job], scoring: int = 1
+) -> None:
+    """Take the runs of these jobs that `results/<name>.json` holds.
+
+    A run is known by its seed, its scoring and the configs that it was made of, which
+    the results hold, in the words of whatever version wrote them.
+    """
     path = recording.RESULTS / f"{name}.json"
     if not path.exists():
         return
-    for cell in json.loads(path.read_text())["cells"].values():
-        kept = {run.get("file"): run for run in cell["runs"]}
+    for label, cell in json.loads(path.read_text())["cells"].items():
+        saved = [made_of(config.updated(x)) for x in (*cell["before"], cell["config"])]
+        if label not in cells or saved != stages(cells[label]):
+            continue
+        sizes = {size: cell[size] for size in ("parameters", "state_floats")}
+        runs = {run["seed"]: run for run in cell["runs"]}
         for job in jobs:
-            run = kept.get(job.path.name)
-            if run is not None and not job.path.exists():
-                sizes = {size: cell[size] for size in ("parameters", "state_floats")}
+            run = runs.get(job.seed) if job.label == label else None
+            if run and run.get("scoring", 1) == scoring and not job.path.exists():
                 job.path.write_text(json.dumps(sizes | run))
 
 
-def scoring_of(experiment: ModuleType) -> str:
-    """All that an experiment's scores are made by: its functions and constants.
+def scoring_of(experiment: ModuleType) -> int:
+    """The version of an experiment's scores, its `SCORING`, which is 1 if not given.
 
-    Paths are not among them: a checkout elsewhere scores the same.
+    Raise it when scores are computed in another way, so that no result of the former
+    way is taken for one of the new.
     """
-    constants, functions = [], [inspect.getsource(scoring)]
-    for name, thing in vars(experiment).items():
-        if isinstance(thing, pathlib.Path):
-            continue
-        if name.isupper():
-            constants.append(f"{name}={thing!r}")
-        elif (
-            inspect.isfunction(thing)
-            and thing.__module__ == experiment.__name__
-            and name not in ("cells", "figure")
-        ):
-            functions.append(inspect.getsource(thing))
-    return "\n".join(constants + functions)
+    return getattr(experiment, "SCORING", 1)
 
 
 def plan(
     cells: dict[str, Cell],
     seeds: Iterable[int],
     folder: pathlib.Path,
-    made_by: str = "",
+    scoring: int = 1,
 ) -> list[Job]:
     """All runs, seed by seed, so that every cell has a result early.
 
@@ -144,10 +142,10 @@ def plan(
         cells: the experiment's.
         seeds: of the runs.
         folder: where results are kept.
-        made_by: what makes the scores; a result of other scoring is another result.
+        scoring: version of the scores; a result of another is another result.
     """
     jobs = [
-        Job(label, seed, folder / f"{slug(label)}.{fingerprint(cell, made_by)}.{seed}")
+        Job(label, seed, folder / f"{slug(label)}.{fingerprint(cell, scoring)}.{seed}")
         for seed in seeds
         for label, cell in cells.items()
     ]
@@ -162,14 +160,20 @@ def slug(label: str) -> str:
     return re.sub(r"[^\w=+-]+", "_", label)
 
 
-def fingerprint(cell: Cell, made_by: str) -> str:
-    """Of all that a run's scores depend on but the seed and the library's code."""
-    stages = [config_file.to_json(cfg) for cfg in cell]
-    for stage in stages:
-        for field in ("name", "directory", "seed"):
-            del stage[field]
-    text = json.dumps(stages, sort_keys=True) + made_by
+def fingerprint(cell: Cell, scoring: int) -> str:
+    """Identifies what a run's scores depend on, but for its seed and our code."""
+    text = json.dumps([stages(cell), scoring], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def stages(cell: Cell) -> list[dict]:
+    """What the stages of a run are made of, as JSON."""
+    return [made_of(config.to_json(cfg)) for cfg in cell]
+
+
+def made_of(cfg: dict) -> dict:
+    """A config in JSON without where its run goes and the seed."""
+    return {k: x for k, x in cfg.items() if k not in ("name", "directory", "seed")}
 
 
 def cores(jobs: int, scale: str) -> list[int]:
@@ -265,13 +269,13 @@ def assemble(
     results, there = {}, 0
     for label, cell in cells.items():
         paths = [job.path for job in jobs if job.label == label and job.path.exists()]
-        runs = [{"file": p.name} | json.loads(p.read_text()) for p in paths]
+        runs = [json.loads(path.read_text()) for path in paths]
         there += len(runs)
         if not runs:
             continue
         results[label] = {
-            "config": config_file.to_json(cell[-1]),
-            "before": [config_file.to_json(cfg) for cfg in cell[:-1]],
+            "config": config.to_json(cell[-1]),
+            "before": [config.to_json(cfg) for cfg in cell[:-1]],
             "parameters": runs[0]["parameters"],
             "state_floats": runs[0]["state_floats"],
             "commits": sorted({run["commit"] for run in runs}),

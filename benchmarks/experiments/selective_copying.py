@@ -15,9 +15,10 @@ from typing import Any
 
 from benchmarks.experiments import figures, scoring
 from benchmarks.record import ROOT
+from jaxlab import config
 from jaxlab.data import SelectiveCopying
 from jaxlab.mixers import MixerConfig, attention, delta_product, gla, mamba, retnet
-from jaxlab.training import Run, TaskData, TrainConfig, config_file
+from jaxlab.training import Run, TaskData, TrainConfig
 
 TEST_ROWS = 512
 
@@ -49,7 +50,7 @@ def with_layers(base: TrainConfig) -> dict[str, tuple[TrainConfig, ...]]:
 
 def cells(scale: str) -> dict[str, tuple[TrainConfig, ...]]:
     """configs/selective_copying.py with each of the layers."""
-    base = config_file.load(ROOT / "configs" / "selective_copying.py")
+    base = config.load(ROOT / "configs" / "selective_copying.py")
     if scale == "gpu":
         data = TaskData(SelectiveCopying(length=4096))
         base = dataclasses.replace(base, data=data, batch_size=64, steps=100_000)

@@ -21,9 +21,10 @@ import numpy as np
 
 from benchmarks.experiments import figures, scoring
 from benchmarks.record import ROOT
+from jaxlab import config
 from jaxlab.data import GroupWordProblem
 from jaxlab.optimizers import AdamW, WarmupCosine
-from jaxlab.training import Run, TaskData, TrainConfig, config_file
+from jaxlab.training import Run, TaskData, TrainConfig
 
 GROUPS = ("parity", "S3", "S4", "A5", "S5")
 STEPS_A_TOKEN = (1, 2, 3, 4)
@@ -35,7 +36,7 @@ BIN = 4  # positions that a point of the figure averages
 
 def cells(scale: str) -> dict[str, tuple[TrainConfig, ...]]:
     """Groups x steps a token x ranges of beta, from configs/state_tracking.py."""
-    base = config_file.load(ROOT / "configs" / "state_tracking.py")
+    base = config.load(ROOT / "configs" / "state_tracking.py")
     mixer = dataclasses.replace(base.model.pattern[0], key_size=16)
     width, hidden = 64, None
     stages: list[dict[str, Any]] = [

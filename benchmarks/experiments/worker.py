@@ -17,6 +17,7 @@ import time
 
 import jax
 
+from benchmarks.experiments.runner import scoring_of
 from benchmarks.record import commit
 from jaxlab import models, params
 from jaxlab.training import TextData, TrainConfig, load_run, train
@@ -57,6 +58,7 @@ def main(module: str, scale: str, label: str, seed: int, core: int, path: str) -
             "device": jax.devices()[0].device_kind,
             "cpus": len(os.sched_getaffinity(0)),
             "commit": commit(),
+            "scoring": scoring_of(experiment),
             "scores": scores,
         }
     unfinished = result.with_suffix(".unfinished")

@@ -21,9 +21,9 @@ import tyro
 
 from benchmarks.record import record
 from benchmarks.turns import alternate, quartiles
-from jaxlab import models, params
+from jaxlab import config, models, params
 from jaxlab.optimizers import LAMB, MKOR, state_bytes
-from jaxlab.training import TrainConfig, config_file
+from jaxlab.training import TrainConfig
 from jaxlab.training.source import open_source
 from jaxlab.training.state import create_state
 from jaxlab.training.step import make_train_step
@@ -53,7 +53,7 @@ def main(turns: int = 6) -> None:
     Args:
         turns: repeats of ten steps of every contestant.
     """
-    cfg = config_file.load("configs/tiny.py")
+    cfg = config.load("configs/tiny.py")
     bases = {
         "AdamW": cfg.optimizer,
         "LAMB": LAMB(learning_rate=1e-2, schedule=cfg.optimizer.schedule),
@@ -69,7 +69,7 @@ def main(turns: int = 6) -> None:
         "optimizers_overhead",
         turns=turns,
         steps_a_turn=PERIOD,
-        config=config_file.to_json(cfg),
+        config=config.to_json(cfg),
         parameters=params.count(specs),
         contestants=found,
     )

@@ -30,7 +30,7 @@ from etils import epath  # pathlib for file systems and buckets, orbax's own
 from jax.experimental import multihost_utils
 from jaxtyping import Array
 
-from jaxlab.training.config_file import differences
+from jaxlab.config import differences, updated
 from jaxlab.training.digest import digests
 
 TEMPORARY = ".orbax-checkpoint-tmp"
@@ -225,6 +225,8 @@ class Checkpoints:
     def load_config(self, step: int | None = None) -> dict:
         """The config saved with `step`, by default with the newest readable step.
 
+        One that an earlier version saved is given as this one would save it.
+
         Raises:
             CheckpointError: if there is no such step or its metadata is damaged.
         """
@@ -232,7 +234,7 @@ class Checkpoints:
         failures = []
         for candidate in steps:
             try:
-                return self._meta(candidate)["config"]
+                return updated(self._meta(candidate)["config"])
             except (OSError, ValueError) as error:
                 failures.append((candidate, _first_line(error)))
         raise self._none_usable(failures)
@@ -338,7 +340,7 @@ class Checkpoints:
             if f"{name}.".startswith(f"{subtree}." if subtree else "")
         }
         arrays = differences(shown(part), shown(_describe(wanted)), labels)
-        fields = differences(meta["config"], self.config, labels)
+        fields = differences(updated(meta["config"]), self.config, labels)
         names = {field: field.partition(": ")[0] for field in fields}
         of_model = [
             field

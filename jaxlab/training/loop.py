@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxlab import models, params
+from jaxlab import config, models, params
 from jaxlab.evaluation import evaluate
 from jaxlab.inference import generate
 from jaxlab.models import LMConfig
 from jaxlab.optimizers import MKOR, events
-from jaxlab.training import config_file
 from jaxlab.training.batches import StepBatches
 from jaxlab.training.checkpoint import CheckpointError, Checkpoints
 from jaxlab.training.config import TrainConfig
@@ -59,7 +58,7 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
     mesh = params.make_mesh(cfg.mesh)
     checkpoints = Checkpoints(
         run / "checkpoints",
-        config=config_file.to_json(cfg),
+        config=config.to_json(cfg),
         keep=cfg.keep,
         keep_best=cfg.keep_best,
         may_differ=MAY_DIFFER,
@@ -182,7 +181,7 @@ def _first_state(cfg: TrainConfig, optimizer, mesh: Mesh) -> TrainState:
         return state
     other = Checkpoints(
         Path(cfg.init_from) / "checkpoints",
-        config=config_file.to_json(cfg),
+        config=config.to_json(cfg),
         may_differ=MAY_DIFFER,
     )
     wanted = abstract_state(cfg.model, optimizer, mesh).params

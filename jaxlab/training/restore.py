@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from jaxlab import models, params
-from jaxlab.training import config_file
+from jaxlab import config, models, params
 from jaxlab.training.checkpoint import CheckpointError, Checkpoints
 from jaxlab.training.config import TrainConfig
 
@@ -51,7 +50,7 @@ def load_run(
             "example with `make train`, which writes runs/tiny."
         )
     saved = Checkpoints(folder, config={}).load_config(step)
-    cfg = config_file.from_json(saved)
+    cfg = config.from_json(saved)
     if cfg.model is None:
         raise CheckpointError(
             f"{directory} is a run of {type(cfg.task).__name__}, which has no language "

@@ -1,10 +1,9 @@
 """The runner: nothing done twice, nothing of another config reused, nothing lost."""
 
 import dataclasses
+import importlib
 import json
-import pathlib
 import textwrap
-import types
 
 import numpy as np
 import pytest
@@ -53,25 +52,14 @@ def test_seeds_come_in_turn_and_files_are_apart(tmp_path):
 
 
 def test_a_result_of_another_config_or_scoring_is_another_result(tmp_path):
-    def path(cfg, scoring=""):
+    def path(cfg, scoring=1):
         return runner.plan({"a": (cfg,)}, [0], tmp_path, scoring)[0].path
 
     (cfg,) = CELLS["a"]
     assert path(cfg) != path(dataclasses.replace(cfg, steps=9))
-    assert path(cfg) != path(cfg, "def score(run): return {}")
+    assert path(cfg) != path(cfg, 2)
     # Where a run goes changes nothing about it.
     assert path(cfg) == path(dataclasses.replace(cfg, directory="x", name="y", seed=5))
-
-
-def test_scores_are_made_by_functions_and_constants_alone():
-    def module(**constants):
-        made = types.ModuleType("fake")
-        made.__dict__.update(constants)
-        return runner.scoring_of(made)
-
-    assert module(TIMES=(1, 2)) == module(TIMES=(1, 2), cells=CELLS)
-    assert module(TIMES=(1, 2)) != module(TIMES=(1, 4))
-    assert module(ROOT=pathlib.Path("a")) == module(ROOT=pathlib.Path("b"))
 
 
 def test_results_of_more_runs_are_not_replaced(tmp_path):
@@ -94,13 +82,28 @@ def test_a_fresh_clone_goes_on_from_the_results(tmp_path, results):
     elsewhere = tmp_path / "clone"
     elsewhere.mkdir()
     jobs = runner.plan(CELLS, range(2), elsewhere)
-    runner.unpack("fake", jobs)
+    runner.unpack("fake", CELLS, jobs)
     assert [job.path.exists() for job in jobs] == [True, True, True, False]
     after = runner.assemble("fake", "cpu", CELLS, jobs).read_text()
     assert json.loads(after)["cells"] == json.loads(before)["cells"]
-    other = runner.plan(CELLS, [0], elsewhere, "other scoring")
-    runner.unpack("fake", other)
+    other = runner.plan(CELLS, [0], elsewhere, 2)
+    runner.unpack("fake", CELLS, other, 2)
     assert not any(job.path.exists() for job in other)
+    longer = {label: (TrainConfig(steps=9),) for label in CELLS}
+    other = runner.plan(longer, [0], elsewhere)
+    runner.unpack("fake", longer, other)
+    assert not any(job.path.exists() for job in other)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_committed_results_are_recognised(name, tmp_path, monkeypatch):
+    """Whatever was renamed, moved or added since: no run is done a second time."""
+    monkeypatch.undo()  # of where results are
+    experiment = importlib.import_module(f"benchmarks.experiments.{name}")
+    cells = experiment.cells("cpu")
+    jobs = runner.plan(cells, range(3), tmp_path, runner.scoring_of(experiment))
+    runner.unpack(name, cells, jobs, runner.scoring_of(experiment))
+    assert [job.label for job in jobs if not job.path.exists()] == []
 
 
 def test_labels_of_one_file_name_are_refused(tmp_path):

@@ -11,10 +11,10 @@ import pytest
 from jax.nn.initializers import zeros
 
 from jaxlab import params
+from jaxlab.config import from_json, to_json
 from jaxlab.optimizers import MKOR, SGD, Switch, WarmupStableDecay, left_at
 from jaxlab.optimizers.mkor import mkor, preconditioned, scale_by_mkor
 from jaxlab.params import ParamSpec, Tap, linear
-from jaxlab.training.config_file import from_json, to_json
 
 KEY = jax.random.key(0)
 IN, OUT = 5, 3

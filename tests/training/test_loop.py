@@ -19,6 +19,7 @@ import optax
 import pytest
 
 from jaxlab import data, models, params
+from jaxlab.config import to_json
 from jaxlab.data import CorpusConfig, GroupWordProblem
 from jaxlab.evaluation import evaluate
 from jaxlab.inference import SamplingParams
@@ -29,12 +30,10 @@ from jaxlab.training import (
     TaskData,
     TextData,
     TrainConfig,
-    config_file,
     load_run,
     train,
 )
 from jaxlab.training.checkpoint import CheckpointError
-from jaxlab.training.config_file import to_json
 from jaxlab.training.source import open_source
 from jaxlab.training.state import create_state
 from jaxlab.training.step import make_train_step
@@ -91,10 +90,11 @@ def reference(corpus, tmp_path_factory):
 
 CHILD = """
 import json, sys, jax
-from jaxlab.training import config_file, train
+from jaxlab import config
+from jaxlab.training import train
 jax.config.update("jax_compilation_cache_dir", sys.argv[2])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-train(config_file.from_json(json.loads(sys.argv[1])), resume=True)
+train(config.from_json(json.loads(sys.argv[1])), resume=True)
 """
 
 
@@ -434,7 +434,7 @@ def test_counts_must_be_positive(field):
 
 
 def test_config_survives_json(cfg):
-    assert config_file.from_json(json.loads(json.dumps(to_json(cfg)))) == cfg
+    assert config.from_json(json.loads(json.dumps(to_json(cfg)))) == cfg
 
 
 def test_own_text_does_not_take_the_place_of_the_default_corpus():

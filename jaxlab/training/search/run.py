@@ -8,10 +8,9 @@ from pathlib import Path
 
 import jax
 
-from jaxlab import params
+from jaxlab import config, params
 from jaxlab.models import LMConfig
 from jaxlab.params import MeshConfig
-from jaxlab.training import config_file
 from jaxlab.training.checkpoint import CheckpointError, Checkpoints
 from jaxlab.training.metrics import MetricWriter, plot_losses
 from jaxlab.training.search.fine_tuning import FineTuning
@@ -80,7 +79,7 @@ def search(cfg: SearchConfig, *, resume: bool = False) -> dict[str, float]:
     run = Path(cfg.directory) / cfg.name
     mesh = params.make_mesh(cfg.mesh)
     checkpoints = Checkpoints(
-        run / "checkpoints", config=config_file.to_json(cfg), keep=cfg.keep, keep_best=0
+        run / "checkpoints", config=config.to_json(cfg), keep=cfg.keep, keep_best=0
     )
     saved = checkpoints.latest_step()
     if saved is not None:
@@ -139,7 +138,7 @@ def _check_continues(cfg: SearchConfig, checkpoints: Checkpoints, run, resume) -
             "Continue it with --resume, or give the new one another --name."
         )
     before, now = checkpoints.load_config(), checkpoints.config
-    found = config_file.differences(
+    found = config.differences(
         *(
             {name: saved.get(name) for name in ("task", "seed")}
             for saved in (before, now)

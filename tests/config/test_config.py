@@ -1,5 +1,6 @@
 """Configs: JSON and back, Python files, command lines, and what is said of mistakes."""
 
+import collections
 import dataclasses
 import importlib.util
 import json
@@ -8,10 +9,19 @@ import sys
 
 import pytest
 
+from jaxlab.config import (
+    differences,
+    from_json,
+    load,
+    names,
+    parse_cli,
+    to_json,
+    updated,
+)
 from jaxlab.mixers import attention, delta_product
-from jaxlab.training.config_file import differences, from_json, load, parse_cli, to_json
+from jaxlab.optimizers import AdamW
 
-# A config's classes must be jaxlab's, so these live in a module of that name.
+# In a module of jaxlab's name, so that they are saved as its own classes are.
 SOURCE = """
 import dataclasses, os
 
@@ -82,9 +92,9 @@ def test_round_trip_is_exact(example):
 
 def test_the_json_of_a_config(example):
     data = to_json(full(example))
-    assert data["type"] == "jaxlab.example_configs.Run"
+    assert data["type"] == "Run"
     assert data["model"]["pattern"][1] == {
-        "type": "jaxlab.example_configs.Attention",
+        "type": "Attention",
         "width": 8,
         "window": 4,
     }
@@ -102,39 +112,94 @@ def test_classes_that_could_not_be_found_again_are_refused(example):
     class Local:
         x: int = 1
 
-    with pytest.raises(TypeError, match="config.warm_start is a .*Local"):
+    with pytest.raises(TypeError, match="warm_start cannot be saved: .*Local is"):
         to_json(example.Run(warm_start=Local()))
     with pytest.raises(TypeError, match="A config is a dataclass"):
         to_json({"a": 1})
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "os.system",
-        "jaxlabs.evil.Config",
-        "subprocess.Popen",
-        "Run",
-        "",
-        None,
-        3,
-    ],
-)
-def test_only_jaxlab_is_imported(name):
-    with pytest.raises(ValueError, match="refused: only dataclasses of jaxlab"):
+@pytest.mark.parametrize("name", ["this.Config", "os.system", "jaxlabs.Config", "Runn"])
+def test_no_module_is_imported_for_a_saved_name(name):
+    with pytest.raises(ValueError, match=f"names {name}|has no {name}"):
+        from_json({"type": name})
+    assert "this" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["", None, 3])
+def test_a_type_is_a_name(name):
+    with pytest.raises(ValueError, match="names|object with a type"):
         from_json({"type": name})
 
 
-@pytest.mark.parametrize("name", ["Plain", "os", "dataclasses", "__dict__"])
+@pytest.mark.parametrize("name", ["Plain", "os", "dataclasses", "__dict__", "Gone"])
 def test_only_dataclasses_are_made(example, name):
-    with pytest.raises(ValueError, match="is not a dataclass"):
+    with pytest.raises(ValueError, match=f"This version of jaxlab has no .*{name}"):
         from_json({"type": f"jaxlab.example_configs.{name}"})
 
 
-def test_a_name_that_is_gone(example):
-    for name in ("jaxlab.example_configs.Gone", "jaxlab.gone.Config"):
-        with pytest.raises(ValueError, match=f"This version of jaxlab has no {name}"):
-            from_json({"type": name})
+def test_a_near_name_is_said():
+    with pytest.raises(ValueError, match="has no AdmW.*the nearest is 'AdamW'"):
+        from_json({"type": "AdmW"})
+
+
+# Names
+
+
+def test_the_path_of_an_earlier_version_is_an_alias():
+    for path, cls in {
+        "jaxlab.mixers.delta_product.Config": delta_product.Config,
+        "jaxlab.somewhere.else.delta_product.Config": delta_product.Config,
+        "jaxlab.optimizers.adamw.AdamW": AdamW,
+        "delta_product.Config": delta_product.Config,
+        "AdamW": AdamW,
+    }.items():
+        assert names.find(path) is cls
+    assert names.tag(delta_product.Config) == "delta_product.Config"
+
+
+def test_a_renamed_class_keeps_its_former_name(monkeypatch):
+    monkeypatch.setitem(names.RENAMED, "Adam", "AdamW")
+    assert names.find("jaxlab.optimizers.adam.Adam") is AdamW
+
+
+def test_every_class_has_a_name_of_its_own():
+    tags = collections.Counter(map(names.tag, names.classes_of_jaxlab()))
+    assert tags["AdamW"] == tags["gla.Config"] == tags["TrainConfig"] == 1
+    assert [name for name, count in tags.items() if count > 1] == []
+
+
+def test_a_class_of_somebody_else_is_found_where_it_is_loaded(tmp_path):
+    file = tmp_path / "my_mixer.py"
+    file.write_text(
+        "import dataclasses\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Config:\n    width: int = 3\n"
+        "config = Config()\n"
+    )
+    data = to_json(load(file))
+    assert data == {"type": "my_mixer.Config", "width": 3}
+    assert from_json(data).width == 3
+    del sys.modules["config_file_my_mixer"]
+    with pytest.raises(ValueError, match="my_mixer.Config.*import its file first"):
+        from_json(data)
+
+
+def test_a_class_of_somebody_else_does_not_hide_ours(tmp_path):
+    file = tmp_path / "gla.py"
+    file.write_text(
+        "import dataclasses\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Config:\n    width: int = 3\n"
+        "config = Config()\n"
+    )
+    with pytest.raises(TypeError, match="gla.Config is the name of a class of jaxlab"):
+        to_json(load(file))
+
+
+def test_an_updated_config_has_present_names_and_new_fields():
+    old = {"type": "jaxlab.optimizers.adamw.AdamW", "learning_rate": 0.5}
+    assert updated(old) == to_json(AdamW(learning_rate=0.5))
+    assert updated({"type": "gone.Config"}) == {"type": "gone.Config"}
 
 
 def test_a_missing_field_takes_its_default(example):
@@ -173,7 +238,7 @@ def test_differences_name_the_fields(example):
     assert differences(a, b, ("in the checkpoint", "now")) == [
         "model.width: 8 in the checkpoint, 16 now",
         "model.pattern.0.n_householders: 2 in the checkpoint, 3 now",
-        "warm_start: jaxlab.example_configs.Attention in the checkpoint, None now",
+        "warm_start: Attention in the checkpoint, None now",
         "name: 'quotes \" and ü' in the checkpoint, absent now",
         "new: absent in the checkpoint, True now",
     ]

@@ -1,0 +1,69 @@
+"""A run that was saved by an earlier version goes on in this one.
+
+`saved/run.tar.xz` is one of commit 299883b, whose configs named classes by the paths of
+their files.
+"""
+
+import json
+import pathlib
+import tarfile
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlab import config
+from jaxlab.data import GroupWordProblem
+from jaxlab.mixers import gla
+from jaxlab.models import LMConfig
+from jaxlab.optimizers import AdamW, WarmupCosine
+from jaxlab.params import MeshConfig
+from jaxlab.training import TaskData, TrainConfig, load_run, train
+
+ARCHIVE = pathlib.Path(__file__).parent / "saved" / "run.tar.xz"
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return TrainConfig(
+        name="saved_run",
+        directory=str(tmp_path),
+        data=TaskData(GroupWordProblem("S3", 9), eval_rows=4),
+        model=LMConfig(
+            vocab_size=8,
+            width=8,
+            n_layers=1,
+            mlp_hidden=8,
+            pattern=(gla.Config(8, n_heads=2, gate_rank=2),),
+        ),
+        optimizer=AdamW(1e-2, WarmupCosine(warmup=1)),
+        mesh=MeshConfig(data=4, tensor=2),
+        batch_size=4,
+        steps=6,
+        eval_every=4,
+        checkpoint_every=2,
+        keep=1,
+        keep_best=0,
+    )
+
+
+def test_its_parameters_and_config_are_read(cfg, tmp_path):
+    run = load_run(tmp_path / "saved_run")
+    assert run.step == 6
+    assert run.config.model == cfg.model and run.config.optimizer == cfg.optimizer
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(run.params))
+
+
+def test_it_goes_on(cfg, tmp_path):
+    directory = tmp_path / "saved_run"
+    (saved,) = directory.glob("checkpoints/6/meta/metadata")
+    assert "jaxlab.training.config.TrainConfig" in saved.read_text()
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    longer = config.from_json(config.to_json(cfg) | {"steps": 8})
+    scores = train(longer, resume=True)
+    assert scores["step"] == 8
+    now = (directory / "metrics.jsonl").read_text().splitlines()
+    assert now[: len(lines)] == lines
+    assert json.loads(now[-1])["step"] == 8
