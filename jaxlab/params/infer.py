@@ -5,21 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxlab.params.paths import path_name
 from jaxlab.params.spec import ROLES, ParamSpec, select
 
-OWN_AXES = {
-    "matrix": 2,
-    "embedding": 2,
-    "head": 2,
-    "convolution": 2,
-    "scale": 1,
-    "bias": 1,
-    "decay": 1,
-}
-"""How many of an array's last axes its role describes; those before are a stack."""
+OWN_AXES = {"matrix": 2, "embedding": 2, "head": 2, "scale": 1, "bias": 1, "decay": 1}
+"""How many of an array's last axes a role describes, those before being a stack; all
+for a "convolution", whose filters have one or two axes of positions."""
 
 
 def infer(tree: Any, rules: Sequence[tuple[str, str]] = ()) -> Any:
@@ -27,16 +19,16 @@ def infer(tree: Any, rules: Sequence[tuple[str, str]] = ()) -> Any:
 
     The number of axes decides the role: an array ``[*stack, in, out]`` is a "matrix",
     an array with one axis a "scale", which stands for every vector, and so is a number
-    without axes. Nothing is guessed from names: a table of embeddings, a head or the
-    biases of stacked layers ``[layers, out]`` count as matrices until a rule says what
-    they are. The axes of a stack are named "layers", as `stack` names them, and the
-    others have no name.
+    without axes. Nothing is guessed from names: a table of embeddings, a head, the
+    filters of a convolution and the biases of stacked layers ``[layers, out]`` count as
+    matrices until a rule says what they are. The axes of a stack are named "layers", as
+    `stack` names them, and the others have no name.
 
     Args:
-        tree: any pytree of arrays, or of what has a shape and a dtype: nested dicts,
-            lists and tuples, a `flax.nnx.State`, the parameters of a linen module, a
-            registered dataclass. A `ParamSpec` in it stays as it is. A leaf masked by
-            optax (`optax.MaskedNode`) has no spec.
+        tree: any pytree of arrays or of `jax.ShapeDtypeStruct`: nested dicts, lists and
+            tuples, a `flax.nnx.State`, the parameters of a linen module, a registered
+            dataclass. A `ParamSpec` in it stays as it is. A leaf masked by optax
+            (`optax.MaskedNode`) has no spec.
         rules: pairs ``(pattern, role)``, the first that matches decides. Patterns are
             those of `select`: a role, for every parameter that would have it, or a
             regular expression for the whole path, such as ``"blocks/.*/bias"``.
@@ -61,23 +53,24 @@ def _spec(path: Sequence[Any], leaf: Any) -> ParamSpec:
     if isinstance(leaf, ParamSpec):
         return leaf
     try:
-        shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
-    except (TypeError, ValueError) as error:
+        array = jax.typeof(leaf)
+    except TypeError as error:
         raise ValueError(
             f"The leaf {path_name(path)!r} is a {type(leaf).__name__}, not an array; "
             "keep only arrays in the tree of parameters, such as by None elsewhere."
         ) from error
+    shape = array.shape
     if 0 in shape:
         raise ValueError(
             f"The leaf {path_name(path)!r} with shape {shape} has no entries; leave it "
             "out of the tree of parameters."
         )
     role = "matrix" if len(shape) >= 2 else "scale"
-    return ParamSpec(shape, _axes(shape, role), role=role, dtype=dtype)
+    return ParamSpec(shape, _axes(shape, role), role=role, dtype=array.dtype)
 
 
 def _axes(shape: tuple[int, ...], role: str) -> tuple[str | None, ...]:
-    own = min(OWN_AXES[role], len(shape))
+    own = min(OWN_AXES.get(role, len(shape)), len(shape))
     return ("layers",) * (len(shape) - own) + (None,) * own
 
 
@@ -101,7 +94,7 @@ def _check_rule(specs: Any, pattern: str, role: str) -> None:
 def _with_role(path: Sequence[Any], leaf: Any, spec: ParamSpec, role: str) -> ParamSpec:
     if role == spec.role:
         return spec
-    if OWN_AXES[role] == 2 and len(spec.shape) < 2:
+    if OWN_AXES.get(role) == 2 and len(spec.shape) < 2:
         raise ValueError(
             f"The leaf {path_name(path)!r} with shape {spec.shape} cannot have the "
             f"role {role!r}, which takes two axes, [*stack, in, out]; give it 'scale', "
