@@ -31,7 +31,7 @@ from jaxlab.optimizers.soap import SOAP, scale_by_soap, soap
 from jaxlab.optimizers.switching import Switch, left_at, while_it_pays
 
 Optimizer = AdamW | SGD | LAMB | Muon | MKOR | SOAP | Shampoo | FRUGAL | AdAdaGrad
-"""What a training config may name."""
+"""Settings that a training config may name."""
 
 __all__ = [
     "FRUGAL",

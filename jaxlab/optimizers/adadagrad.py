@@ -57,13 +57,13 @@ RANGES = {
 
 
 class AdaGradState(NamedTuple):
-    """What `scale_by_adagrad` remembers: the sums of squared gradients, float32."""
+    """State of `scale_by_adagrad`: the sums of squared gradients, float32."""
 
     squares: Any
 
 
 class AdaGradNormState(NamedTuple):
-    """What `scale_by_adagrad_norm` remembers: the sum of squared norms."""
+    """State of `scale_by_adagrad_norm`: the sum of squared norms."""
 
     square: Float[Array, ""]
 
@@ -260,7 +260,7 @@ def wanted_batch(variance: float, mean_square: float, eta: float) -> float:
 
 
 class BatchState(NamedTuple):
-    """What a `BatchController` remembers, to be saved with the position in the data.
+    """State of a `BatchController`, to be saved with the position in the data.
 
     Attributes:
         wanted: rows that the tests so far have asked for, before rounding.

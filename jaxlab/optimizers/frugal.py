@@ -46,7 +46,7 @@ from jaxlab.params import named_leaves, path_name
 
 
 class FRUGALState(NamedTuple):
-    """What `scale_by_frugal` remembers.
+    """State of `scale_by_frugal`.
 
     Attributes:
         count: steps made.

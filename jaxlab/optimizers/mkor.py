@@ -76,14 +76,14 @@ RANGES = {
 
 
 class Lacks(NamedTuple):
-    """What the factors of one weight lack to the identity."""
+    """Difference of the factors of one weight from the identity, D = I - F."""
 
     a: Float[Array, "*stack in in"]
     b: Float[Array, "*stack out out"]
 
 
 class MKORState(NamedTuple):
-    """What `scale_by_mkor` remembers.
+    """State of `scale_by_mkor`.
 
     Attributes:
         count: steps made.

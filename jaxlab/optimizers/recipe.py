@@ -1,4 +1,4 @@
-"""What the optimizers share: a clip, weight decay by role, a rate."""
+"""The recipe that optimizers share: a clip, weight decay by role, a rate."""
 
 from typing import Any
 

@@ -66,7 +66,7 @@ class Sides(NamedTuple):
 
 
 class ShampooState(NamedTuple):
-    """What `scale_by_shampoo` remembers, in float32.
+    """State of `scale_by_shampoo`, in float32.
 
     Attributes:
         count: steps made.

@@ -63,7 +63,7 @@ RANGES = {
 
 
 class SOAPState(NamedTuple):
-    """What `scale_by_soap` remembers, in float32.
+    """State of `scale_by_soap`, in float32.
 
     Attributes:
         count: steps made.

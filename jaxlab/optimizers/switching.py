@@ -55,7 +55,7 @@ class Switch:
 
 
 class SwitchState(NamedTuple):
-    """What `while_it_pays` remembers.
+    """State of `while_it_pays`.
 
     Attributes:
         inner: of the transformation.

@@ -65,7 +65,7 @@ def check_agree(updates: Any, other: Any, what: str, shapes: bool = True) -> Non
 
 
 def beside(specs: Any, values: dict[str, Any]) -> Any:
-    """What a state keeps by path, or one leaf for `optax.tree_utils.tree_map_params`.
+    """Values that a state keeps by path, or one leaf for `optax.tree_utils.tree_map_params`.
 
     That function calls `init` with a placeholder to learn where a state is shaped like
     the parameters, and takes a leaf for all that stands in its place.
@@ -151,4 +151,4 @@ def _placeholder() -> type:
 
 
 PLACEHOLDER = _placeholder()
-"""What `optax.tree_utils.tree_map_params` gives to `init` for the parameters."""
+"""The node that `optax.tree_utils.tree_map_params` gives to `init`."""

@@ -197,14 +197,23 @@ def wrapped(build):
     }
 
 
-@pytest.mark.parametrize("name", [n for n in BUILD if n != "frugal of signs"])
+def by_settings(of, specs=SPECS):
+    return of(RATE, WarmupCosine(warmup=1), clip=None).build(specs, 10)
+
+
+WRAPPED = {name: BUILD[name] for name in BUILD if name != "frugal of signs"} | {
+    of.__name__: functools.partial(by_settings, of) for of in (AdamW, SGD)
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
 def test_wrappers_of_optax_change_no_update(name):
     """Masked leaves pass; the update of each leaf of its own is as without a wrapper.
 
     The second of two equal parts makes the step.
     """
     structure = jax.tree.structure(SPECS)
-    optimizers = wrapped(BUILD[name])
+    optimizers = wrapped(WRAPPED[name])
 
     @jax.jit
     def step(states, g, weights, stats):
