@@ -65,9 +65,9 @@ def check_agree(updates: Any, other: Any, what: str, shapes: bool = True) -> Non
 
 
 def beside(specs: Any, values: dict[str, Any]) -> Any:
-    """Values that a state keeps by path, or one leaf for `optax.tree_utils.tree_map_params`.
+    """Values that a state keeps by path; one leaf where `init` gets a placeholder.
 
-    That function calls `init` with a placeholder to learn where a state is shaped like
+    `optax.tree_utils.tree_map_params` gives it, to learn where a state is shaped like
     the parameters, and takes a leaf for all that stands in its place.
     """
     return jnp.zeros(()) if isinstance(specs, PLACEHOLDER) else values
