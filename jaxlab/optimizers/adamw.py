@@ -8,6 +8,7 @@ import optax
 from jaxlab.optimizers.recipe import DECAYED, clipped
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
 from jaxlab.optimizers.settings import MEMORY, POSITIVE, RECIPE, check
+from jaxlab.optimizers.trees import with_specs
 from jaxlab.params import select
 
 RANGES = {**RECIPE, "b1": MEMORY, "b2": MEMORY, "eps": POSITIVE}
@@ -34,14 +35,18 @@ class AdamW:
         Reference: Loshchilov and Hutter, "Decoupled Weight Decay Regularization",
         arXiv 1711.05101.
         """
-        return optax.chain(
-            clipped(self.clip),
-            optax.adamw(
-                self.schedule.build(self.learning_rate, steps),
-                b1=self.b1,
-                b2=self.b2,
-                eps=self.eps,
-                weight_decay=self.weight_decay,
-                mask=select(specs, DECAYED),
-            ),
-        )
+
+        def make(specs):
+            return optax.chain(
+                clipped(self.clip),
+                optax.adamw(
+                    self.schedule.build(self.learning_rate, steps),
+                    b1=self.b1,
+                    b2=self.b2,
+                    eps=self.eps,
+                    weight_decay=self.weight_decay,
+                    mask=select(specs, DECAYED),
+                ),
+            )
+
+        return with_specs(specs, make)

@@ -10,7 +10,7 @@ from jax.core import Tracer
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The finite numbers between bounds; NaN and infinity are in no range.
+    """The finite numbers between bounds; NaN is in no range.
 
     Attributes:
         rule: which numbers, to follow "must be".
@@ -21,6 +21,7 @@ class Range:
         below: excluded upper bound.
         whole: whether numbers are integers.
         optional: whether None, for off, is allowed.
+        infinite: whether infinity is allowed.
     """
 
     rule: str
@@ -31,6 +32,7 @@ class Range:
     below: float = math.inf
     whole: bool = False
     optional: bool = False
+    infinite: bool = False
 
     def contains(self, value: Any) -> bool:
         """Whether a number, or None, is in the range."""
@@ -40,6 +42,8 @@ class Range:
             number = float(value)
         except (TypeError, ValueError):
             return False
+        if number == math.inf:
+            return self.infinite
         inside = self.least <= number <= self.most and self.above < number < self.below
         return inside and (number.is_integer() or not self.whole)
 
@@ -52,10 +56,11 @@ DECAY = Range(
     least=0.0,
 )
 CLIP = Range(
-    "finite and above 0, or None",
+    "above 0, or None",
     "it is the largest norm of the whole gradient, and None does not clip",
     above=0.0,
     optional=True,
+    infinite=True,
 )
 MEMORY = Range(
     "at least 0 and below 1",

@@ -12,6 +12,7 @@ import optax
 from jaxlab.optimizers.recipe import recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
 from jaxlab.optimizers.settings import MEMORY, RECIPE, check
+from jaxlab.optimizers.trees import with_specs
 
 RANGES = {**RECIPE, "momentum": MEMORY}
 
@@ -35,10 +36,14 @@ class SGD:
         Reference: Polyak, "Some methods of speeding up the convergence of iteration
         methods", 1964.
         """
-        return recipe(
-            self.schedule.build(self.learning_rate, steps),
-            specs,
-            optax.trace(self.momentum),
-            weight_decay=self.weight_decay,
-            clip=self.clip,
-        )
+
+        def make(specs):
+            return recipe(
+                self.schedule.build(self.learning_rate, steps),
+                specs,
+                optax.trace(self.momentum),
+                weight_decay=self.weight_decay,
+                clip=self.clip,
+            )
+
+        return with_specs(specs, make)
