@@ -118,7 +118,12 @@ def ours() -> dict[str, Contestant]:
 
     def with_mkor(width: int) -> Run:
         opened = problem(width)
-        optimizer = mkor(opened.specs, sgd, biases=opened.biases)
+        optimizer = mkor(
+            SGD["rate"],
+            base=lambda rate: optax.sgd(rate, SGD["momentum"]),
+            biases=opened.biases,
+            specs=opened.specs,
+        )
         return training_run(opened, optimizer, taps=True)
 
     return {

@@ -35,7 +35,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxlab.evolution import noise, shaping
-from jaxlab.params import ParamSpec, Quantized, named_leaves, select, value
+from jaxlab.params import Quantized, infer, named_leaves, select, value
 
 Fitness = Callable[..., Float[Array, ""]]
 
@@ -162,8 +162,7 @@ class EGGROLL:
         """The strategy for parameters `specs`, maximising by an optax optimizer.
 
         Args:
-            specs: tree of `ParamSpec`, or of arrays: then a parameter of two axes and
-                more is a matrix.
+            specs: tree of `ParamSpec`, or of arrays: `params.infer` derives theirs.
 
         Raises:
             ValueError: nothing of the parameters can be moved.
@@ -187,7 +186,7 @@ class _Directions:
 
     @classmethod
     def of(cls, es: EGGROLL, specs: Any):
-        specs = jax.tree.map(_spec_of, specs)
+        specs = infer(specs)
         rules = [*((pattern, False) for pattern in es.frozen), (".*", True)]
         moved = select(specs, rules)
         named = named_leaves(specs)
@@ -374,7 +373,7 @@ def es_value_and_grad(function: Fitness, es: EGGROLL, specs: Any):
     Args:
         function: (params, key, *args) to a number.
         es: settings.
-        specs: tree of `ParamSpec` or of arrays.
+        specs: tree of `ParamSpec`, or of arrays: `params.infer` derives theirs.
 
     Returns:
         A function of (params, state, *args) to (mean of `function` over the members,
@@ -482,14 +481,6 @@ def _added(w: Any, moves: bool, update: Array, key: Array) -> Any:
 def _weights(es: EGGROLL, fitness: Float[Array, " N"]) -> Float[Array, " N"]:
     """What members count for: exactly nothing where all have the same fitness."""
     return jnp.where(shaping.informative(fitness), es.shape(fitness), 0.0)
-
-
-def _spec_of(leaf) -> ParamSpec:
-    if isinstance(leaf, ParamSpec):
-        return leaf
-    role = "matrix" if len(leaf.shape) >= 2 else "scale"
-    axes = (None,) * len(leaf.shape)
-    return ParamSpec(tuple(leaf.shape), axes, role=role, dtype=leaf.dtype)
 
 
 def _check_fitness(es: EGGROLL, fitness) -> None:

@@ -5,6 +5,7 @@ from jaxlab.optimizers.adadagrad import (
     BatchController,
     BatchGrowth,
     BatchState,
+    adadagrad,
     gradient_variance,
     scale_by_adagrad,
     scale_by_adagrad_norm,
@@ -12,10 +13,10 @@ from jaxlab.optimizers.adadagrad import (
 )
 from jaxlab.optimizers.adamw import AdamW
 from jaxlab.optimizers.cost import Costs, costs, kfac_costs, state_bytes
-from jaxlab.optimizers.frugal import FRUGAL, scale_by_frugal
-from jaxlab.optimizers.lamb import LAMB, scale_by_layer_norms
+from jaxlab.optimizers.frugal import FRUGAL, frugal, scale_by_frugal
+from jaxlab.optimizers.lamb import LAMB, lamb, scale_by_layer_norms
 from jaxlab.optimizers.mkor import MKOR, mkor, preconditioned, scale_by_mkor
-from jaxlab.optimizers.muon import Muon
+from jaxlab.optimizers.muon import Muon, muon
 from jaxlab.optimizers.reporting import events, reported
 from jaxlab.optimizers.schedules import (
     Infinite,
@@ -25,12 +26,12 @@ from jaxlab.optimizers.schedules import (
     WarmupStableDecay,
 )
 from jaxlab.optimizers.sgd import SGD
-from jaxlab.optimizers.shampoo import Shampoo, scale_by_shampoo
-from jaxlab.optimizers.soap import SOAP, scale_by_soap
+from jaxlab.optimizers.shampoo import Shampoo, scale_by_shampoo, shampoo
+from jaxlab.optimizers.soap import SOAP, scale_by_soap, soap
 from jaxlab.optimizers.switching import Switch, left_at, while_it_pays
 
 Optimizer = AdamW | SGD | LAMB | Muon | MKOR | SOAP | Shampoo | FRUGAL | AdAdaGrad
-"""What a training config may name."""
+"""Settings that a training config may name."""
 
 __all__ = [
     "FRUGAL",
@@ -53,12 +54,16 @@ __all__ = [
     "Switch",
     "WarmupCosine",
     "WarmupStableDecay",
+    "adadagrad",
     "costs",
     "events",
+    "frugal",
     "gradient_variance",
     "kfac_costs",
+    "lamb",
     "left_at",
     "mkor",
+    "muon",
     "preconditioned",
     "reported",
     "scale_by_adagrad",
@@ -68,6 +73,8 @@ __all__ = [
     "scale_by_mkor",
     "scale_by_shampoo",
     "scale_by_soap",
+    "shampoo",
+    "soap",
     "state_bytes",
     "wanted_batch",
     "while_it_pays",

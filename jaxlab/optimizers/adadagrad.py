@@ -42,18 +42,28 @@ from jaxtyping import Array, Float
 
 from jaxlab.optimizers.recipe import recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
+from jaxlab.optimizers.settings import RECIPE, Range, check
+from jaxlab.optimizers.trees import check_agree, with_specs
 
 VARIANTS = ("coordinates", "norm")
+RANGES = {
+    **RECIPE,
+    "initial": Range(
+        "finite and above 0",
+        "the sums of squares start at it, so that a gradient of 0 is not divided by 0",
+        above=0.0,
+    ),
+}
 
 
 class AdaGradState(NamedTuple):
-    """What `scale_by_adagrad` remembers: the sums of squared gradients, float32."""
+    """State of `scale_by_adagrad`: the sums of squared gradients, float32."""
 
     squares: Any
 
 
 class AdaGradNormState(NamedTuple):
-    """What `scale_by_adagrad_norm` remembers: the sum of squared norms."""
+    """State of `scale_by_adagrad_norm`: the sum of squared norms."""
 
     square: Float[Array, ""]
 
@@ -65,9 +75,9 @@ def scale_by_adagrad(initial: float = 1e-10) -> optax.GradientTransformationExtr
         initial: of the sums; above 0.
 
     Raises:
-        ValueError: `initial` is not above 0.
+        ValueError: `initial` is not above 0, or trees that differ in a leaf.
     """
-    _check_initial(initial)
+    check(RANGES, initial=initial)
 
     def init(params: Any) -> AdaGradState:
         return AdaGradState(
@@ -76,6 +86,7 @@ def scale_by_adagrad(initial: float = 1e-10) -> optax.GradientTransformationExtr
 
     def update(updates, state: Any, params=None, **_):
         del params
+        check_agree(updates, state.squares, "parameters given to init")
         squares = jax.tree.map(
             lambda v, g: v + jnp.square(g.astype(jnp.float32)), state.squares, updates
         )
@@ -100,7 +111,7 @@ def scale_by_adagrad_norm(
     Raises:
         ValueError: `initial` is not above 0.
     """
-    _check_initial(initial)
+    check(RANGES, initial=initial)
 
     def init(params: Any) -> AdaGradNormState:
         del params  # one number for all
@@ -118,6 +129,52 @@ def scale_by_adagrad_norm(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def adadagrad(
+    learning_rate: float | optax.Schedule,
+    *,
+    variant: str = "coordinates",
+    initial: float = 1e-10,
+    weight_decay: float = 0.0,
+    clip: float | None = None,
+    specs: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """AdAdaGrad's update on any pytree: the gradient over the root of summed squares.
+
+    The batch that grows is `BatchGrowth`, and `gradient_variance` tests it.
+
+    Args:
+        learning_rate: a number or a schedule.
+        variant: "coordinates" sums the squares of each coordinate, "norm" those of the
+            norm of the whole gradient.
+        initial: of the sums of squares.
+        weight_decay: share of the weights that is taken away at each step, times the
+            learning rate; of matrices and heads, not of other roles.
+        clip: largest norm of the whole gradient; None for no clipping.
+        specs: tree of `ParamSpec`; None derives the roles from the arrays, as
+            `jaxlab.params.infer` does.
+
+    Returns:
+        A transformation whose `update` takes the parameters too.
+
+    Raises:
+        ValueError: a setting outside its range; or, at `init` and `update`, trees that
+            differ in a leaf, which is named.
+
+    Reference: Lau, Liu, Kolar, arXiv 2402.11215.
+    """
+    shared: dict[str, Any] = dict(weight_decay=weight_decay, clip=clip)
+    check(RANGES, learning_rate=learning_rate, initial=initial, **shared)
+    if variant not in VARIANTS:
+        raise ValueError(f"variant={variant!r} is not one of {VARIANTS}.")
+    by_coordinates = variant == "coordinates"
+    scale = scale_by_adagrad if by_coordinates else scale_by_adagrad_norm
+
+    def make(specs):
+        return recipe(learning_rate, specs, scale(initial), **shared)
+
+    return with_specs(specs, make)
+
+
 @dataclasses.dataclass(frozen=True)
 class AdAdaGrad:
     """Settings of AdAdaGrad's updates; those of its batch are `BatchGrowth`."""
@@ -127,21 +184,24 @@ class AdAdaGrad:
     variant: str = "coordinates"  # or "norm"
     initial: float = 1e-10  # of the sums of squares
     weight_decay: float = 0.0  # times the learning rate; the paper has none
-    clip: float = 1.0  # largest norm of the whole gradient
+    clip: float | None = 1.0  # largest norm of the whole gradient; None for any
+
+    def __post_init__(self):
+        check(RANGES, **vars(self))
 
     def build(self, specs: Any, steps: int) -> optax.GradientTransformationExtraArgs:
         """The transformation for parameters `specs` and a run of `steps`.
 
         Raises:
-            ValueError: `variant` is not one of `VARIANTS`, or `initial` not above 0.
+            ValueError: `variant` is not one of `VARIANTS`.
         """
-        if self.variant not in VARIANTS:
-            raise ValueError(f"variant={self.variant!r} is not one of {VARIANTS}.")
-        by_coordinates = self.variant == "coordinates"
-        scale = scale_by_adagrad if by_coordinates else scale_by_adagrad_norm
-        return recipe(
-            *(self, specs, steps),
-            scale(self.initial),
+        return adadagrad(
+            self.schedule.build(self.learning_rate, steps),
+            variant=self.variant,
+            initial=self.initial,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            specs=specs,
         )
 
 
@@ -200,7 +260,7 @@ def wanted_batch(variance: float, mean_square: float, eta: float) -> float:
 
 
 class BatchState(NamedTuple):
-    """What a `BatchController` remembers, to be saved with the position in the data.
+    """State of a `BatchController`, to be saved with the position in the data.
 
     Attributes:
         wanted: rows that the tests so far have asked for, before rounding.
@@ -299,11 +359,3 @@ class BatchGrowth:
                 "never shrinks."
             )
         return BatchController(self.eta, batch_size, self.largest, micro_batch)
-
-
-def _check_initial(initial: float) -> None:
-    if initial <= 0:
-        raise ValueError(
-            f"initial={initial} must be above 0, so that a gradient of 0 is not "
-            "divided by 0."
-        )

@@ -5,9 +5,13 @@ from typing import Any
 
 import optax
 
-from jaxlab.optimizers.recipe import DECAYED
+from jaxlab.optimizers.recipe import DECAYED, clipped
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
+from jaxlab.optimizers.settings import MEMORY, POSITIVE, RECIPE, check
+from jaxlab.optimizers.trees import with_specs
 from jaxlab.params import select
+
+RANGES = {**RECIPE, "b1": MEMORY, "b2": MEMORY, "eps": POSITIVE}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +24,10 @@ class AdamW:
     b1: float = 0.9  # memory of the mean gradient
     b2: float = 0.95  # memory of the mean square
     eps: float = 1e-8
-    clip: float = 1.0  # largest norm of the whole gradient
+    clip: float | None = 1.0  # largest norm of the whole gradient; None for any
+
+    def __post_init__(self):
+        check(RANGES, **vars(self))
 
     def build(self, specs: Any, steps: int) -> optax.GradientTransformationExtraArgs:
         """The transformation for parameters `specs` and a run of `steps`.
@@ -28,14 +35,18 @@ class AdamW:
         Reference: Loshchilov and Hutter, "Decoupled Weight Decay Regularization",
         arXiv 1711.05101.
         """
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip),
-            optax.adamw(
-                self.schedule.build(self.learning_rate, steps),
-                b1=self.b1,
-                b2=self.b2,
-                eps=self.eps,
-                weight_decay=self.weight_decay,
-                mask=select(specs, DECAYED),
-            ),
-        )
+
+        def make(specs):
+            return optax.chain(
+                clipped(self.clip),
+                optax.adamw(
+                    self.schedule.build(self.learning_rate, steps),
+                    b1=self.b1,
+                    b2=self.b2,
+                    eps=self.eps,
+                    weight_decay=self.weight_decay,
+                    mask=select(specs, DECAYED),
+                ),
+            )
+
+        return with_specs(specs, make)

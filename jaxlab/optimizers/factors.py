@@ -1,4 +1,4 @@
-"""What methods with a square factor for each side of a weight do with it."""
+"""Products and placement of the square factors of a weight's sides."""
 
 import jax
 import jax.numpy as jnp

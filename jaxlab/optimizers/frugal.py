@@ -32,11 +32,21 @@ from jaxtyping import Array, Int
 
 from jaxlab.optimizers.recipe import recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
+from jaxlab.optimizers.settings import (
+    MEMORY,
+    PERIOD,
+    POSITIVE,
+    RECIPE,
+    SHARE,
+    Range,
+    check,
+)
+from jaxlab.optimizers.trees import check_agree, with_specs
 from jaxlab.params import named_leaves, path_name
 
 
 class FRUGALState(NamedTuple):
-    """What `scale_by_frugal` remembers.
+    """State of `scale_by_frugal`.
 
     Attributes:
         count: steps made.
@@ -49,8 +59,23 @@ class FRUGALState(NamedTuple):
     nu: Any
 
 
+RANGES = {
+    **RECIPE,
+    "density": SHARE,
+    "period": PERIOD,
+    "free_scale": Range(
+        "finite and at least 0",
+        "below 0 it would climb the loss, and 0 leaves what has no state where it is",
+        least=0.0,
+    ),
+    "b1": MEMORY,
+    "b2": MEMORY,
+    "eps": POSITIVE,
+}
+
+
 def scale_by_frugal(
-    specs: Any,
+    specs: Any = None,
     *,
     density: float = 0.25,
     period: int = 200,
@@ -63,7 +88,8 @@ def scale_by_frugal(
     """Adam's update of active columns and of all that is no matrix; else signs.
 
     Args:
-        specs: tree of `ParamSpec`; matrices are the parameters of role "matrix".
+        specs: tree of `ParamSpec`; matrices are the parameters of role "matrix". None
+            derives the roles from the arrays, as `jaxlab.params.infer` does.
         density: share of a matrix's columns that is active, rounded, and at least one
             column unless it is 0.
         period: steps between draws of the columns.
@@ -74,9 +100,25 @@ def scale_by_frugal(
         seed: of the columns.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting outside its range, or trees that differ in a leaf.
     """
-    _check(density, period, free_scale)
+    check(
+        RANGES,
+        density=density,
+        period=period,
+        free_scale=free_scale,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+    )
+
+    def make(specs):
+        return _scale_by_frugal(specs, density, period, free_scale, b1, b2, eps, seed)
+
+    return with_specs(specs, make)
+
+
+def _scale_by_frugal(specs, density, period, free_scale, b1, b2, eps, seed):
     active = _active_columns(specs, density)
     structure = jax.tree.structure(specs)
 
@@ -91,6 +133,7 @@ def scale_by_frugal(
 
     def update(updates, state: Any, params=None, **_):
         del params
+        check_agree(updates, state.mu, "parameters given to init", shapes=False)
         draws, t = state.count // period, state.count % period
         key = jax.random.fold_in(jax.random.key(seed), draws)
 
@@ -119,11 +162,66 @@ def scale_by_frugal(
 
         trees = (structure.flatten_up_to(x) for x in (updates, state.mu, state.nu))
         new = [one(*leaf) for leaf in zip(active, *trees, strict=True)]
-        updates, mu, nu = (structure.unflatten(x) for x in zip(*new, strict=True))
+        updates, mu, nu = (structure.unflatten([x[i] for x in new]) for i in range(3))
         count = jnp.asarray(optax.safe_increment(state.count))
         return updates, FRUGALState(count, mu, nu)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def frugal(
+    learning_rate: float | optax.Schedule,
+    *,
+    density: float = 0.25,
+    period: int = 200,
+    free_scale: float = 1.0,
+    b1: float = 0.9,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+    seed: int = 0,
+    weight_decay: float = 0.0,
+    clip: float | None = None,
+    specs: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """FRUGAL on any pytree: Adam on a share of a matrix's columns, signs on the rest.
+
+    The columns are drawn by the path of a matrix, so that the same arrays under other
+    names have other columns.
+
+    Args:
+        learning_rate: a number or a schedule.
+        density: share of a matrix's columns that Adam moves, and has a state for.
+        period: steps between draws of the columns.
+        free_scale: size of an update without state; 1 is about that of Adam's.
+        b1: memory of the mean gradient.
+        b2: memory of the mean square.
+        eps: keeps the denominator from 0.
+        seed: of the columns.
+        weight_decay: share of the weights that is taken away at each step, times the
+            learning rate; of matrices and heads, not of other roles.
+        clip: largest norm of the whole gradient; None for no clipping.
+        specs: tree of `ParamSpec`; None derives the roles from the arrays, as
+            `jaxlab.params.infer` does.
+
+    Returns:
+        A transformation whose `update` takes the parameters too.
+
+    Raises:
+        ValueError: a setting outside its range; or, at `init` and `update`, trees that
+            differ in a leaf, which is named.
+
+    Reference: Zmushko et al., arXiv 2411.07837.
+    """
+    own: dict[str, Any] = dict(density=density, period=period, free_scale=free_scale)
+    adam: dict[str, Any] = dict(b1=b1, b2=b2, eps=eps)
+    shared: dict[str, Any] = dict(weight_decay=weight_decay, clip=clip)
+    check(RANGES, learning_rate=learning_rate, **own, **adam, **shared)
+
+    def make(specs):
+        method = scale_by_frugal(specs, **own, **adam, seed=seed)
+        return recipe(learning_rate, specs, method, **shared)
+
+    return with_specs(specs, make)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,54 +237,45 @@ class FRUGAL:
     b1: float = 0.9  # memory of the mean gradient
     b2: float = 0.95  # memory of the mean square
     eps: float = 1e-8
-    clip: float = 1.0  # largest norm of the whole gradient
+    clip: float | None = 1.0  # largest norm of the whole gradient; None for any
     seed: int = 0  # of the columns
+
+    def __post_init__(self):
+        check(RANGES, **vars(self))
 
     def build(self, specs: Any, steps: int) -> optax.GradientTransformationExtraArgs:
         """The transformation for parameters `specs` and a run of `steps`."""
-        return recipe(
-            *(self, specs, steps),
-            scale_by_frugal(
-                specs,
-                density=self.density,
-                period=self.period,
-                free_scale=self.free_scale,
-                b1=self.b1,
-                b2=self.b2,
-                eps=self.eps,
-                seed=self.seed,
-            ),
+        return frugal(
+            self.schedule.build(self.learning_rate, steps),
+            density=self.density,
+            period=self.period,
+            free_scale=self.free_scale,
+            b1=self.b1,
+            b2=self.b2,
+            eps=self.eps,
+            seed=self.seed,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            specs=specs,
         )
 
 
 def _active_columns(specs: Any, density: float) -> dict[str, int | None]:
     """How many columns of each parameter are active; None for what is no matrix."""
-    found = {}
+    counts = {}
     for name, spec in named_leaves(specs):
         if spec.role != "matrix":
-            found[name] = None
+            counts[name] = None
         else:
-            found[name] = max(round(density * spec.shape[-1]), 1) if density else 0
-    return found
+            counts[name] = max(round(density * spec.shape[-1]), 1) if density else 0
+    return counts
 
 
 def _permutations(key, shape):
     """One permutation of the last axis for each of the rest."""
-    return jnp.argsort(jax.random.uniform(key, shape))
+    return jnp.argsort(jax.random.uniform(key, shape, jnp.float32))
 
 
 def _columns(x, indices):
     """Columns ``[*stack, k]`` of matrices ``[*stack, in, out]``."""
     return jnp.take_along_axis(x, indices[..., None, :], axis=-1)
-
-
-def _check(density, period, free_scale) -> None:
-    if not 0 <= density <= 1:
-        raise ValueError(f"density={density} is a share of the columns, in [0, 1].")
-    if period < 1:
-        raise ValueError(f"period={period} must be at least 1 step.")
-    if free_scale < 0:
-        raise ValueError(
-            f"free_scale={free_scale} is below 0, which would climb the loss; 0 leaves "
-            "what has no state where it is."
-        )

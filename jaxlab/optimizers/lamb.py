@@ -23,16 +23,29 @@ import optax
 
 from jaxlab.optimizers.recipe import recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
+from jaxlab.optimizers.settings import MEMORY, POSITIVE, RECIPE, check
+from jaxlab.optimizers.trees import with_specs
 from jaxlab.params import ParamSpec
 
+RANGES = {**RECIPE, "b1": MEMORY, "b2": MEMORY, "eps": POSITIVE}
 
-def scale_by_layer_norms(specs: Any) -> optax.GradientTransformationExtraArgs:
+
+def scale_by_layer_norms(
+    specs: Any = None,
+) -> optax.GradientTransformationExtraArgs:
     """Updates with the norms of the weights, each layer of a stack by itself.
 
     Args:
-        specs: tree of `ParamSpec`.
-    """
+        specs: tree of `ParamSpec`; None derives the roles from the arrays, as
+            `jaxlab.params.infer` does.
 
+    Raises:
+        ValueError: `update` without parameters, or with trees that differ in a leaf.
+    """
+    return with_specs(specs, _scale_by_layer_norms)
+
+
+def _scale_by_layer_norms(specs: Any) -> optax.GradientTransformationExtraArgs:
     def scaled(spec: ParamSpec, u, w):
         axes = _axes_within_a_layer(spec)
         norm_u, norm_w = (
@@ -54,6 +67,54 @@ def scale_by_layer_norms(specs: Any) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
+def lamb(
+    learning_rate: float | optax.Schedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    clip: float | None = None,
+    specs: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """LAMB on any pytree: W <- W - rate U ||W|| / ||U||, U = Adam's update + decay W.
+
+    Args:
+        learning_rate: a number or a schedule; a step's share of the weights' norm.
+        b1: memory of the mean gradient.
+        b2: memory of the mean square.
+        eps: added to the root of the mean square.
+        weight_decay: share of the weights added to Adam's update, before the norms; of
+            matrices and heads, not of other roles.
+        clip: largest norm of the whole gradient; None for no clipping.
+        specs: tree of `ParamSpec`; None derives the roles from the arrays, as
+            `jaxlab.params.infer` does.
+
+    Returns:
+        A transformation whose `update` takes the parameters too.
+
+    Raises:
+        ValueError: a setting outside its range; or, at `init` and `update`, trees that
+            differ in a leaf, which is named.
+
+    Reference: You et al., arXiv 1904.00962.
+    """
+    own: dict[str, Any] = dict(b1=b1, b2=b2, eps=eps)
+    shared: dict[str, Any] = dict(weight_decay=weight_decay, clip=clip)
+    check(RANGES, learning_rate=learning_rate, **own, **shared)
+
+    def make(specs):
+        return recipe(
+            learning_rate,
+            specs,
+            optax.scale_by_adam(b1, b2, eps),
+            after=(scale_by_layer_norms(specs),),
+            **shared,
+        )
+
+    return with_specs(specs, make)
+
+
 def _axes_within_a_layer(spec: ParamSpec) -> tuple[int, ...]:
     if spec.role == "matrix":
         return (-2, -1)
@@ -70,12 +131,19 @@ class LAMB:
     b1: float = 0.9  # memory of the mean gradient
     b2: float = 0.999  # memory of the mean square
     eps: float = 1e-6
-    clip: float = 1.0  # largest norm of the whole gradient
+    clip: float | None = 1.0  # largest norm of the whole gradient; None for any
+
+    def __post_init__(self):
+        check(RANGES, **vars(self))
 
     def build(self, specs: Any, steps: int) -> optax.GradientTransformationExtraArgs:
         """The transformation for parameters `specs` and a run of `steps`."""
-        return recipe(
-            *(self, specs, steps),
-            optax.scale_by_adam(self.b1, self.b2, self.eps),
-            after=(scale_by_layer_norms(specs),),
+        return lamb(
+            self.schedule.build(self.learning_rate, steps),
+            b1=self.b1,
+            b2=self.b2,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            specs=specs,
         )

@@ -40,33 +40,50 @@ Using Rank-1 Updates, arXiv 2306.01685.
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxlab.optimizers.adamw import AdamW
 from jaxlab.optimizers.factors import product, whole
-from jaxlab.optimizers.lamb import LAMB
+from jaxlab.optimizers.lamb import LAMB, lamb
+from jaxlab.optimizers.settings import PERIOD, SHARE, SIDE, Range, check
 from jaxlab.optimizers.sgd import SGD
 from jaxlab.optimizers.switching import Switch, while_it_pays
-from jaxlab.params import Tap, named_leaves, select
+from jaxlab.optimizers.trees import PLACEHOLDER, beside, with_specs
+from jaxlab.params import ROLES, Tap, infer, named_leaves, path_name, select
 
 VARIANTS = ("released", "exact")
+RANGES = {
+    "decay": Range(
+        "between 0 and 1",
+        "it is the share that a factor keeps of the past, such as 0.95",
+        above=0.0,
+        below=1.0,
+    ),
+    "period": PERIOD,
+    "largest": SIDE,
+    "threshold": Range(
+        "finite and above 1", "1 is the norm of the identity", above=1.0
+    ),
+    "blend": SHARE,
+}
 
 
 class Lacks(NamedTuple):
-    """What the factors of one weight lack to the identity."""
+    """Difference of the factors of one weight from the identity, D = I - F."""
 
     a: Float[Array, "*stack in in"]
     b: Float[Array, "*stack out out"]
 
 
 class MKORState(NamedTuple):
-    """What `scale_by_mkor` remembers.
+    """State of `scale_by_mkor`.
 
     Attributes:
         count: steps made.
@@ -85,15 +102,18 @@ def preconditioned(specs: Any, excluded: Sequence[str] = ()) -> Any:
     """Tree of booleans: the weights that MKOR takes, all of role "matrix".
 
     Args:
-        specs: tree of `ParamSpec`.
+        specs: tree of `ParamSpec`, or of parameters, whose roles are derived
+            (`jaxlab.params.infer`).
         excluded: patterns of the paths of matrices that it shall leave alone.
     """
-    rules = [(pattern, False) for pattern in excluded]
-    return select(specs, [*rules, ("matrix", True), (".*", False)])
+    specs = infer(specs)
+    rules: list[tuple[str, bool]] = [(pattern, False) for pattern in excluded]
+    rest = [(role, role == "matrix") for role in ROLES]
+    return select(specs, [*rules, *rest])
 
 
 def scale_by_mkor(
-    specs: Any,
+    specs: Any = None,
     *,
     variant: str = "released",
     decay: float = 0.95,
@@ -112,7 +132,8 @@ def scale_by_mkor(
     is given. Weights that are not preconditioned pass unchanged.
 
     Args:
-        specs: tree of `ParamSpec`.
+        specs: tree of `ParamSpec`; None derives the roles from the arrays, as
+            `jaxlab.params.infer` does.
         variant: "released" or "exact".
         decay: of a factor's memory.
         period: steps between updates of the factors.
@@ -127,27 +148,62 @@ def scale_by_mkor(
         blend: share that is left of it.
 
     Raises:
-        ValueError: a setting out of its range, a factor that would be too large, a
-            bias that is not there or does not fit.
+        ValueError: a setting outside its range, a factor that would be too large, a
+            bias that is not there or does not fit; or, at `init` and `update`, trees
+            that differ in a leaf, and statistics that are missing or do not fit.
     """
-    _check(variant, decay, period, threshold, blend, dtype)
+    check(
+        RANGES,
+        decay=decay,
+        period=period,
+        largest=largest,
+        threshold=threshold,
+        blend=blend,
+    )
+    _check_variant(variant, decay, dtype)
+
+    def make(specs):
+        return _scale_by_mkor(
+            specs,
+            variant,
+            decay,
+            period,
+            dtype,
+            largest,
+            excluded,
+            biases,
+            threshold,
+            blend,
+        )
+
+    return with_specs(specs, make)
+
+
+def _scale_by_mkor(
+    specs, variant, decay, period, dtype, largest, excluded, biases, threshold, blend
+):
     weights = _weights(specs, excluded, biases, largest)
     structure = jax.tree.structure(specs)
     names = [name for name, _ in named_leaves(specs)]
 
     def init(params: Any) -> MKORState:
         del params  # the specs have the shapes
-        zeros = lambda stack, n: jnp.zeros((*stack, n, n), dtype)  # noqa: E731
+
+        def zeros(stack, n):
+            return jnp.zeros((*stack, n, n), dtype)
+
         lacks = {
             name: Lacks(zeros(w.stack, w.n_in), zeros(w.stack, w.n_out))
             for name, w in weights.items()
         }
-        return MKORState(jnp.zeros((), jnp.int32), lacks, jnp.zeros((), jnp.int32))
+        zero = jnp.zeros((), jnp.int32)
+        return MKORState(zero, beside(specs, lacks), zero)
 
     def update(updates, state: Any, params=None, *, stats=None, **_):
         del params
+        _check_state(weights, state.lacks)
         leaves = dict(zip(names, structure.flatten_up_to(updates), strict=True))
-        vectors = jax.tree.map(whole, _vectors(weights, names, structure, stats))
+        vectors = jax.tree.map(whole, _vectors(weights, names, stats))
 
         def renew(lacks):
             new, skipped = {}, jnp.zeros((), jnp.int32)
@@ -164,7 +220,9 @@ def scale_by_mkor(
             if variant == "released":
                 new = new * (1 - float(jnp.finfo(dtype).eps))
             keep = ok[..., None, None]
-            return jnp.where(keep, new.astype(dtype), lack), jnp.sum(~ok)
+            return jnp.where(keep, new.astype(dtype), lack), jnp.sum(
+                ~ok, dtype=jnp.int32
+            )
 
         if period == 1:
             lacks, skipped = renew(state.lacks)
@@ -193,16 +251,69 @@ def scale_by_mkor(
 
 
 def mkor(
-    specs: Any, base: optax.GradientTransformation, **settings: Any
+    learning_rate: float | optax.Schedule,
+    *,
+    base: Callable[[Any], optax.GradientTransformation] | None = None,
+    variant: str = "released",
+    decay: float = 0.95,
+    period: int = 1,
+    dtype: Any = jnp.bfloat16,
+    largest: int = 8192,
+    excluded: Sequence[str] = (),
+    biases: Sequence[tuple[str, str]] = (),
+    threshold: float = 10.0,
+    blend: float = 0.9,
+    specs: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """MKOR in front of an optimizer that has the momentum and the learning rate.
+    """MKOR on any pytree, in front of an optimizer with the momentum and the rate.
+
+    It needs the statistics of the products of the weights, which models give that
+    multiply by `jaxlab.params.linear`, `linear_t` and `embed`::
+
+        tapped = tap(params, preconditioned(params))
+        gradient, stats = untap(jax.grad(loss)(tapped))
+        updates, state = optimizer.update(gradient, state, params, stats=stats)
 
     Args:
-        specs: tree of `ParamSpec`.
-        base: such as `optax.lamb`.
-        settings: of `scale_by_mkor`.
+        learning_rate: of `base`, a number or a schedule.
+        base: from the learning rate to the optimizer behind the factors, such as
+            `optax.adam`; None for `lamb` with its defaults and these `specs`.
+        variant: "released" or "exact".
+        decay: of a factor's memory.
+        period: steps between updates of the factors.
+        dtype: of stored factors; arithmetic is in float32.
+        largest: side of a factor.
+        excluded: patterns of the paths of matrices that only the base moves.
+        biases: pairs (pattern of weights' paths, replacement), see `scale_by_mkor`.
+        threshold: norm of an exact factor that mixes it with the identity.
+        blend: share that is left of it.
+        specs: tree of `ParamSpec`; None derives the roles from the arrays, as
+            `jaxlab.params.infer` does.
+
+    Returns:
+        A transformation whose `update` takes the parameters and ``stats`` too.
+
+    Raises:
+        ValueError: a setting outside its range; or, at `init` and `update`, trees that
+            differ in a leaf, which is named, and statistics that are missing.
+
+    Reference: Mozaffari et al., arXiv 2306.01685.
     """
-    return optax.chain(scale_by_mkor(specs, **settings), base)
+    factors = scale_by_mkor(
+        specs,
+        variant=variant,
+        decay=decay,
+        period=period,
+        dtype=dtype,
+        largest=largest,
+        excluded=excluded,
+        biases=biases,
+        threshold=threshold,
+        blend=blend,
+    )
+    if base is None:
+        return optax.chain(factors, lamb(learning_rate, specs=specs))
+    return optax.chain(factors, base(learning_rate))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,6 +331,9 @@ class MKOR:
     threshold: float = 10.0  # norm of an exact factor that mixes in the identity
     blend: float = 0.9  # share that is left of it
     switch: Switch | None = None  # MKOR-H: when to leave the factors
+
+    def __post_init__(self):
+        check(RANGES, **vars(self))
 
     def tapped(self, specs: Any) -> Any:
         """Tree of booleans: the weights whose taps the transformation takes."""
@@ -253,7 +367,7 @@ def _renewed(D, v, variant, decay, threshold, blend):
     outer = u[..., :, None] * u[..., None, :]
     if variant == "released":
         return decay * D + outer / (1 + vu)[..., None, None], ok
-    eye = jnp.eye(D.shape[-1])[(None,) * (D.ndim - 2)]
+    eye = jnp.eye(D.shape[-1], dtype=D.dtype)[(None,) * (D.ndim - 2)]
     outer *= ((1 - decay) / (decay + (1 - decay) * vu))[..., None, None]
     new = (D - (1 - decay) * eye + outer) / decay
     norm = jnp.max(jnp.sum(jnp.abs(eye - new), axis=-1), axis=-1)
@@ -266,9 +380,12 @@ def _between(g, lacks: Lacks):
     a, b = (x.astype(jnp.float32) for x in lacks)
     left = g - product(a, g)
     u = left - product(left, b)
-    norm = lambda x: jnp.linalg.norm(x, axis=(-2, -1), keepdims=True)  # noqa: E731
-    ratio = norm(g) / norm(u)
+    ratio = _norm(g) / _norm(u)
     return jnp.where(jnp.isfinite(ratio), ratio, 1.0) * u
+
+
+def _norm(x):
+    return jnp.linalg.norm(x, axis=(-2, -1), keepdims=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,7 +402,7 @@ def _weights(specs, excluded, biases, largest) -> dict[str, _Weight]:
     chosen = jax.tree.leaves(preconditioned(specs, excluded))
     named = named_leaves(specs)
     shapes = {name: spec.shape for name, spec in named}
-    found = {}
+    weights = {}
     for (name, spec), takes in zip(named, chosen, strict=True):
         if not takes:
             continue
@@ -303,13 +420,13 @@ def _weights(specs, excluded, biases, largest) -> dict[str, _Weight]:
                 "whose memory and time grow with its square; name it in `excluded`, or "
                 "raise `largest`."
             )
-        found[name] = _Weight(tuple(stack), n_in + (bias is not None), n_out, bias)
-    if not found:
+        weights[name] = _Weight(tuple(stack), n_in + (bias is not None), n_out, bias)
+    if not weights and not isinstance(specs, PLACEHOLDER):
         raise ValueError(
             f"No parameter is preconditioned: none of {len(named)} has the role "
             f"'matrix' and is not excluded by {tuple(excluded)}."
         )
-    return found
+    return weights
 
 
 def _bias_of(name: str, biases) -> str | None:
@@ -319,34 +436,46 @@ def _bias_of(name: str, biases) -> str | None:
     return None
 
 
-def _vectors(weights, names, structure, stats) -> dict[str, Lacks]:
+def _check_state(weights: dict[str, _Weight], lacks: dict[str, Lacks]) -> None:
+    for name in {**lacks, **weights}:
+        if name in lacks and name in weights:
+            w, lack = weights[name], lacks[name]
+            sides = (*w.stack, w.n_in, w.n_in), (*w.stack, w.n_out, w.n_out)
+            if (lack.a.shape, lack.b.shape) == sides:
+                continue
+        raise ValueError(
+            f"MKOR's state was made for parameters that differ from the updates in "
+            f"{name!r}; give init and update trees of one structure."
+        )
+
+
+def _vectors(
+    weights: dict[str, _Weight], names: Sequence[str], stats: Any
+) -> dict[str, Lacks]:
     """The vectors of a step, in the place of the factors that they renew."""
     if stats is None:
         raise ValueError(
             "MKOR needs statistics: differentiate with respect to tap(params, "
-            "preconditioned(specs)), split the gradient by untap, and call "
+            "preconditioned(params)), split the gradient by untap, and call "
             "update(gradient, state, params, stats=taps)."
         )
-    try:
-        taps = dict(zip(names, structure.flatten_up_to(stats), strict=True))
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"stats are no tree like the parameters, with a Tap a weight: {error}"
-        ) from error
-    extra = [n for n, tap in taps.items() if tap is not None and n not in weights]
+    pairs = jax.tree_util.tree_flatten_with_path(stats, is_leaf=_is_tap)[0]
+    taps = {path_name(path): tap for path, tap in pairs if _is_tap(tap)}
+    extra = [name for name in names if name in taps and name not in weights]
     if extra:
         raise ValueError(
             f"stats hold a tap for {', '.join(extra[:4])}, which is not "
             "preconditioned: tap(params, preconditioned(specs, excluded)) taps those "
             "that are."
         )
-    found = {}
+    vectors = {}
     for name, w in weights.items():
-        tap = taps[name]
+        tap = taps.get(name)
         if not isinstance(tap, Tap):
             raise ValueError(
                 f"stats hold no tap for {name} (but {type(tap).__name__}), which is "
-                "preconditioned; tap it, or name it in `excluded`."
+                "preconditioned; give a tree like the parameters with a Tap there, or "
+                "name it in `excluded`."
             )
         shapes = (*w.stack, w.n_in - (w.bias is not None)), (*w.stack, w.n_out)
         if (tap.a.shape, tap.g.shape) != shapes:
@@ -355,28 +484,24 @@ def _vectors(weights, names, structure, stats) -> dict[str, Lacks]:
                 f"have {shapes[0]} and {shapes[1]}."
             )
         rows = jnp.maximum(tap.rows, 1.0)[..., None]
-        a = tap.a / rows
+        a = (tap.a / rows).astype(jnp.float32)
         if w.bias:
-            a = jnp.concatenate([a, jnp.ones((*w.stack, 1))], axis=-1)
-        found[name] = Lacks(a, tap.g)
-    return found
+            a = jnp.concatenate([a, jnp.ones((*w.stack, 1), jnp.float32)], axis=-1)
+        vectors[name] = Lacks(a, tap.g.astype(jnp.float32))
+    return vectors
 
 
-def _check(variant, decay, period, threshold, blend, dtype) -> None:
+def _is_tap(node: Any) -> bool:
+    return isinstance(node, Tap)
+
+
+def _check_variant(variant: str, decay: float, dtype: Any) -> None:
     if variant not in VARIANTS:
         raise ValueError(f"variant={variant!r} is not one of {VARIANTS}.")
-    if not 0 < decay < 1:
-        raise ValueError(f"decay={decay} must be between 0 and 1.")
     longest = 1 - float(jnp.finfo(dtype).eps)
-    if variant == "released" and decay > longest:
+    known = not isinstance(decay, Tracer)
+    if variant == "released" and known and decay > longest:
         raise ValueError(
             f"decay={decay} is above {longest:.4g}, the longest memory of a factor in "
             f"{jnp.dtype(dtype).name}; store factors in float32."
-        )
-    if period < 1:
-        raise ValueError(f"period={period} must be at least 1.")
-    if threshold <= 1 or not 0 <= blend <= 1:
-        raise ValueError(
-            f"threshold={threshold} must be above 1, the norm of the identity, and "
-            f"blend={blend} in [0, 1]."
         )

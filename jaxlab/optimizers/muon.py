@@ -22,7 +22,92 @@ from optax import contrib
 
 from jaxlab.optimizers.recipe import recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
-from jaxlab.params import select
+from jaxlab.optimizers.settings import MEMORY, PERIOD, POSITIVE, RECIPE, check
+from jaxlab.optimizers.trees import with_specs
+from jaxlab.params import ParamSpec
+
+RANGES = {
+    **RECIPE,
+    "momentum": MEMORY,
+    "iterations": PERIOD,
+    "rms": POSITIVE,
+    "b1": MEMORY,
+    "b2": MEMORY,
+    "eps": POSITIVE,
+}
+
+
+def muon(
+    learning_rate: float | optax.Schedule,
+    *,
+    momentum: float = 0.95,
+    iterations: int = 5,
+    rms: float = 0.2,
+    b1: float = 0.9,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    clip: float | None = None,
+    specs: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Muon on any pytree: U V^T of the momentum of each matrix; Adam for the rest.
+
+    Args:
+        learning_rate: a number or a schedule.
+        momentum: memory of the mean gradient of the matrices.
+        iterations: of Newton and Schulz.
+        rms: root mean square of a full-rank update; 0.2 is about that of Adam's.
+        b1: memory of Adam's mean gradient.
+        b2: memory of Adam's mean square.
+        eps: keeps the denominators from 0.
+        weight_decay: share of the weights that is taken away at each step, times the
+            learning rate; of matrices and heads, not of other roles.
+        clip: largest norm of the whole gradient; None for no clipping.
+        specs: tree of `ParamSpec`; None derives the roles from the arrays, as
+            `jaxlab.params.infer` does.
+
+    Returns:
+        A transformation whose `update` takes the parameters too.
+
+    Raises:
+        ValueError: a setting outside its range; or, at `init` and `update`, trees that
+            differ in a leaf, which is named.
+
+    Reference: Jordan et al., "Muon", 2024; Liu et al., arXiv 2502.16982.
+    """
+    own: dict[str, Any] = dict(momentum=momentum, iterations=iterations, rms=rms)
+    adam: dict[str, Any] = dict(b1=b1, b2=b2, eps=eps)
+    shared: dict[str, Any] = dict(weight_decay=weight_decay, clip=clip)
+    check(RANGES, learning_rate=learning_rate, **own, **adam, **shared)
+    matrix = contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+
+    def dimensions(matrices):  # other parameters are masked: no leaves
+        return jax.tree.map(lambda _: matrix, matrices)
+
+    def sized(update, _):
+        return update * (rms * max(update.shape[-2:]) ** 0.5)
+
+    def label(spec: ParamSpec) -> str:
+        return "muon" if spec.role == "matrix" else "adam"
+
+    orthogonalized = optax.chain(
+        contrib.scale_by_muon(
+            ns_steps=iterations,
+            beta=momentum,
+            eps=eps,
+            weight_dimension_numbers=dimensions,
+        ),
+        optax.stateless_with_tree_map(sized),
+    )
+
+    def make(specs):
+        labels = jax.tree.map(label, specs)
+        method = optax.partition(
+            {"muon": orthogonalized, "adam": optax.scale_by_adam(**adam)}, labels
+        )
+        return recipe(learning_rate, specs, method, **shared)
+
+    return with_specs(specs, make)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,32 +123,22 @@ class Muon:
     b1: float = 0.9  # memory of Adam's mean gradient
     b2: float = 0.95  # memory of Adam's mean square
     eps: float = 1e-8
-    clip: float = 1.0  # largest norm of the whole gradient
+    clip: float | None = 1.0  # largest norm of the whole gradient; None for any
+
+    def __post_init__(self):
+        check(RANGES, **vars(self))
 
     def build(self, specs: Any, steps: int) -> optax.GradientTransformationExtraArgs:
         """The transformation for parameters `specs` and a run of `steps`."""
-        matrix = contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
-
-        def dimensions(matrices):  # other parameters are masked: no leaves
-            return jax.tree.map(lambda _: matrix, matrices)
-
-        def sized(update, _):
-            return update * (self.rms * max(update.shape[-2:]) ** 0.5)
-
-        muon = optax.chain(
-            contrib.scale_by_muon(
-                ns_steps=self.iterations,
-                beta=self.momentum,
-                eps=self.eps,
-                weight_dimension_numbers=dimensions,
-            ),
-            optax.stateless_with_tree_map(sized),
-        )
-        adam = optax.scale_by_adam(self.b1, self.b2, self.eps)
-        return recipe(
-            *(self, specs, steps),
-            optax.partition(
-                {"muon": muon, "adam": adam},
-                select(specs, [("matrix", "muon"), (".*", "adam")]),
-            ),
+        return muon(
+            self.schedule.build(self.learning_rate, steps),
+            momentum=self.momentum,
+            iterations=self.iterations,
+            rms=self.rms,
+            b1=self.b1,
+            b2=self.b2,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            specs=specs,
         )

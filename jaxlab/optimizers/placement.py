@@ -38,11 +38,13 @@ def abstract_opt_state(
         transform_non_params=lambda _: whole,
         is_leaf=_is_left_out,
     )
-    return jax.tree.map(
-        lambda shape, s: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=s),
-        shapes,
-        placed,
-    )
+
+    def place(sharding, part):  # one sharding may stand for a part of the state
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
+        )
+
+    return jax.tree.map(place, placed, shapes)
 
 
 def _split_like(kept: Any, sharding: NamedSharding) -> Any:

@@ -1,10 +1,9 @@
-"""What the settings of the optimizers share: a clip, weight decay by role, a rate."""
+"""The recipe that optimizers share: a clip, weight decay by role, a rate."""
 
-from typing import Any, Protocol
+from typing import Any
 
 import optax
 
-from jaxlab.optimizers.schedules import Schedule
 from jaxlab.params import select
 
 DECAYED = [
@@ -19,41 +18,33 @@ DECAYED = [
 """Roles that weight decay pulls to zero: matrices; not tables, filters and vectors."""
 
 
-class Settings(Protocol):
-    """Fields that `recipe` reads."""
-
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def schedule(self) -> Schedule: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def clip(self) -> float: ...
-
-
 def recipe(
-    settings: Settings,
+    learning_rate: float | optax.Schedule,
     specs: Any,
-    steps: int,
     *scale: optax.GradientTransformation,
+    weight_decay: float,
+    clip: float | None,
     after: tuple[optax.GradientTransformation, ...] = (),
 ) -> optax.GradientTransformationExtraArgs:
-    """Clip, `scale`, decay of the matrices, `after`, and the scheduled rate, in order.
+    """Clip, `scale`, decay of the matrices, `after`, and the rate, in order.
 
     Args:
-        settings: of the optimizer.
-        specs: tree of `ParamSpec`.
-        steps: of the run.
+        learning_rate: a number or a schedule.
+        specs: tree of `ParamSpec`, laid out like the parameters.
         scale: the method.
-        after: what of it comes behind the decay.
+        weight_decay: share of the weights of the roles in `DECAYED`, times the rate.
+        clip: largest norm of the whole gradient; None for no clipping.
+        after: what of the method comes behind the decay.
     """
     return optax.chain(
-        optax.clip_by_global_norm(settings.clip),
+        clipped(clip),
         *scale,
-        optax.add_decayed_weights(settings.weight_decay, select(specs, DECAYED)),
+        optax.add_decayed_weights(weight_decay, select(specs, DECAYED)),
         *after,
-        optax.scale_by_learning_rate(
-            settings.schedule.build(settings.learning_rate, steps)
-        ),
+        optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def clipped(clip: float | None) -> optax.GradientTransformation:
+    """Clipping by the norm of the whole gradient, or nothing for None."""
+    return optax.identity() if clip is None else optax.clip_by_global_norm(clip)

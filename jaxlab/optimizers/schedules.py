@@ -7,15 +7,29 @@ import dataclasses
 
 import optax
 
+from jaxlab.optimizers.settings import PERIOD, STEPS, Range, check
+
+FRACTION = Range("in [0, 1]", "it is a fraction of the peak", least=0.0, most=1.0)
+PART = Range("in [0, 1]", "it is a fraction of the run's steps", least=0.0, most=1.0)
+RANGES = {
+    "warmup": STEPS,
+    "end": FRACTION,
+    "decay": PART,
+    "cycles": Range(
+        "a whole number, at least 1", "a run has one", least=1.0, whole=True
+    ),
+    "cooldown": PERIOD,
+    "constant": FRACTION,
+    "anneal": PART,
+}
+
 
 def _check(schedule, steps: int):
-    if not 0 <= schedule.warmup < steps:
+    if not schedule.warmup < steps:
         raise ValueError(
             f"warmup={schedule.warmup} steps do not fit into a run of {steps}; "
-            "set a shorter --optimizer.schedule.warmup or more --steps."
+            "set a shorter warmup or more steps."
         )
-    if not 0 <= schedule.end <= 1:
-        raise ValueError(f"end={schedule.end} is a fraction of the peak, in [0, 1].")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +38,9 @@ class WarmupCosine:
 
     warmup: int = 100  # steps
     end: float = 0.1  # last rate over the peak
+
+    def __post_init__(self):
+        check(RANGES, **vars(self))
 
     def build(self, peak: float, steps: int) -> optax.Schedule:
         """The schedule of a run of `steps` with highest rate `peak`."""
@@ -45,6 +62,9 @@ class WarmupStableDecay:
     warmup: int = 100  # steps
     decay: float = 0.2  # fraction of the run that falls
     end: float = 0.0  # last rate over the peak
+
+    def __post_init__(self):
+        check(RANGES, **vars(self))
 
     def build(self, peak: float, steps: int) -> optax.Schedule:
         """The schedule of a run of `steps` with highest rate `peak`."""
@@ -78,10 +98,11 @@ class Rewarming:
     cycles: int = 2
     end: float = 0.1  # last rate of each cycle over the peak
 
+    def __post_init__(self):
+        check(RANGES, **vars(self))
+
     def build(self, peak: float, steps: int) -> optax.Schedule:
         """The schedule of a run of `steps` with highest rate `peak`."""
-        if self.cycles < 1:
-            raise ValueError(f"cycles={self.cycles}; a run has at least one.")
         _check(self, steps // self.cycles)
         edges = [round(i * steps / self.cycles) for i in range(self.cycles + 1)]
         cycles: list[dict] = [
@@ -114,18 +135,17 @@ class Infinite:
     anneal: float = 0.2  # fraction of the run that falls exponentially
     end: float = 0.1  # last rate over the peak; above 0
 
+    def __post_init__(self):
+        check(RANGES, **vars(self))
+
     def build(self, peak: float, steps: int) -> optax.Schedule:
         """The schedule of a run of `steps` with highest rate `peak`."""
         _check(self, steps)
-        if self.cooldown < 1:
-            raise ValueError(f"cooldown={self.cooldown} must be at least 1 step.")
         if not 0 < self.end <= self.constant <= 1:
             raise ValueError(
                 f"end={self.end} and constant={self.constant} must be fractions of the "
                 "peak with 0 < end <= constant <= 1; an exponential never reaches 0."
             )
-        if not 0 <= self.anneal <= 1:
-            raise ValueError(f"anneal={self.anneal} is a fraction of the run's steps.")
         falling = round(self.anneal * steps)
         if self.warmup + self.cooldown + falling > steps:
             raise ValueError(

@@ -11,6 +11,10 @@ import optax
 
 from jaxlab.optimizers.recipe import recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
+from jaxlab.optimizers.settings import MEMORY, RECIPE, check
+from jaxlab.optimizers.trees import with_specs
+
+RANGES = {**RECIPE, "momentum": MEMORY}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +25,10 @@ class SGD:
     schedule: Schedule = WarmupCosine()
     weight_decay: float = 1e-4  # times the learning rate
     momentum: float = 0.9  # share of the sum of gradients kept at each step
-    clip: float = 1.0  # largest norm of the whole gradient
+    clip: float | None = 1.0  # largest norm of the whole gradient; None for any
+
+    def __post_init__(self):
+        check(RANGES, **vars(self))
 
     def build(self, specs: Any, steps: int) -> optax.GradientTransformationExtraArgs:
         """The transformation for parameters `specs` and a run of `steps`.
@@ -29,7 +36,14 @@ class SGD:
         Reference: Polyak, "Some methods of speeding up the convergence of iteration
         methods", 1964.
         """
-        return recipe(
-            *(self, specs, steps),
-            optax.trace(self.momentum),
-        )
+
+        def make(specs):
+            return recipe(
+                self.schedule.build(self.learning_rate, steps),
+                specs,
+                optax.trace(self.momentum),
+                weight_decay=self.weight_decay,
+                clip=self.clip,
+            )
+
+        return with_specs(specs, make)

@@ -35,9 +35,27 @@ from jaxtyping import Array, Float, Int
 from jaxlab.optimizers.factors import product, whole
 from jaxlab.optimizers.recipe import recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
+from jaxlab.optimizers.settings import (
+    MEMORY,
+    PERIOD,
+    POSITIVE,
+    RECIPE,
+    SIDE,
+    check,
+)
+from jaxlab.optimizers.trees import beside, check_agree, with_specs
 from jaxlab.params import named_leaves
 
 SMALLEST = float(jnp.finfo(jnp.float32).tiny)
+RANGES = {
+    **RECIPE,
+    "b1": MEMORY,
+    "b2": MEMORY,
+    "eps": POSITIVE,
+    "ridge": POSITIVE,
+    "period": PERIOD,
+    "largest": SIDE,
+}
 
 
 class Sides(NamedTuple):
@@ -48,7 +66,7 @@ class Sides(NamedTuple):
 
 
 class ShampooState(NamedTuple):
-    """What `scale_by_shampoo` remembers, in float32.
+    """State of `scale_by_shampoo`, in float32.
 
     Attributes:
         count: steps made.
@@ -66,7 +84,7 @@ class ShampooState(NamedTuple):
 
 
 def scale_by_shampoo(
-    specs: Any,
+    specs: Any = None,
     *,
     b1: float = 0.9,
     b2: float = 0.95,
@@ -80,7 +98,8 @@ def scale_by_shampoo(
     Under a mesh every device keeps all factors and takes all roots.
 
     Args:
-        specs: tree of `ParamSpec`.
+        specs: tree of `ParamSpec`; None derives the roles from the arrays, as
+            `jaxlab.params.infer` does.
         b1: memory of the mean gradient.
         b2: memory of the mean squares, and of the factors.
         eps: added to the root of Adam's mean square.
@@ -89,9 +108,20 @@ def scale_by_shampoo(
         largest: side that has a factor.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting outside its range, or trees that differ in a leaf.
     """
-    check(b1=b1, b2=b2, eps=eps, ridge=ridge, period=period, largest=largest)
+    own: dict[str, Any] = dict(
+        b1=b1, b2=b2, eps=eps, ridge=ridge, period=period, largest=largest
+    )
+    check(RANGES, **own)
+
+    def make(specs):
+        return _scale_by_shampoo(specs, **own)
+
+    return with_specs(specs, make)
+
+
+def _scale_by_shampoo(specs, b1, b2, eps, ridge, period, largest):
     structure = jax.tree.structure(specs)
     names = [name for name, _ in named_leaves(specs)]
 
@@ -104,12 +134,13 @@ def scale_by_shampoo(
             count=jnp.zeros((), jnp.int32),
             mu=optax.tree.zeros_like(params, dtype=jnp.float32),
             nu=optax.tree.zeros_like(params, dtype=jnp.float32),
-            factors=jax.tree.map(jnp.zeros_like, roots),
-            roots=roots,
+            factors=beside(specs, jax.tree.map(jnp.zeros_like, roots)),
+            roots=beside(specs, roots),
         )
 
     def update(updates, state: Any, params=None, **_):
         del params
+        check_agree(updates, state.mu, "parameters given to init")
         g = jax.tree.map(lambda g: g.astype(jnp.float32), updates)
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, g)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.nu, g)
@@ -141,18 +172,21 @@ def scale_by_shampoo(
 
 def identities(specs: Any, largest: int) -> dict[str, Sides]:
     """Identities for the sides up to `largest` of the weights of role "matrix"."""
-    found = {}
+    sides = {}
     for name, spec in named_leaves(specs):
         if spec.role != "matrix":
             continue
         *stack, n_in, n_out = spec.shape
         if min(n_in, n_out) <= largest:
             left, right = (
-                jnp.broadcast_to(jnp.eye(n), (*stack, n, n)) if n <= largest else None
-                for n in (n_in, n_out)
+                _identity(stack, n) if n <= largest else None for n in (n_in, n_out)
             )
-            found[name] = Sides(left, right)
-    return found
+            sides[name] = Sides(left, right)
+    return sides
+
+
+def _identity(stack, n):
+    return jnp.broadcast_to(jnp.eye(n, dtype=jnp.float32), (*stack, n, n))
 
 
 def averaged(factors: Sides, g: Float[Array, "*stack in out"], b2: float) -> Sides:
@@ -194,26 +228,54 @@ def _norm(x):
     return jnp.linalg.norm(x, axis=(-2, -1), keepdims=True)
 
 
-def check(*, period: int, largest: int, b1, b2, **positive) -> None:
-    """Refuses settings out of their range, but for traced numbers, which may be any."""
-    for name, value in {"b1": b1, "b2": b2}.items():
-        if not isinstance(value, jax.Array) and not 0 <= value < 1:
-            raise ValueError(
-                f"{name}={value} is the share that a mean keeps of the past; choose it "
-                "at least 0 and below 1."
-            )
-    for name, value in positive.items():
-        if not isinstance(value, jax.Array) and value <= 0:
-            raise ValueError(
-                f"{name}={value} must be above 0: it is divided by where no gradient "
-                "was seen."
-            )
-    if period < 1:
-        raise ValueError(f"period={period} counts steps; it must be at least 1.")
-    if largest < 1:
-        raise ValueError(
-            f"largest={largest} is a side of a matrix; it must be at least 1."
-        )
+def shampoo(
+    learning_rate: float | optax.Schedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+    ridge: float = 1e-6,
+    period: int = 10,
+    largest: int = 8192,
+    weight_decay: float = 0.0,
+    clip: float | None = None,
+    specs: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Shampoo on any pytree: L^(-1/4) M R^(-1/4) with the length of Adam's update.
+
+    Args:
+        learning_rate: a number or a schedule.
+        b1: memory of the mean gradient.
+        b2: memory of the mean squares and the factors.
+        eps: added to the root of Adam's mean square.
+        ridge: added to a factor's eigenvalues, as a share of the largest.
+        period: steps between renewals of the inverse roots.
+        largest: side of a matrix that has a factor.
+        weight_decay: share of the weights that is taken away at each step, times the
+            learning rate; of matrices and heads, not of other roles.
+        clip: largest norm of the whole gradient; None for no clipping.
+        specs: tree of `ParamSpec`; None derives the roles from the arrays, as
+            `jaxlab.params.infer` does.
+
+    Returns:
+        A transformation whose `update` takes the parameters too.
+
+    Raises:
+        ValueError: a setting outside its range; or, at `init` and `update`, trees that
+            differ in a leaf, which is named.
+
+    Reference: Gupta et al., arXiv 1802.09568; Anil et al., arXiv 2002.09018.
+    """
+    own: dict[str, Any] = dict(
+        b1=b1, b2=b2, eps=eps, ridge=ridge, period=period, largest=largest
+    )
+    shared: dict[str, Any] = dict(weight_decay=weight_decay, clip=clip)
+    check(RANGES, learning_rate=learning_rate, **own, **shared)
+
+    def make(specs):
+        return recipe(learning_rate, specs, scale_by_shampoo(specs, **own), **shared)
+
+    return with_specs(specs, make)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,19 +291,22 @@ class Shampoo:
     ridge: float = 1e-6  # least eigenvalue of a factor over its largest
     period: int = 10  # steps between renewals of the inverse roots
     largest: int = 8192  # side of a matrix that has a factor
-    clip: float = 1.0  # largest norm of the whole gradient
+    clip: float | None = 1.0  # largest norm of the whole gradient; None for any
+
+    def __post_init__(self):
+        check(RANGES, **vars(self))
 
     def build(self, specs: Any, steps: int) -> optax.GradientTransformationExtraArgs:
         """The transformation for parameters `specs` and a run of `steps`."""
-        return recipe(
-            *(self, specs, steps),
-            scale_by_shampoo(
-                specs,
-                b1=self.b1,
-                b2=self.b2,
-                eps=self.eps,
-                ridge=self.ridge,
-                period=self.period,
-                largest=self.largest,
-            ),
+        return shampoo(
+            self.schedule.build(self.learning_rate, steps),
+            b1=self.b1,
+            b2=self.b2,
+            eps=self.eps,
+            ridge=self.ridge,
+            period=self.period,
+            largest=self.largest,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            specs=specs,
         )

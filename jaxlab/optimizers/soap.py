@@ -39,14 +39,31 @@ from jaxtyping import Array, Int
 from jaxlab.optimizers.factors import product, whole
 from jaxlab.optimizers.recipe import recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
-from jaxlab.optimizers.shampoo import Sides, averaged, between, check, identities
+from jaxlab.optimizers.settings import (
+    MEMORY,
+    PERIOD,
+    POSITIVE,
+    RECIPE,
+    SIDE,
+    check,
+)
+from jaxlab.optimizers.shampoo import Sides, averaged, between, identities
+from jaxlab.optimizers.trees import beside, check_agree, with_specs
 from jaxlab.params import named_leaves
 
 NO_BASES = Sides(None, None)
+RANGES = {
+    **RECIPE,
+    "b1": MEMORY,
+    "b2": MEMORY,
+    "eps": POSITIVE,
+    "period": PERIOD,
+    "largest": SIDE,
+}
 
 
 class SOAPState(NamedTuple):
-    """What `scale_by_soap` remembers, in float32.
+    """State of `scale_by_soap`, in float32.
 
     Attributes:
         count: steps made.
@@ -64,7 +81,7 @@ class SOAPState(NamedTuple):
 
 
 def scale_by_soap(
-    specs: Any,
+    specs: Any = None,
     *,
     b1: float = 0.95,
     b2: float = 0.95,
@@ -77,7 +94,8 @@ def scale_by_soap(
     Under a mesh every device keeps all factors and bases.
 
     Args:
-        specs: tree of `ParamSpec`.
+        specs: tree of `ParamSpec`; None derives the roles from the arrays, as
+            `jaxlab.params.infer` does.
         b1: memory of the mean gradient.
         b2: memory of the mean squares, and of the factors.
         eps: added to the root of the mean square.
@@ -85,9 +103,18 @@ def scale_by_soap(
         largest: side that has a basis.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting outside its range, or trees that differ in a leaf.
     """
-    check(b1=b1, b2=b2, eps=eps, period=period, largest=largest)
+    own: dict[str, Any] = dict(b1=b1, b2=b2, eps=eps, period=period, largest=largest)
+    check(RANGES, **own)
+
+    def make(specs):
+        return _scale_by_soap(specs, **own)
+
+    return with_specs(specs, make)
+
+
+def _scale_by_soap(specs, b1, b2, eps, period, largest):
     structure = jax.tree.structure(specs)
     names = [name for name, _ in named_leaves(specs)]
 
@@ -103,12 +130,13 @@ def scale_by_soap(
             count=jnp.zeros((), jnp.int32),
             mu=optax.tree.zeros_like(params, dtype=jnp.float32),
             nu=optax.tree.zeros_like(params, dtype=jnp.float32),
-            factors=jax.tree.map(jnp.zeros_like, bases),
-            bases=bases,
+            factors=beside(specs, jax.tree.map(jnp.zeros_like, bases)),
+            bases=beside(specs, bases),
         )
 
     def update(updates, state: Any, params=None, **_):
         del params
+        check_agree(updates, state.mu, "parameters given to init")
         mu, nu, steps = by_name(state.mu), by_name(state.nu), {}
         factors = {}
         for name, gradient in by_name(updates).items():
@@ -182,6 +210,52 @@ def _turned_side(factor, q, v, axis):
     return jnp.linalg.qr(powers)[0], v
 
 
+def soap(
+    learning_rate: float | optax.Schedule,
+    *,
+    b1: float = 0.95,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+    period: int = 10,
+    largest: int = 8192,
+    weight_decay: float = 0.0,
+    clip: float | None = None,
+    specs: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """SOAP on any pytree: Adam in the eigenbases of Shampoo's factors of each matrix.
+
+    Args:
+        learning_rate: a number or a schedule.
+        b1: memory of the mean gradient.
+        b2: memory of the mean squares and the factors.
+        eps: added to the root of the mean square.
+        period: steps between turns of the eigenbases.
+        largest: side of a matrix that has a basis.
+        weight_decay: share of the weights that is taken away at each step, times the
+            learning rate; of matrices and heads, not of other roles.
+        clip: largest norm of the whole gradient; None for no clipping.
+        specs: tree of `ParamSpec`; None derives the roles from the arrays, as
+            `jaxlab.params.infer` does.
+
+    Returns:
+        A transformation whose `update` takes the parameters too.
+
+    Raises:
+        ValueError: a setting outside its range; or, at `init` and `update`, trees that
+            differ in a leaf, which is named.
+
+    Reference: Vyas et al., arXiv 2409.11321.
+    """
+    own: dict[str, Any] = dict(b1=b1, b2=b2, eps=eps, period=period, largest=largest)
+    shared: dict[str, Any] = dict(weight_decay=weight_decay, clip=clip)
+    check(RANGES, learning_rate=learning_rate, **own, **shared)
+
+    def make(specs):
+        return recipe(learning_rate, specs, scale_by_soap(specs, **own), **shared)
+
+    return with_specs(specs, make)
+
+
 @dataclasses.dataclass(frozen=True)
 class SOAP:
     """Settings of SOAP."""
@@ -194,18 +268,21 @@ class SOAP:
     eps: float = 1e-8
     period: int = 10  # steps between turns of the eigenbases
     largest: int = 8192  # side of a matrix that has a basis
-    clip: float = 1.0  # largest norm of the whole gradient
+    clip: float | None = 1.0  # largest norm of the whole gradient; None for any
+
+    def __post_init__(self):
+        check(RANGES, **vars(self))
 
     def build(self, specs: Any, steps: int) -> optax.GradientTransformationExtraArgs:
         """The transformation for parameters `specs` and a run of `steps`."""
-        return recipe(
-            *(self, specs, steps),
-            scale_by_soap(
-                specs,
-                b1=self.b1,
-                b2=self.b2,
-                eps=self.eps,
-                period=self.period,
-                largest=self.largest,
-            ),
+        return soap(
+            self.schedule.build(self.learning_rate, steps),
+            b1=self.b1,
+            b2=self.b2,
+            eps=self.eps,
+            period=self.period,
+            largest=self.largest,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            specs=specs,
         )

@@ -25,7 +25,14 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from jaxlab.optimizers.settings import PERIOD, STEPS, Range, check
+
 STAYS = -1
+RANGES = {
+    "least": Range("finite", "it is the share by which the loss falls in a step"),
+    "patience": PERIOD,
+    "warmup": STEPS,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,20 +46,16 @@ class Switch:
     warmup: int = 100  # steps before they count
 
     def __post_init__(self):
+        check(RANGES, **vars(self))
         if not 0 <= self.fast < self.slow < 1:
             raise ValueError(
                 f"fast={self.fast} and slow={self.slow} must be in [0, 1), fast below "
                 "slow: a greater one remembers longer."
             )
-        if self.patience < 1 or self.warmup < 0:
-            raise ValueError(
-                f"patience={self.patience} must be at least 1, and "
-                f"warmup={self.warmup} at least 0."
-            )
 
 
 class SwitchState(NamedTuple):
-    """What `while_it_pays` remembers.
+    """State of `while_it_pays`.
 
     Attributes:
         inner: of the transformation.
@@ -92,9 +95,8 @@ def while_it_pays(
     def init(params: Any) -> SwitchState:
         zero = jnp.zeros((), jnp.int32)
         left_at = jnp.full((), STAYS, jnp.int32)
-        return SwitchState(
-            wrapped.init(params), zero, zero, jnp.zeros(2), zero, left_at
-        )
+        averages = jnp.zeros(2, jnp.float32)
+        return SwitchState(wrapped.init(params), zero, zero, averages, zero, left_at)
 
     def update(updates, state: Any, params=None, *, value=None, **extra):
         if value is None:
@@ -131,11 +133,14 @@ def left_at(state: Any) -> int | None:
     Raises:
         ValueError: no switch, or several, in the state.
     """
-    is_switch = lambda x: isinstance(x, SwitchState)  # noqa: E731
-    found = [x for x in jax.tree.leaves(state, is_leaf=is_switch) if is_switch(x)]
-    if len(found) != 1:
+
+    def is_switch(node):
+        return isinstance(node, SwitchState)
+
+    switches = [x for x in jax.tree.leaves(state, is_leaf=is_switch) if is_switch(x)]
+    if len(switches) != 1:
         raise ValueError(
-            f"The state holds {len(found)} switches, but one is asked for."
+            f"The state holds {len(switches)} switches, but one is asked for."
         )
-    step = int(found[0].left_at)
+    step = int(switches[0].left_at)
     return None if step == STAYS else step

@@ -1,5 +1,6 @@
 """Parameters: declared once, used through four functions, sharded by one table."""
 
+from jaxlab.params.infer import infer
 from jaxlab.params.leaves import (
     LowRank,
     Quantized,
@@ -60,6 +61,7 @@ __all__ = [
     "embed",
     "fan_in",
     "grouped_linear",
+    "infer",
     "init",
     "linear",
     "linear_t",

@@ -226,7 +226,7 @@ def test_numbers_that_cannot_be(squares, mean_square, groups, message):
 
 @pytest.mark.parametrize("scale", (scale_by_adagrad, scale_by_adagrad_norm))
 def test_updates_that_cannot_be(scale):
-    with pytest.raises(ValueError, match="initial=0.0 must be above 0"):
+    with pytest.raises(ValueError, match="initial=0.0 must be finite and above 0"):
         scale(0.0)
     with pytest.raises(ValueError, match="variant='full' is not one of"):
         AdAdaGrad(variant="full").build(SPECS, 1000)

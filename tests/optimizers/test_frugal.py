@@ -230,9 +230,12 @@ def test_a_mesh_changes_nothing():
 @pytest.mark.parametrize(
     ("change", "message"),
     (
-        ({"density": 1.5}, "density=1.5 is a share of the columns, in"),
-        ({"period": 0}, "period=0 must be at least 1 step"),
-        ({"free_scale": -1.0}, "free_scale=-1.0 is below 0, which would climb"),
+        ({"density": 1.5}, r"density=1.5 must be in \[0, 1\]"),
+        ({"period": 0}, "period=0 must be a whole number of steps, at least 1"),
+        (
+            {"free_scale": -1.0},
+            "free_scale=-1.0 must be finite and at least 0; below 0",
+        ),
     ),
 )
 def test_settings_that_cannot_be(change, message):

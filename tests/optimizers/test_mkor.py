@@ -1,5 +1,6 @@
 """MKOR's factors against dense inverses in float64, and what surrounds them."""
 
+import dataclasses
 import json
 
 import jax
@@ -179,9 +180,13 @@ def test_settings_reach_the_transformation_and_survive_json():
     assert from_json(json.loads(json.dumps(to_json(settings)))) == settings
     weights = gradients(1)
     tx = settings.build(SPECS, 10)
-    same = mkor(SPECS, base.build(SPECS, 10), **own, **FLOAT32)
+
+    def base_of(rate):
+        return dataclasses.replace(base, learning_rate=rate).build(SPECS, 10)
+
+    same = mkor(0.1, base=base_of, specs=SPECS, **own, **FLOAT32)
     of_defaults = {"variant": "exact", "biases": own["biases"]}
-    other = mkor(SPECS, base.build(SPECS, 10), **of_defaults, **FLOAT32)
+    other = mkor(0.1, base=base_of, specs=SPECS, **of_defaults, **FLOAT32)
     states = [x.init(weights) for x in (tx, same, other)]
     for seed, (a, b) in enumerate(vectors(12)):
         g, found = gradients(seed), []
@@ -293,8 +298,8 @@ def test_mkor_h_leaves_the_factors_to_its_base():
         ({"variant": "printed"}, "variant='printed' is not one of"),
         ({"decay": 1.0}, "decay=1.0 must be between 0 and 1"),
         ({"decay": 0.999}, "decay=0.999 is above 0.9922, the longest memory"),
-        ({"period": 0}, "period=0 must be at least 1"),
-        ({"threshold": 0.5}, "threshold=0.5 must be above 1"),
+        ({"period": 0}, "period=0 must be a whole number of steps, at least 1"),
+        ({"threshold": 0.5}, "threshold=0.5 must be finite and above 1"),
         ({"largest": 4}, r"w \(5, 3\) would have a factor above largest=4"),
         ({"excluded": ["w"]}, "No parameter is preconditioned"),
         ({"biases": [("w", "bias")]}, r"is None \(None: there is no such parameter"),
@@ -311,7 +316,7 @@ def test_settings_that_cannot_be(change, message):
     (
         (None, "MKOR needs statistics: differentiate with respect to tap"),
         ({"w": None, "b": None, "table": None}, "hold no tap for w"),
-        ({"w": None}, "are no tree like the parameters"),
+        ({"b": None}, "hold no tap for w .* give a tree like the parameters"),
         (taps(np.ones(IN + 1), np.ones(OUT)), r"has a \(6,\) and g \(3,\), but must"),
         (
             taps(np.ones(IN), np.ones(OUT)) | {"table": taps([1.0], [1.0])["w"]},

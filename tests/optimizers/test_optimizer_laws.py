@@ -295,7 +295,7 @@ def test_a_step_of_parts_is_a_step_of_their_mean(law):
     ),
 )
 def test_injected_numbers_are_as_those_given(scale_by, settings):
-    """Not MKOR's, which are checked, and a traced number cannot be."""
+    """Traced numbers, which are not compared with their ranges."""
     specs = specs_of()
     weights = params.init(specs, jax.random.key(1))
     scale_by = functools.partial(scale_by, largest=SIZE)

@@ -56,21 +56,31 @@ def test_infinite_is_continuous_and_can_be_prolonged():
 
 
 @pytest.mark.parametrize(
-    ("schedule", "message"),
+    ("of", "change", "message"),
     [
-        (WarmupCosine(warmup=100), "warmup=100 steps do not fit into a run of 100"),
-        (WarmupCosine(warmup=5, end=2.0), "end=2.0 is a fraction"),
-        (WarmupStableDecay(warmup=50, decay=0.6), "overlap"),
-        (Rewarming(warmup=60, cycles=2), "warmup=60 steps do not fit into a run of 50"),
-        (Rewarming(cycles=0), "cycles=0"),
-        (Infinite(warmup=100), "warmup=100 steps do not fit into a run of 100"),
-        (Infinite(warmup=5, cooldown=0), "cooldown=0 must be at least 1 step"),
-        (Infinite(warmup=5, cooldown=5, end=0.0), "end=0.0 and constant=0.55 must be"),
-        (Infinite(warmup=5, cooldown=5, constant=0.05), "an exponential never reaches"),
-        (Infinite(warmup=5, cooldown=5, anneal=-0.1), "anneal=-0.1 is a fraction"),
-        (Infinite(warmup=50, cooldown=40), r"anneal=0.2 of 100 steps \(20\) overlap"),
+        (
+            WarmupCosine,
+            {"warmup": 100},
+            "warmup=100 steps do not fit into a run of 100",
+        ),
+        (WarmupCosine, {"warmup": -1}, "warmup=-1 must be a whole number of steps"),
+        (WarmupCosine, {"end": 2.0}, r"end=2.0 must be in \[0, 1\]; it is a fraction"),
+        (WarmupStableDecay, {"warmup": 50, "decay": 0.6}, "overlap"),
+        (WarmupStableDecay, {"decay": float("nan")}, "decay=nan must be in"),
+        (Rewarming, {"warmup": 60}, "warmup=60 steps do not fit into a run of 50"),
+        (Rewarming, {"cycles": 0}, "cycles=0 must be a whole number, at least 1"),
+        (Infinite, {"warmup": 100}, "warmup=100 steps do not fit into a run of 100"),
+        (Infinite, {"cooldown": 0}, "cooldown=0 must be a whole number of steps, at"),
+        (Infinite, {"warmup": 5, "end": 0.0}, "end=0.0 and constant=0.55 must be"),
+        (Infinite, {"warmup": 5, "constant": 0.05}, "an exponential never reaches"),
+        (Infinite, {"anneal": -0.1}, "anneal=-0.1 must be in .* a fraction of the run"),
+        (
+            Infinite,
+            {"warmup": 50, "cooldown": 40},
+            r"anneal=0.2 of 100 steps \(20\) overlap",
+        ),
     ],
 )
-def test_errors(schedule, message):
+def test_errors(of, change, message):
     with pytest.raises(ValueError, match=message):
-        schedule.build(1.0, 100)
+        of(**change).build(1.0, 100)

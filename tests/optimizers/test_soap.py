@@ -261,11 +261,11 @@ def test_only_matrices_have_bases():
 @pytest.mark.parametrize(
     ("change", "message"),
     (
-        ({"b1": 1.0}, "b1=1.0 is the share that a mean keeps"),
-        ({"b2": -0.1}, "b2=-0.1 is the share that a mean keeps"),
-        ({"eps": 0.0}, "eps=0.0 must be above 0"),
-        ({"period": 0}, "period=0 counts steps; it must be at least 1"),
-        ({"largest": 0}, "largest=0 is a side of a matrix; it must be at least 1"),
+        ({"b1": 1.0}, "b1=1.0 must be at least 0 and below 1; it is the share"),
+        ({"b2": -0.1}, "b2=-0.1 must be at least 0 and below 1"),
+        ({"eps": 0.0}, "eps=0.0 must be finite and above 0"),
+        ({"period": 0}, "period=0 must be a whole number of steps, at least 1"),
+        ({"largest": 0}, "largest=0 must be a whole number, at least 1; it is the"),
     ),
 )
 def test_settings_that_cannot_be(change, message):

@@ -134,5 +134,5 @@ def test_errors():
         left_at(optax.identity().init(GRADIENT))
     with pytest.raises(ValueError, match="fast below"):
         Switch(fast=0.99, slow=0.9)
-    with pytest.raises(ValueError, match="patience=0 must be at least 1"):
+    with pytest.raises(ValueError, match="patience=0 must be a whole number of steps"):
         Switch(patience=0)
