@@ -19,7 +19,7 @@ import optax
 import pytest
 
 from jaxlab import data, models, params
-from jaxlab.config import to_json
+from jaxlab.config import from_json, to_json
 from jaxlab.data import CorpusConfig, GroupWordProblem
 from jaxlab.evaluation import evaluate
 from jaxlab.inference import SamplingParams
@@ -437,7 +437,7 @@ def test_counts_must_be_positive(field):
 
 
 def test_config_survives_json(cfg):
-    assert config.from_json(json.loads(json.dumps(to_json(cfg)))) == cfg
+    assert from_json(json.loads(json.dumps(to_json(cfg)))) == cfg
 
 
 def test_own_text_does_not_take_the_place_of_the_default_corpus():
