@@ -6,19 +6,22 @@ from jaxlab.params.leaves import (
     Quantized,
     Tap,
     Tapped,
-    Weight,
     divided_taps,
-    embed,
-    grouped_linear,
-    linear,
-    linear_t,
     quantize,
     tap,
     tapped,
     untap,
-    value,
 )
 from jaxlab.params.paths import named_leaves, path_name
+from jaxlab.params.products import (
+    Leaf,
+    Weight,
+    embed,
+    grouped_linear,
+    linear,
+    linear_t,
+    value,
+)
 from jaxlab.params.sharding import (
     MESH_AXES,
     RULES,
@@ -46,6 +49,7 @@ __all__ = [
     "MESH_AXES",
     "ROLES",
     "RULES",
+    "Leaf",
     "LowRank",
     "MeshConfig",
     "ParamSpec",

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
 from jaxlab import params
 from jaxlab.params import LowRank, Quantized, Tapped, embed, linear, linear_t, value
@@ -223,3 +224,42 @@ def test_quantization_error_is_at_most_half_a_step(key):
 def test_structured_leaves_refuse_to_become_arrays(kind, convert, key):
     with pytest.raises(TypeError, match="structured weight|unsupported operand"):
         convert(LEAVES[kind](key))
+
+
+# A leaf of somebody's own -------------------------------------------------------------
+
+
+@struct.dataclass
+class Doubled(params.Leaf):
+    """Twice a weight; it cannot be looked up."""
+
+    w: jax.Array
+
+    def linear(self, x):
+        return 2 * params.linear(x, self.w)
+
+    def value(self):
+        return 2 * params.value(self.w)
+
+
+def test_a_leaf_of_somebody_else_is_a_weight():
+    x, w = jnp.ones((3, 4)), Doubled(jnp.ones((4, 2)))
+    np.testing.assert_array_equal(params.linear(x, w), jnp.full((3, 2), 8.0))
+    tapped = params.tapped(w)
+    np.testing.assert_array_equal(params.linear(x, tapped), jnp.full((3, 2), 8.0))
+    np.testing.assert_array_equal(params.value(tapped), jnp.full((4, 2), 2.0))
+    nested = params.LowRank(w, jnp.ones((4, 1)), jnp.ones((2, 1)))
+    np.testing.assert_array_equal(params.linear(x, nested), jnp.full((3, 2), 12.0))
+
+
+@pytest.mark.parametrize(
+    ("operation", "call"),
+    (
+        ("embed", lambda w: params.embed(w, jnp.zeros(2, jnp.int32))),
+        ("linear_t", lambda w: params.linear_t(jnp.ones((3, 2)), w)),
+        ("grouped_linear", lambda w: params.grouped_linear(jnp.ones((3, 4)), w, None)),
+    ),
+)
+def test_a_missing_operation_is_named(operation, call):
+    with pytest.raises(TypeError, match=f"Doubled has no operation '{operation}'"):
+        call(Doubled(jnp.ones((4, 2))))

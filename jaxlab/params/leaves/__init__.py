@@ -1,0 +1,17 @@
+"""Kinds of weights, one a file; `jaxlab.params.products` has the contract."""
+
+from jaxlab.params.leaves.low_rank import LowRank
+from jaxlab.params.leaves.quantized import Quantized, quantize
+from jaxlab.params.leaves.tapped import Tap, Tapped, divided_taps, tap, tapped, untap
+
+__all__ = [
+    "LowRank",
+    "Quantized",
+    "Tap",
+    "Tapped",
+    "divided_taps",
+    "quantize",
+    "tap",
+    "tapped",
+    "untap",
+]

@@ -1,0 +1,196 @@
+"""A weight whose products report their statistics as a gradient."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+from jaxlab.params.grouped import group_of_rows
+from jaxlab.params.products import (
+    Leaf,
+    Weight,
+    embed,
+    grouped_linear,
+    linear,
+    linear_t,
+    value,
+)
+
+
+@struct.dataclass
+class Tap:
+    """Sums over the rows of one or more products ``y = x w``.
+
+    A row on which the loss does not depend, such as padding, is not summed: it is known
+    by the gradient of its output, which is all zeros.
+
+    Attributes:
+        a: float32 ``[in]``, sum of the vectors on the weight's input side.
+        g: float32 ``[out]``, sum of the vectors on its output side.
+        rows: float32 scalar, how many rows were summed.
+
+    For `linear` and `embed`, `a` sums inputs (one-hot for `embed`) and `g` sums
+    gradients of outputs; for `linear_t` it is the other way round.
+    """
+
+    a: Float[Array, "*stack in"]
+    g: Float[Array, "*stack out"]
+    rows: Float[Array, "*stack"]
+
+
+@struct.dataclass
+class Tapped(Leaf):
+    """The weight `w` whose products report their statistics as the gradient of `tap`.
+
+    One `jax.grad` gives the gradients and the statistics; the sums add over reuse of
+    the weight, scan steps and accumulated batches.
+
+    Attributes:
+        w: the weight ``[in, out]``, any leaf.
+        tap: a `Tap` of zeros from `tapped`.
+    """
+
+    w: Weight
+    tap: Tap
+
+    def linear(self, x):
+        """``x w``, tapped."""
+        return _tap(linear, _linear_sides, x, self.w, self.tap)
+
+    def linear_t(self, x):
+        """``x w^T``, tapped."""
+        return _tap(linear_t, _linear_t_sides, x, self.w, self.tap)
+
+    def grouped_linear(self, x, sizes):
+        """`linear` for rows in groups, a tap a group."""
+        return _tap(_grouped, _grouped_sides, (x, sizes), self.w, self.tap)
+
+    def embed(self, ids, dtype: Any = jnp.float32):
+        """Rows of `w`, tapped."""
+
+        def lookup(ids, w):
+            return embed(w, ids, dtype)
+
+        return _tap(lookup, _embed_sides, ids, self.w, self.tap)
+
+    def value(self) -> Array:
+        """The dense `w`, which is not tapped."""
+        return value(self.w)
+
+
+def tapped(w: Weight) -> Tapped:
+    """`w` with a fresh tap."""
+    *stack, n_in, n_out = jax.eval_shape(value, w).shape
+
+    def zeros(*shape):
+        return jnp.zeros((*stack, *shape), jnp.float32)
+
+    return Tapped(w, Tap(a=zeros(n_in), g=zeros(n_out), rows=zeros()))
+
+
+def tap(tree: Any, where: Any) -> Any:
+    """The tree with fresh taps on its weights.
+
+    Args:
+        tree: parameters.
+        where: tree of booleans, one a weight, such as `select` gives.
+    """
+    return jax.tree.map(lambda tap, w: tapped(w) if tap else w, where, tree)
+
+
+def untap(tree: Any) -> tuple[Any, Any]:
+    """A tree of weights or of gradients without taps; and the taps, None elsewhere."""
+
+    def is_tapped(w):
+        return isinstance(w, Tapped)
+
+    def split(part):
+        return jax.tree.map(part, tree, is_leaf=is_tapped)
+
+    return (
+        split(lambda w: w.w if is_tapped(w) else w),
+        split(lambda w: w.tap if is_tapped(w) else None),
+    )
+
+
+def divided_taps(taps: Any, by: Array) -> Any:
+    """Taps of a loss that is divided by a number: gradients are, inputs are not."""
+    return jax.tree.map(
+        lambda tap: Tap(tap.a, tap.g / by, tap.rows),
+        taps,
+        is_leaf=lambda x: isinstance(x, Tap),
+    )
+
+
+# Taps: forward as if untapped; backward, the tap's cotangent is the statistics.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _tap(product, sides, x, w, tap):
+    """``product(x, w)``; `sides` makes the tap's cotangent from (x, dy)."""
+    return product(x, w)
+
+
+def _tap_forward(product, sides, x, w, tap):
+    y, pullback = jax.vjp(product, x, w)
+    return y, (x, pullback, tap)
+
+
+def _tap_backward(product, sides, residuals, dy):
+    x, pullback, tap = residuals
+    return *pullback(dy), sides(x, dy, tap)
+
+
+_tap.defvjp(_tap_forward, _tap_backward)
+
+
+def _counted(dy: Array) -> Float[Array, " rows"]:
+    """1 for the rows on which the loss depends."""
+    return jnp.any(dy != 0, axis=-1).reshape(-1).astype(jnp.float32)
+
+
+def _sum_rows(x: Array, counted: Float[Array, " rows"]) -> Array:
+    """A product, which reads the rows in their own dtype and sums in float32."""
+    rows = x.reshape(-1, x.shape[-1])
+    return jnp.dot(
+        counted.astype(x.dtype),
+        rows,
+        precision="highest",
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _linear_sides(x, dy, tap):
+    counted = _counted(dy)
+    return Tap(_sum_rows(x, counted), _sum_rows(dy, counted), jnp.sum(counted))
+
+
+def _linear_t_sides(x, dy, tap):
+    counted = _counted(dy)
+    return Tap(_sum_rows(dy, counted), _sum_rows(x, counted), jnp.sum(counted))
+
+
+def _embed_sides(ids, dy, tap):
+    counted = _counted(dy)
+    a = jnp.zeros_like(tap.a).at[ids.reshape(-1)].add(counted)
+    return Tap(a, _sum_rows(dy, counted), jnp.sum(counted))
+
+
+def _grouped(grouped_rows, w):
+    x, sizes = grouped_rows
+    return grouped_linear(x, w, sizes)
+
+
+def _grouped_sides(grouped_rows, dy, tap):
+    x, sizes = grouped_rows
+    group = jnp.arange(sizes.shape[0], dtype=sizes.dtype)
+    own = group[:, None] == group_of_rows(sizes, x.shape[0])[None]
+    own = own.astype(jnp.float32) * _counted(dy)[None]
+
+    def sums(x):
+        return own @ x.astype(jnp.float32)
+
+    return Tap(a=sums(x), g=sums(dy), rows=jnp.sum(own, axis=1))
