@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import tyro
 
-from jaxlab.evaluation import evaluate
+from jaxlab import config
+from jaxlab.objectives import heldout_scores
 from jaxlab.training import CheckpointError, TextData, load_run
 from jaxlab.training.source import open_source
 
@@ -18,6 +19,7 @@ class Arguments:
     """Score a trained run on held-out data; prints JSON."""
 
     run: tyro.conf.Positional[str]  # its directory, such as runs/tiny
+    config: str | None = None  # its config file, if that defines classes of its own
     step: int | None = None  # of the checkpoint; None: the newest
     batch_size: int = 16  # rows at a time
     length: int | None = None  # positions a row; None: as trained
@@ -26,6 +28,8 @@ class Arguments:
 
 
 def scores(args: Arguments) -> dict[str, Any]:
+    if args.config is not None:
+        config.load(args.config)
     run = load_run(args.run, step=args.step)
     data = run.config.data
     if isinstance(data, TextData):
@@ -44,7 +48,8 @@ def scores(args: Arguments) -> dict[str, Any]:
         )
     source = open_source(data, args.batch_size, run.config.seed, resumes=True)
     with jax.set_mesh(run.mesh):
-        found = evaluate(run.params, run.config.model, source.heldout(), run.mesh)
+        learned = run.config.learned
+        found = heldout_scores(learned, run.params, source.heldout(), run.mesh)
     numbers = {name: x for name, x in found.items() if isinstance(x, float)}
     return {"run": args.run, "step": run.step, "length": length, **numbers} | {
         f"{name}_bits_per_byte": x for name, x in source.baselines.items()

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from jaxlab import config
 from jaxlab.data import open_corpus
 from jaxlab.inference import SamplingParams, generate
 from jaxlab.training import CheckpointError, TextData, load_run
@@ -19,6 +20,7 @@ class Arguments:
 
     run: tyro.conf.Positional[str]  # its directory, such as runs/tiny
     prompt: str = "def "
+    config: str | None = None  # its config file, if that defines classes of its own
     step: int | None = None  # of the checkpoint; None: the newest
     sampling: tyro.conf.OmitArgPrefixes[SamplingParams] = SamplingParams()
 
@@ -26,6 +28,8 @@ class Arguments:
 def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
     try:
+        if args.config is not None:
+            config.load(args.config)
         run = load_run(args.run, step=args.step)
         if not isinstance(run.config.data, TextData):
             raise ValueError(f"{args.run} was trained on a task, which has no text.")

@@ -15,7 +15,7 @@ from jaxlab.config.names import CONFIG_FILE, nearest
 
 
 def load(path: str | Path) -> Any:
-    """The value called `config` in a Python file.
+    """The value called `config` in a Python file, which may import those beside it.
 
     Raises:
         FileNotFoundError: if there is no such file; those beside it are listed.
@@ -31,6 +31,9 @@ def load(path: str | Path) -> Any:
         raise ValueError(f"{path} is not a Python file; a config file ends in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses defined in the file look themselves up
+    folder = str(path.parent.resolve())
+    if folder not in sys.path:  # as Python does for a script
+        sys.path.append(folder)
     try:
         spec.loader.exec_module(module)
     except TypeError as error:

@@ -79,7 +79,7 @@ class _TaskRows:
         stream = ("train", "test").index(self.split)
         words = np.random.SeedSequence(self.seed, spawn_key=(stream, index))
         sample = self.task.sample(np.random.Generator(np.random.Philox(words)))
-        return sample | {"segment_ids": np.zeros_like(sample["inputs"])}
+        return sample | {"segment_ids": np.zeros(len(sample["inputs"]), np.int32)}
 
 
 def _empty(length: int, fill: int = 0) -> Sample:

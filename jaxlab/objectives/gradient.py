@@ -21,6 +21,7 @@ def gradient_step(
     *,
     accumulate: int = 1,
     tapped: Any = None,
+    trainable: Any = None,
     norm_test: bool = False,
 ) -> tuple[Any, Any, dict[str, Array]]:
     """Update parameters by the gradient of total / weight; a pure function.
@@ -36,6 +37,8 @@ def gradient_step(
             rows i, i + accumulate, ..., some from every device's share.
         tapped: tree of booleans, the weights whose taps the optimizer takes as
             ``stats``; None for none.
+        trainable: tree of booleans, the parameters that are learned; the gradients of
+            the others are 0. None: all are.
         norm_test: whether to measure what `jaxlab.optimizers.gradient_variance` takes.
 
     Returns:
@@ -52,6 +55,12 @@ def gradient_step(
 
     def part_gradient(part, key):
         def total(weights):
+            if trainable is not None:
+                weights = jax.tree.map(
+                    lambda learned, w: w if learned else jax.lax.stop_gradient(w),
+                    trainable,
+                    weights,
+                )
             total, weight, figures = checked_loss(objective, weights, part, key)
             return total, (total, weight, dict(figures))
 

@@ -17,6 +17,7 @@ from jaxlab.optimizers.frugal import FRUGAL, frugal, scale_by_frugal
 from jaxlab.optimizers.lamb import LAMB, lamb, scale_by_layer_norms
 from jaxlab.optimizers.mkor import MKOR, mkor, preconditioned, scale_by_mkor
 from jaxlab.optimizers.muon import Muon, muon
+from jaxlab.optimizers.partial import build_for
 from jaxlab.optimizers.reporting import events, reported
 from jaxlab.optimizers.schedules import (
     Infinite,
@@ -55,6 +56,7 @@ __all__ = [
     "WarmupCosine",
     "WarmupStableDecay",
     "adadagrad",
+    "build_for",
     "costs",
     "events",
     "frugal",

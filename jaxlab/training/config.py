@@ -29,6 +29,7 @@ class TrainConfig:
     model: LMConfig = LMConfig()
     objective: Any = None  # what is learned; None: the next token, by `model`
     optimizer: Optimizer = AdamW()
+    frozen: tuple[str, ...] = ()  # patterns of paths of parameters that stay, or roles
     mesh: MeshConfig = MeshConfig()
     batch_size: int = 32  # rows a step, over all devices
     accumulate: int = 1  # parts of a batch that go through the model one by one

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import logging
 import math
+import operator
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from jax.sharding import Mesh
 from jaxlab import config, params
 from jaxlab.inference import generate
 from jaxlab.objectives import heldout_scores
-from jaxlab.optimizers import events
+from jaxlab.optimizers import build_for, events
 from jaxlab.training.batches import StepBatches
 from jaxlab.training.checkpoint import CheckpointError, Checkpoints
 from jaxlab.training.config import TrainConfig
@@ -73,7 +74,9 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
     batches = StepBatches(source.train, cfg)
     _check_fit(cfg, source, mesh)
     objective, specs = cfg.learned, cfg.learned.spec()
-    optimizer = cfg.optimizer.build(specs, cfg.steps)
+    frozen = [(pattern, False) for pattern in cfg.frozen]
+    trainable = params.select(specs, [*frozen, (".*", True)])
+    optimizer = build_for(cfg.optimizer, specs, cfg.steps, trainable)
     peak = _peak_flops(mesh)
     with (
         jax.set_mesh(mesh),
@@ -130,12 +133,15 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
         # An optimizer that takes statistics of products says of which weights.
         tapped_by = getattr(cfg.optimizer, "tapped", None)
         tapped = None if tapped_by is None else tapped_by(specs)
+        if tapped is not None:
+            tapped = jax.tree.map(operator.and_, tapped, trainable)
+        learned = trainable if cfg.frozen else None
         key = jax.random.key(cfg.seed)
 
         @functools.cache
         def train_step(parts: int):
             tests = cfg.growth is not None
-            return make_train_step(objective, optimizer, parts, tapped, tests)
+            return make_train_step(objective, optimizer, parts, tapped, tests, learned)
 
         scores, scored_at, pending, why = {}, None, None, None
         while step < cfg.steps:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from jaxlab import config, models, params
+from jaxlab import config, params
 from jaxlab.training.checkpoint import CheckpointError, Checkpoints
 from jaxlab.training.config import TrainConfig
 
@@ -51,13 +51,13 @@ def load_run(
         )
     saved = Checkpoints(folder, config={}).load_config(step)
     cfg = config.from_json(saved)
-    if cfg.model is None:
+    if cfg.learned is None:
         raise CheckpointError(
-            f"{directory} is a run of {type(cfg.task).__name__}, which has no language "
-            "model; name a run of text or of a fine-tuning."
+            f"{directory} is a run of {type(cfg.task).__name__}, which has no "
+            "objective; name a run of text, of a task or of a fine-tuning."
         )
     mesh = params.make_mesh(mesh_config or params.MeshConfig())
-    specs = models.spec(cfg.model)
+    specs = cfg.learned.spec()
     abstract = jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(
             shape.shape, shape.dtype, sharding=sharding

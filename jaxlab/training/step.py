@@ -19,6 +19,7 @@ def make_train_step(
     accumulate: int = 1,
     tapped: Any = None,
     norm_test: bool = False,
+    trainable: Any = None,
 ) -> Callable[[TrainState, Any, Array], tuple[TrainState, dict[str, Array]]]:
     """The jitted function ``(state, batch, key) -> (state, metrics)``.
 
@@ -28,7 +29,7 @@ def make_train_step(
     Args:
         objective: what is learned, see `jaxlab.objectives`.
         optimizer: of its loss.
-        accumulate, tapped, norm_test: as in `jaxlab.objectives.gradient_step`, whose
+        accumulate, tapped, norm_test, trainable: as in `jaxlab.objectives.gradient_step`, whose
             metrics come with what the optimizer's state reports
             (`jaxlab.optimizers.reported`).
     """
@@ -47,6 +48,7 @@ def make_train_step(
             accumulate=accumulate,
             tapped=tapped,
             norm_test=norm_test,
+            trainable=trainable,
         )
         return (
             TrainState(state.step + 1, params, opt_state),

@@ -10,6 +10,7 @@ import jax
 
 from jaxlab import config, params
 from jaxlab.models import LMConfig
+from jaxlab.objectives import NextToken, Objective
 from jaxlab.params import MeshConfig
 from jaxlab.training.checkpoint import CheckpointError, Checkpoints
 from jaxlab.training.metrics import MetricWriter, plot_losses
@@ -49,6 +50,11 @@ class SearchConfig:
     def model(self) -> LMConfig | None:
         """The language model that is searched, if it is one."""
         return self.task.model if isinstance(self.task, FineTuning) else None
+
+    @property
+    def learned(self) -> Objective | None:
+        """What the run that a fine-tuning starts from has learned."""
+        return None if self.model is None else NextToken(self.model)
 
     @property
     def data(self) -> TextData | None:

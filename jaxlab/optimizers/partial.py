@@ -1,0 +1,33 @@
+"""An optimizer of some of the parameters; the others stay as they are."""
+
+from typing import Any
+
+import jax
+import optax
+
+
+def build_for(
+    settings: Any, specs: Any, steps: int, trainable: Any
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation of `settings` for the trainable parameters.
+
+    It keeps no state for the others, and their updates are 0.
+
+    Args:
+        settings: an optimizer's, such as `AdamW`.
+        specs: tree of `ParamSpec`.
+        steps: of the run.
+        trainable: tree of booleans, one a parameter.
+    """
+    if all(jax.tree.leaves(trainable)):
+        return settings.build(specs, steps)
+    learned = jax.tree.map(
+        lambda keep, spec: spec if keep else optax.MaskedNode(), trainable, specs
+    )
+    frozen = jax.tree.map(lambda keep: not keep, trainable)
+    return optax.with_extra_args_support(
+        optax.chain(
+            optax.masked(settings.build(learned, steps), trainable),
+            optax.masked(optax.set_to_zero(), frozen),
+        )
+    )
