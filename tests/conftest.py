@@ -11,7 +11,7 @@ os.environ["XLA_FLAGS"] = (
 )
 # The tests' time is LLVM's: without its optimisations a program compiles in half of
 # it. XLA's own passes, fusion among them, stay. In the environment, so that the
-# processes that tests start do likewise; =0 runs the tests with everything on.
+# processes that tests start do likewise; set it to 0 to test with everything on.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax

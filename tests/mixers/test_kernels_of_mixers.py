@@ -1,7 +1,7 @@
 """Mixers on the kernels: one setting, and the same results and gradients."""
 
 import dataclasses
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,10 @@ IDS = np.asarray([[0] * 5 + [1] * 6 + [-1] * 2] * B)
 CASES = {
     "delta_product": delta_product.Config(WIDTH, **HEADS),
     "gated_delta_net": delta_product.Config(WIDTH, n_householders=1, **HEADS),
-    "mom": mom.Config(WIDTH, **HEADS),
-    "mom_linear": mom.Config(WIDTH, rule="gated_linear_attention", **HEADS),
+    "mom": mom.Config(WIDTH, n_memories=2, top_k=1, **HEADS),
+    "mom_linear": mom.Config(
+        WIDTH, n_memories=2, top_k=1, rule="gated_linear_attention", **HEADS
+    ),
     "gla": gla.Config(WIDTH, **HEADS),
     "retnet": retnet.Config(WIDTH, **HEADS),
     "mamba": mamba.Config(WIDTH, expand=8, n_states=8),
@@ -28,6 +30,7 @@ CASES = {
 }
 
 
+@cache  # what runs in plain JAX is compared with both kernels
 def results(cfg, dtype=jnp.float32):
     """Of packed documents with the gradients, and of a decode step after them."""
     mixer = mixer_of(cfg)
