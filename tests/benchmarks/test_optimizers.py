@@ -49,7 +49,7 @@ def test_a_language_model_learns_bytes(tmp_path):
     corpus = data.CorpusConfig(
         directory=str(tmp_path), sources=tuple(map(str, sources)), heldout_fraction=0.3
     )
-    opened = problems.language_model(gla.Config(16, n_heads=2), 4, corpus)
+    opened = problems.language_model(gla.Config(64, n_heads=2), 4, corpus)
     found = compare.Runs(opened, compare.METHODS["MKOR, LAMB"], 30)(1e-2, 0)
     assert found["followed"][2] < found["followed"][0] < np.log(264)
     assert abs(found["loss"] - found["losses"][2]) < 0.5

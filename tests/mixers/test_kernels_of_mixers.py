@@ -19,9 +19,9 @@ IDS = np.asarray([[0] * 5 + [1] * 6 + [-1] * 2] * B)
 CASES = {
     "delta_product": delta_product.Config(WIDTH, **HEADS),
     "gated_delta_net": delta_product.Config(WIDTH, n_householders=1, **HEADS),
-    "mom": mom.Config(WIDTH, n_memories=2, top_k=1, **HEADS),
+    "mom": mom.Config(WIDTH, n_memories=3, top_k=2, **HEADS),
     "mom_linear": mom.Config(
-        WIDTH, n_memories=2, top_k=1, rule="gated_linear_attention", **HEADS
+        WIDTH, n_memories=3, top_k=2, rule="gated_linear_attention", **HEADS
     ),
     "gla": gla.Config(WIDTH, **HEADS),
     "retnet": retnet.Config(WIDTH, **HEADS),
@@ -84,9 +84,9 @@ def test_a_mixer_runs_on_the_gpu_kernel(name):
 def test_off_its_device_the_setting_is_refused(name):
     cfg = dataclasses.replace(CASES[name], implementation="pallas_tpu")
     mixer = mixer_of(cfg)
-    weights = params.init(mixer.spec(cfg), jax.random.key(0))
-    x = jnp.ones((B, T, WIDTH))
+    weights, x = params.abstract(mixer.spec(cfg)), jnp.ones((B, T, WIDTH))
+    state = mixer.init_state(cfg, B, T)
     with pytest.raises(NotImplementedError, match="runs on a TPU"):
-        mixer.forward(weights, x, cfg)
+        jax.eval_shape(partial(mixer.forward, cfg=cfg), weights, x)
     with pytest.raises(NotImplementedError, match="runs on a TPU"):
-        mixer.step(weights, x[:, 0], cfg, mixer.init_state(cfg, B, T))
+        jax.eval_shape(partial(mixer.step, cfg=cfg), weights, x[:, 0], state=state)
