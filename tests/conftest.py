@@ -9,6 +9,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+# The tests' time is LLVM's: without its optimisations a program compiles in half of
+# it. XLA's own passes, fusion among them, stay. In the environment, so that the
+# processes that tests start do likewise; set it to 0 to test with everything on.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
@@ -24,6 +28,24 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # function holds eleven, so a worker with a thousand tests behind it comes near.
 MOST_MAPPINGS = 30_000
 MAPPINGS = pathlib.Path("/proc/self/maps")
+
+
+# Test files about the compiler itself, which take the programs that a user gets.
+OPTIMIZED = {"test_compiler.py"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def optimizations(request):
+    """Compiles as for a user in the files that are about the compiler."""
+    fewer = jax.config.read("jax_disable_most_optimizations")
+    if not fewer or request.path.name not in OPTIMIZED:
+        yield
+        return
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()  # they do not tell the two apart
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -197,15 +197,18 @@ def digits(batch_size: int = 128) -> Problem:
 
 WIDTH, LAYERS, HEADS, LENGTH = 128, 2, 4, 128
 TRAINED, FOLLOWED, SCORED = 8_000_000, 32, 256  # tokens; rows looked at, and at the end
+STDLIB = data.CorpusConfig(directory="runs/data/stdlib")
 
 
-def language_model(mixer: Any, batch_size: int = 8) -> Problem:
+def language_model(
+    mixer: Any, batch_size: int = 8, corpus: data.CorpusConfig = STDLIB
+) -> Problem:
     """Bytes of Python's standard library, by two layers of one mixer.
 
     Rows are windows at random places; the loss is in nats a byte.
     """
-    cfg = LMConfig(width=WIDTH, n_layers=LAYERS, pattern=(mixer,))
-    train, held_out = _texts()
+    cfg = LMConfig(width=mixer.width, n_layers=LAYERS, pattern=(mixer,))
+    train, held_out = _texts(corpus)
 
     def loss(params, rows):
         logits = models.forward(params, rows[:, :-1], cfg)[0]
@@ -235,9 +238,8 @@ def language_model(mixer: Any, batch_size: int = 8) -> Problem:
 
 
 @functools.cache
-def _texts() -> tuple[jax.Array, jax.Array]:
+def _texts(config: data.CorpusConfig) -> tuple[jax.Array, jax.Array]:
     """Tokens to train on, and held-out ones."""
-    config = data.CorpusConfig(directory="runs/data/stdlib")
     data.build(config)
     corpus = data.open_corpus(config.directory)
 

@@ -142,7 +142,7 @@ def test_more_jobs_than_cores_are_refused():
 FAKE = """
     from benchmarks.experiments import figures
     from jaxlab.data import GroupWordProblem
-    from jaxlab.mixers import delta_product
+    from jaxlab.mixers import retnet
     from jaxlab.models import LMConfig
     from jaxlab.optimizers import AdamW, WarmupCosine
     from jaxlab.training import TaskData, TrainConfig
@@ -155,7 +155,7 @@ FAKE = """
                     vocab_size=8,
                     width=width,
                     n_layers=1,
-                    pattern=(delta_product.Config(width, n_heads=1),),
+                    pattern=(retnet.Config(width, n_heads=1),),
                 ),
                 optimizer=AdamW(rate, WarmupCosine(0)),
                 batch_size=8,

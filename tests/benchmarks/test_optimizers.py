@@ -1,9 +1,13 @@
 """The harness of the optimizers: its curves, its walk, and short runs."""
 
+import pathlib
+
 import numpy as np
 import pytest
 
 from benchmarks.optimizers import compare, problems
+from jaxlab import data
+from jaxlab.mixers import gla
 
 
 def test_one_answer_for_all_curves_costs_47_nats():
@@ -40,10 +44,12 @@ def test_a_run_is_one_program_for_all_rates_and_seeds(name):
     assert first.get("left_at", "none") == (None if "H" in name else "none")
 
 
-@pytest.mark.slow
-def test_a_language_model_learns_bytes(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    opened = problems.language_model(problems.MIXERS["gla"], batch_size=4)
+def test_a_language_model_learns_bytes(tmp_path):
+    sources = pathlib.Path(problems.__file__).parent.glob("*.py")
+    corpus = data.CorpusConfig(
+        directory=str(tmp_path), sources=tuple(map(str, sources)), heldout_fraction=0.3
+    )
+    opened = problems.language_model(gla.Config(64, n_heads=2), 4, corpus)
     found = compare.Runs(opened, compare.METHODS["MKOR, LAMB"], 30)(1e-2, 0)
     assert found["followed"][2] < found["followed"][0] < np.log(264)
     assert abs(found["loss"] - found["losses"][2]) < 0.5

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.optimizers import overhead
 from jaxlab import data, params
-from jaxlab.mixers import gla
+from jaxlab.mixers import attention
 from jaxlab.models import LMConfig
 from jaxlab.objectives import NextToken
 from jaxlab.optimizers import AdamW
@@ -19,7 +19,7 @@ TASK = data.AssociativeRecall(length=32, vocab_size=32, num_pairs=4)
 CONFIG = TrainConfig(
     data=TaskData(TASK),
     model=LMConfig(
-        vocab_size=32, width=16, n_layers=1, pattern=(gla.Config(16, n_heads=2),)
+        vocab_size=32, width=16, n_layers=1, pattern=(attention.Config(16, n_heads=2),)
     ),
     batch_size=8,
 )
@@ -44,7 +44,6 @@ def test_contestants_make_steps():
         assert each.shape == (1,) and each[0] > 0
 
 
-@pytest.mark.slow
 def test_taps_that_nobody_uses_are_computed():
     """And given ones take their place: the work is in between."""
     entered = overhead.contestants(CONFIG, {"AdamW": AdamW()})

@@ -6,12 +6,13 @@ import pytest
 
 from jaxlab import models, params
 from jaxlab.evaluation import evaluate
-from jaxlab.mixers import delta_product
+from jaxlab.mixers import retnet
 from jaxlab.models import LMConfig
 
 CFG = LMConfig(
-    vocab_size=8, width=8, n_layers=1, pattern=(delta_product.Config(8, n_heads=1),)
+    vocab_size=8, width=8, n_layers=1, pattern=(retnet.Config(8, n_heads=1),)
 )
+forward = jax.jit(models.forward, static_argnames="cfg")
 
 
 def batch(seed):
@@ -39,7 +40,7 @@ def test_scores_equal_sums_made_by_hand(key):
     nats = weight = right = text = 0.0
     rows = rows_right = 0
     for b in batches:
-        logits, _ = models.forward(p, b["inputs"], CFG, segment_ids=b["segment_ids"])
+        logits, _ = forward(p, b["inputs"], CFG, segment_ids=b["segment_ids"])
         logits = np.asarray(logits, np.float64)
         log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         for i, t in np.argwhere(b["weights"] > 0):

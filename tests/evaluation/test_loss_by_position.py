@@ -7,12 +7,13 @@ import pytest
 from jaxlab import models, params
 from jaxlab.data import NeedleInHaystack, task_batches
 from jaxlab.evaluation import loss_by_position, recall_by_depth
-from jaxlab.mixers import delta_product
+from jaxlab.mixers import retnet
 from jaxlab.models import LMConfig
 
 CFG = LMConfig(
-    vocab_size=16, width=8, n_layers=1, pattern=(delta_product.Config(8, n_heads=1),)
+    vocab_size=16, width=8, n_layers=1, pattern=(retnet.Config(8, n_heads=1),)
 )
+forward = jax.jit(models.forward, static_argnames="cfg")
 T = 12
 
 
@@ -36,7 +37,7 @@ def batch(seed):
 
 def by_hand(weights_of_model, b):
     """(nats, right) of every target, float64."""
-    logits, _ = models.forward(
+    logits, _ = forward(
         weights_of_model, b["inputs"], CFG, segment_ids=b["segment_ids"]
     )
     logits = np.asarray(logits, np.float64)

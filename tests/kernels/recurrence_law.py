@@ -1,6 +1,7 @@
 """Run a recurrence with its gradients, and the laws its roundings obey."""
 
 from contextlib import nullcontext
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,7 @@ def results_alone(inputs, operation):
     """Of the TPU kernels without a gradient: a single token's has one of its own."""
     operands = {n: x for n, x in inputs.items() if not n.startswith("d_")}
     with platform.interpreted_tpu(uninitialized_memory="nan", detect_races=True):
-        return operation(**operands, implementation="pallas_tpu")
+        return _alone(operation, operands)
 
 
 def assert_same_on_a_mesh(inputs, operation, summed=()):
@@ -110,6 +111,11 @@ def _with_gradients(operation, options, names, operands, gradients, streams):
     (found,) = pull_back(tuple(d.astype(x.dtype) for d, x in given))
     named = {name.removeprefix("d_"): x for name, x in zip(names, results, strict=True)}
     return named | {f"d_{name}": x for name, x in found.items()}
+
+
+@partial(jax.jit, static_argnums=0, compiler_options=AS_WRITTEN)
+def _alone(operation, operands):
+    return operation(**operands, implementation="pallas_tpu")
 
 
 _run = jax.jit(_with_gradients, static_argnums=(0, 1, 2))

@@ -1,7 +1,7 @@
 """Mixers on the kernels: one setting, and the same results and gradients."""
 
 import dataclasses
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,10 @@ IDS = np.asarray([[0] * 5 + [1] * 6 + [-1] * 2] * B)
 CASES = {
     "delta_product": delta_product.Config(WIDTH, **HEADS),
     "gated_delta_net": delta_product.Config(WIDTH, n_householders=1, **HEADS),
-    "mom": mom.Config(WIDTH, **HEADS),
-    "mom_linear": mom.Config(WIDTH, rule="gated_linear_attention", **HEADS),
+    "mom": mom.Config(WIDTH, n_memories=3, top_k=2, **HEADS),
+    "mom_linear": mom.Config(
+        WIDTH, n_memories=3, top_k=2, rule="gated_linear_attention", **HEADS
+    ),
     "gla": gla.Config(WIDTH, **HEADS),
     "retnet": retnet.Config(WIDTH, **HEADS),
     "mamba": mamba.Config(WIDTH, expand=8, n_states=8),
@@ -28,6 +30,7 @@ CASES = {
 }
 
 
+@cache  # what runs in plain JAX is compared with both kernels
 def results(cfg, dtype=jnp.float32):
     """Of packed documents with the gradients, and of a decode step after them."""
     mixer = mixer_of(cfg)
@@ -81,9 +84,9 @@ def test_a_mixer_runs_on_the_gpu_kernel(name):
 def test_off_its_device_the_setting_is_refused(name):
     cfg = dataclasses.replace(CASES[name], implementation="pallas_tpu")
     mixer = mixer_of(cfg)
-    weights = params.init(mixer.spec(cfg), jax.random.key(0))
-    x = jnp.ones((B, T, WIDTH))
+    weights, x = params.abstract(mixer.spec(cfg)), jnp.ones((B, T, WIDTH))
+    state = mixer.init_state(cfg, B, T)
     with pytest.raises(NotImplementedError, match="runs on a TPU"):
-        mixer.forward(weights, x, cfg)
+        jax.eval_shape(partial(mixer.forward, cfg=cfg), weights, x)
     with pytest.raises(NotImplementedError, match="runs on a TPU"):
-        mixer.step(weights, x[:, 0], cfg, mixer.init_state(cfg, B, T))
+        jax.eval_shape(partial(mixer.step, cfg=cfg), weights, x[:, 0], state=state)

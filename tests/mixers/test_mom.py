@@ -49,8 +49,7 @@ def oracle(p, x, cfg, state, ids):
         ranks = jnp.pad(ranks, ((0, 0), (0, 0), (0, 1)))
     chosen_BTM = (ranks < k) & (ids >= 0)[..., None]
 
-    first_id = jnp.array([row[row >= 0][0] for row in ids])
-    ids = jnp.asarray(ids)
+    first_id = jax.vmap(lambda row: row[jnp.argmax(row >= 0)])(ids)
     before = jnp.concatenate([first_id[:, None], ids[:, :-1]], 1)
     before = jnp.where(before < 0, first_id[:, None], before)
     opens_BT = (ids != before) & (ids >= 0)
@@ -144,6 +143,27 @@ def near(actual, expected, bound, what):
     assert error <= bound * max(1, np.linalg.norm(expected)), (what, error)
 
 
+def ours(p, x, cfg, state, ids):
+    y, final = mom.forward(p, x, cfg, state=state, segment_ids=ids)
+    return y, as_dict(final)
+
+
+def theirs(p, x, cfg, state, ids):
+    return oracle(p, x, cfg, as_dict(state), ids)
+
+
+def loss(p, x, state, ids, d_y, d_S, cfg, run):
+    y, final = run(p, x, cfg, state, ids)
+    weigh = lambda a, d: jnp.sum(a * d.astype(a.dtype))  # noqa: E731
+    return weigh(y, d_y) + weigh(final["memory"], d_S), (y, final)
+
+
+# One program for both routings, and the oracle's for all documents.
+gradients = jax.jit(
+    jax.grad(loss, argnums=(0, 1, 2), has_aux=True), static_argnames=("cfg", "run")
+)
+
+
 @pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["whole", "documents"])
 @pytest.mark.parametrize("routing", ROUTINGS)
 @pytest.mark.parametrize("case", CASES)
@@ -156,24 +176,11 @@ def test_equals_every_memory_over_the_whole_sequence(case, routing, documents):
     d_y = rng.normal(size=(B, T, WIDTH)).astype(np.float32) * real[..., None]
     d_S = rng.normal(size=state.memory.shape).astype(np.float32)
 
-    def loss(p, x, state, run):
-        y, final = run(p, x, state)
-        weigh = lambda a, d: jnp.sum(a * jnp.asarray(d, a.dtype))  # noqa: E731
-        return weigh(y, d_y) + weigh(final["memory"], d_S), (y, final)
-
-    def ours(p, x, state):
-        y, final = mom.forward(p, x, cfg, state=state, segment_ids=documents)
-        return y, as_dict(final)
-
-    def theirs(p, x, state):
-        return oracle(p, x, cfg, as_dict(state), ids)
-
-    grad = functools.partial(jax.grad, argnums=(0, 1, 2), has_aux=True)
-    grads, (y, final) = jax.jit(grad(functools.partial(loss, run=ours)))(p, x, state)
+    grads, (y, final) = gradients(p, x, state, documents, d_y, d_S, cfg, ours)
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
         wide = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (p, x, state))
-        reference = jax.jit(grad(functools.partial(loss, run=theirs)))
-        grads_64, (y_64, final_64) = jax.device_get(reference(*wide))
+        reference = gradients(*wide, ids, d_y, d_S, cfg, theirs)
+        grads_64, (y_64, final_64) = jax.device_get(reference)
     near(y[real], y_64[real], 2e-6, "y")
     for name in final:
         near(final[name], final_64[name], 2e-6, name)

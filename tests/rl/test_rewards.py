@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from jaxlab import models, rl
-from jaxlab.mixers import delta_product
+from jaxlab.mixers import retnet
 from jaxlab.models import LMConfig
 
 CFG = LMConfig(
-    vocab_size=8, width=32, n_layers=1, pattern=(delta_product.Config(32, n_heads=2),)
+    vocab_size=8, width=32, n_layers=1, pattern=(retnet.Config(32, n_heads=2),)
 )
+forward = jax.jit(models.forward, static_argnames="cfg")
 PARAMS = models.init(CFG, jax.random.key(1))
 QUESTIONS = rl.Questions(
     prompts=jnp.asarray([[0, 7, 1], [7, 2, 3]]),
@@ -29,7 +30,7 @@ KEY = jax.random.key(3)
 
 def answer_probability(prompt, answer):
     """By one plain forward, float64."""
-    logits, _ = models.forward(PARAMS, jnp.asarray([prompt + answer]), CFG)
+    logits, _ = forward(PARAMS, jnp.asarray([prompt + answer]), CFG)
     logits = np.asarray(logits[0], np.float64)[len(prompt) - 1 : -1]
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     return float(np.prod(p[np.arange(len(answer)), answer]))

@@ -1,6 +1,7 @@
 """Runs from beginning to end: resume, kill, SIGTERM, damage, and a user's mistakes."""
 
 import dataclasses
+import functools
 import gc
 import json
 import os
@@ -23,7 +24,7 @@ from jaxlab.config import from_json, to_json
 from jaxlab.data import CorpusConfig, GroupWordProblem
 from jaxlab.evaluation import evaluate
 from jaxlab.inference import SamplingParams
-from jaxlab.mixers import attention, delta_product, mom
+from jaxlab.mixers import attention, mom, retnet
 from jaxlab.models import LMConfig
 from jaxlab.objectives import NextToken
 from jaxlab.optimizers import AdamW, WarmupCosine
@@ -42,7 +43,7 @@ from jaxlab.training.step import make_train_step
 MODEL = LMConfig(
     width=16,
     n_layers=2,
-    pattern=(delta_product.Config(16, n_heads=2), attention.Config(16, n_heads=2)),
+    pattern=(retnet.Config(16, n_heads=2), attention.Config(16, n_heads=2)),
 )
 STEPS = 12
 
@@ -324,6 +325,7 @@ def batch_of(cfg, rows):
     }
 
 
+@functools.cache
 def one_step(mesh_cfg, accumulate=1):
     """Parameters after one plain gradient step of size 1."""
     mesh = params.make_mesh(mesh_cfg, jax.devices()[: 8 if mesh_cfg.data != 1 else 1])
@@ -361,9 +363,10 @@ def test_mesh_and_accumulation_do_not_change_the_step(mesh_cfg, accumulate):
 def test_auxiliary_losses_are_added_and_reported_apart(accumulate):
     """The gradient is that of the mean loss plus each part's auxiliary loss, which
     counts as much as the part weighs; `loss` stays the likelihood's."""
-    cfg = dataclasses.replace(
-        MODEL, pattern=(mom.Config(16, n_heads=2, balance_weight=0.5),)
+    mixer = mom.Config(
+        16, n_heads=2, rule="linear_attention", convolution=0, balance_weight=0.5
     )
+    cfg = dataclasses.replace(MODEL, pattern=(mixer,))
     mesh = params.make_mesh(params.MeshConfig(data=1), jax.devices()[:1])
     optimizer = optax.with_extra_args_support(optax.sgd(1.0))
     batch = batch_of(cfg, 8)
