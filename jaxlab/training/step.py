@@ -29,9 +29,9 @@ def make_train_step(
     Args:
         objective: what is learned, see `jaxlab.objectives`.
         optimizer: of its loss.
-        accumulate, tapped, norm_test, trainable: as in `jaxlab.objectives.gradient_step`, whose
-            metrics come with what the optimizer's state reports
-            (`jaxlab.optimizers.reported`).
+        accumulate, tapped, norm_test, trainable: as in
+            `jaxlab.objectives.gradient_step`, whose metrics come with what the
+            optimizer's state reports (`jaxlab.optimizers.reported`).
     """
     state = abstract_state(objective.spec(), optimizer, jax.sharding.get_mesh())
     shardings = jax.tree.map(lambda x: x.sharding, state)
