@@ -110,7 +110,7 @@ def generation(rank: int | None, environment: CartPole, cfg: policy.Config):
         ).total
 
     def step(state, weights):
-        weights, state, _ = es.step(state, weights, fitness)
+        state, weights, _ = es.step(state, weights, fitness)
         return state, weights
 
     arguments = start(es, 0, cfg)

@@ -3,8 +3,9 @@
     python -m benchmarks.compiled [--eager] [--only "delta*"] [--shapes 512,8 64,64]
 
 XLA for CPUs gives some fusions of matrix products to a library, and in jaxlib 0.11.2 to
-0.12.0.1 multiplies wrongly by a right operand that is one number a row throughout
-(`tests/kernels/test_compiler.py` has the smallest program). This compiles every
+0.12.0.1 multiplies wrongly by a right operand that repeats one number, where a
+reduction is fused with the product (`tests/kernels/test_compiler.py` has the smallest
+program). This compiles every
 operation and mixer with these fusions and without, and compares all that they return:
 without a state, with an empty one made in the same program, a step, and the gradient.
 It also looks into the compiled program for products that such a fusion would get wrong,
@@ -84,7 +85,9 @@ def operations(heads: int, rows: int, tokens: int, dtype: Any) -> dict[str, Prog
             pallas_kernels.delta_product,
             (q, k_steps, v_steps, beta_steps, g),
         ),
+        "delta_rule, values of one": (pallas_kernels.delta_rule, (q, k, None, beta)),
         "linear_attention": (linear_attention, (q, k, v)),
+        "linear_attention, values of one": (linear_attention, (q, k, None, g)),
         "linear_attention, decay a head": (linear_attention, (q, k, v, g)),
         "linear_attention, decay a channel": (linear_attention, (q, k, v, g_channel)),
         "selective_scan": (pallas_kernels.selective_scan, scan),
@@ -117,7 +120,10 @@ def mixer_configs(heads: int) -> dict[str, Any]:
 
 
 def programs_of_operation(call: Callable, arguments) -> dict[str, Program]:
-    """What a caller may compile of an operation."""
+    """What a caller may compile of an operation; values of None are ones."""
+    if arguments[2] is None:
+        q, k, _, *rest = arguments
+        return programs_of_operation(_with_ones(call), (q, k, *rest))
 
     def normalised(o):
         return rms_norm(o, jnp.ones(o.shape[-1:]))
@@ -132,6 +138,15 @@ def programs_of_operation(call: Callable, arguments) -> dict[str, Program]:
         return normalised(o), normalised(state)
 
     return _with_gradient(forward, with_state, arguments)
+
+
+def _with_ones(call: Callable) -> Callable:
+    """The operation of (q, k, ...) with values of one, made in the program."""
+
+    def of_ones(q, k, *rest, **settings):
+        return call(q, k, jnp.ones_like(q), *rest, **settings)
+
+    return of_ones
 
 
 def programs_of_mixer(cfg: Any, rows: int, tokens: int, dtype: Any):
@@ -175,11 +190,14 @@ def difference(results: Any, others: Any) -> float:
         error = jnp.max(jnp.abs(a - b)) / jnp.maximum(jnp.max(jnp.abs(b)), 1e-6)
         return float(jnp.where(jnp.isfinite(error), error, jnp.inf))
 
-    return max(map(of, jax.tree.leaves(results), jax.tree.leaves(others)), default=0.0)
+    pairs = zip(jax.tree.leaves(results), jax.tree.leaves(others), strict=True)
+    return max((of(a, b) for a, b in pairs), default=0.0)
 
 
 def constant_operands(program: str) -> list[str]:
-    """Products in the library's fusions with a right operand that repeats one number.
+    """Products in the library's fusions whose right operand repeats along an axis.
+
+    Not all of them are wrong, but all that were wrong are among them.
 
     Args:
         program: the text of an optimised HLO module for a CPU.
@@ -215,9 +233,9 @@ def _repeats(computation, name: str) -> bool:
         return _repeats(computation, operands[0])
     if operation != "broadcast":
         return False
-    rank = line.partition("[")[2].partition("]")[0].count(",")
+    last = line.partition("[")[2].partition("]")[0].count(",")
     kept = re.search(r"dimensions=\{([\d,]*)\}", line)
-    return kept is not None and str(rank) not in kept[1].split(",")
+    return kept is not None and str(last) not in kept[1].split(",")
 
 
 def compare(program: Program, eager: bool = True) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def run(corpus, es: IntegerEGGROLL, cfg: model.Config, steps: int, seed: int) ->
             print(f"{es.population} seed {seed}: {curve[-1]}", flush=True)
         if number < steps:
             started = time.monotonic()
-            weights, state, figures = step(state, weights, next(segments))
+            state, weights, figures = step(state, weights, next(segments))
             moved.append(int(figures["moved"]))
             times.append(time.monotonic() - started)
     return {

@@ -58,7 +58,11 @@ def run(
         initial_state = jnp.zeros((rows, H, K, V), dtype)
     axis = 0 if cu_seqlens is None else 1
     states = opaque(jnp.expand_dims(initial_state.astype(dtype), axis))
+    # What is the right operand of a product: states, and values.
+    tokens["v"] = opaque(tokens["v"])
     states = vary_like(states, floats)
+    tokens = {name: vary_like(x, floats) for name, x in tokens.items()}
+    g = None if g is None else vary_like(g, floats)
     if T == 0:
         o = jnp.zeros((B, T, H, V), dtype)
     else:
@@ -119,10 +123,10 @@ def segments(
 def opaque(x: Array) -> Array:
     """x, about whose values the compiler learns nothing.
 
-    XLA for CPUs multiplies wrongly by a right operand that is one number throughout,
-    where a sum over the product's columns is fused with it, as in
-    ``jnp.sum(x @ jnp.ones((32, 32)), -1)`` (tests/kernels/test_compiler.py). A state of
-    zeros, the caller's own ones too, would be such an operand.
+    XLA for CPUs multiplies wrongly by a right operand that repeats one number, where a
+    reduction is fused with the product, as in ``jnp.sum(x @ jnp.ones((32, 32)), -1)``
+    (tests/kernels/test_compiler.py). A state of zeros, the caller's own too, would be
+    such an operand.
     """
     return jax.lax.optimization_barrier(x)
 

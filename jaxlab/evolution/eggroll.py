@@ -324,8 +324,8 @@ class Strategy:
 
     def tell(
         self, state: State, params: Any, fitness: Float[Array, " N"]
-    ) -> tuple[Any, State, dict[str, Array]]:
-        """The next parameters and state, and figures of the generation.
+    ) -> tuple[State, Any, dict[str, Array]]:
+        """The next state and parameters, and figures of the generation.
 
         Args:
             fitness: of all members in order; greater is better.
@@ -349,8 +349,8 @@ class Strategy:
         _, g, found = _estimate(self._directions, evaluate, state, params, args)
         return *self._ascend(g, state, params), found
 
-    def _ascend(self, g: Any, state: State, params: Any) -> tuple[Any, State]:
-        """A step of a minimiser up a gradient, and the next generation's state."""
+    def _ascend(self, g: Any, state: State, params: Any) -> tuple[State, Any]:
+        """The next generation's state, and a step of a minimiser up a gradient."""
         dense = jax.tree.map(lambda g, w: value(w), g, params)
         down = jax.tree.map(lambda g, w: -g.astype(w.dtype), g, dense)
         key = jax.random.fold_in(state.key, ~state.generation)
@@ -364,7 +364,7 @@ class Strategy:
                 *(structure.flatten_up_to(updates), keys),
             )
             params = structure.unflatten(new)
-        return params, State(state.key, state.generation + 1, memory)
+        return State(state.key, state.generation + 1, memory), params
 
 
 def es_value_and_grad(function: Fitness, es: EGGROLL, specs: Any):

@@ -250,7 +250,7 @@ class IntegerStrategy:
 
     def step(
         self, state: IntegerState, params: Any, tokens: Int32[Array, "rows T+1"]
-    ) -> tuple[Any, IntegerState, dict[str, Array]]:
+    ) -> tuple[IntegerState, Any, dict[str, Array]]:
         """One generation.
 
         Args:
@@ -259,7 +259,7 @@ class IntegerStrategy:
                 token.
 
         Returns:
-            The next parameters, the next state, and figures: `losses` [pairs, 2] of the
+            The next state, the next parameters, and figures: `losses` [pairs, 2] of the
             members in sixteenths of a bit, the number of `undecided` pairs, and the
             number of entries that `moved`.
 
@@ -295,7 +295,7 @@ class IntegerStrategy:
             "moved": sum(_count(move != 0) for move in jax.tree.leaves(moves)),
         }
         state = IntegerState(state.key, state.generation + 1, hidden, state.table)
-        return jax.tree.map(_moved, params, moves), state, figures
+        return state, jax.tree.map(_moved, params, moves), figures
 
     def _votes(self, state, params, hidden, tokens, first):
         """Of the pairs from `first` on: the sum, each pair's losses, next states."""

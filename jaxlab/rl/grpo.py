@@ -360,7 +360,7 @@ class Learner:
     @functools.partial(jax.jit, static_argnames="self")
     def step(
         self, state: State, params: Any, questions: Questions, key: Array
-    ) -> tuple[Any, State, dict[str, Array]]:
+    ) -> tuple[State, Any, dict[str, Array]]:
         """Draw G answers to each question, reward them, and learn from them.
 
         Args:
@@ -370,7 +370,7 @@ class Learner:
             key: of the draws.
 
         Returns:
-            The next parameters and state, and figures: ``reward``, its mean;
+            The next state and parameters, and figures: ``reward``, its mean;
             ``no_signal``, the share of groups of equal rewards; ``entropy``, minus the
             mean log-probability of the tokens drawn (nats); ``length``, mean tokens of
             an answer; and as means over the updates ``loss``, ``gradient_norm``,
@@ -454,7 +454,7 @@ class Learner:
             "entropy": -token_average(drawn.log_probabilities, drawn.mask, "token"),
             "length": jnp.mean(jnp.sum(drawn.mask, axis=1)),
         }
-        return params, State(opt_state, state.reference), figures
+        return State(opt_state, state.reference), params, figures
 
 
 def _check_choice(name: str, choice: str, known: tuple[str, ...]) -> None:

@@ -101,8 +101,8 @@ def delta_chunks(
 ) -> tuple[Float[Array, "M B H C V"], Float[Array, "S B H K V"]]:
     """Outputs and final states; chunk m reads and writes states[sequence[m]].
 
-    Without states there is one chunk, and nothing before it: U = U0, and W, which only
-    meets the state, is not solved for.
+    Without states there is one chunk, and nothing before it: U = U0, and the compiler
+    drops the solution for W, which only meets the state.
     """
     return _forward(products, chunks, states, sequence)[0]
 

@@ -115,7 +115,7 @@ def _backward(product, residuals, gradients):
     q, k, v, g = chunks
     # Again, to spare memory: what P costs is not computed, since nothing uses it.
     _, q_entry, k_exit, total = scores(product, q, k, g)
-    if S is None:
+    if S is None:  # the state before the chunk has no gradient, the one after it has
         d_states, dS_next = None, d_states
         d_q_entry = jnp.zeros(q.shape, product.result)
         d_total = jnp.zeros(dS_next.shape[:-1], product.result)

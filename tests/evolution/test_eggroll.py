@@ -139,7 +139,7 @@ def test_the_update_is_the_weighted_sum_of_the_noise():
         )
         strategy, weights, state = start(es, optimizer=optax.sgd(1.0))
         z = np.random.default_rng(0).standard_normal(16)
-        new, state_after, _ = strategy.tell(state, weights, jnp.asarray(z, jnp.float32))
+        state_after, new, _ = strategy.tell(state, weights, jnp.asarray(z, jnp.float32))
         stacked, axes = strategy.ask(state, weights)
         whole = jax.vmap(dense, in_axes=(axes,))(stacked)
         factor = 1 / 0.1 if scaling == "unbiased" else 0.1 * math.sqrt(16)
@@ -202,10 +202,10 @@ def test_eight_devices_make_the_update_of_one(update):
     es = EGGROLL(population=32, sigma=0.1, update=update)
     strategy, weights, state = start(es, optimizer=optax.adam(0.1))
     step = jax.jit(lambda s, w: strategy.step(s, w, quadratic))
-    want, _, found = step(state, weights)
+    _, want, found = step(state, weights)
     auto = (jax.sharding.AxisType.Auto,) * 2
     with jax.set_mesh(jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=auto)):
-        got, _, of_mesh = step(state, weights)
+        _, got, of_mesh = step(state, weights)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want
     )
@@ -218,11 +218,11 @@ def test_step_is_ask_and_tell_however_many_at_once(antithetic):
     strategy, weights, state = start(es)
     stacked, axes = strategy.ask(state, weights)
     fitness = jax.vmap(lambda w: quadratic(w, None), (axes,))(stacked)
-    want, _, found = strategy.tell(state, weights, fitness)
+    _, want, found = strategy.tell(state, weights, fitness)
     for at_once in (None, 4, 10):
         one = dataclasses.replace(es, members_at_once=at_once)
         strategy = one.build(SPECS, optax.sgd(0.1))
-        got, _, of_step = strategy.step(state, weights, lambda w, _: quadratic(w, None))
+        _, got, of_step = strategy.step(state, weights, lambda w, _: quadratic(w, None))
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
             *(got, want),
@@ -264,7 +264,7 @@ def test_ask_and_tell_climb():
 
     first = quadratic(weights, KEY)
     for _ in range(60):
-        weights, state, found = generation(state, weights)
+        state, weights, found = generation(state, weights)
     assert quadratic(weights, KEY) > 0.05 * first and not found["no_signal"]
 
 
@@ -284,7 +284,7 @@ def test_a_quantized_base_climbs_on_its_grid():
     step = jax.jit(lambda s, w: strategy.step(s, w, fitness))
     first = fitness(weights, KEY)
     for _ in range(100):
-        weights, state, _ = step(state, weights)
+        state, weights, _ = step(state, weights)
     assert weights["w"].q.dtype == jnp.int8
     np.testing.assert_array_equal(weights["w"].scale, scale)
     assert fitness(weights, KEY) > 0.1 * first
@@ -299,7 +299,7 @@ def test_a_quantized_step_is_right_on_average():
         lambda g, w: jax.tree.map(lambda w: jnp.full_like(w, 0.3 * scale), w)
     )
     strategy = EGGROLL(population=2).build(specs, constant)
-    new, _, _ = strategy.tell(strategy.init(weights, KEY), weights, jnp.arange(2.0))
+    _, new, _ = strategy.tell(strategy.init(weights, KEY), weights, jnp.arange(2.0))
     step = (new["w"].q - weights["w"].q)[1:]
     assert set(np.unique(step)) == {0, 1}
     assert float(step.mean()) == pytest.approx(0.3, abs=0.02)
@@ -313,7 +313,7 @@ def test_frozen_parameters_have_neither_noise_nor_gradient():
         np.testing.assert_array_equal(
             moved[name].reshape(weights[name].shape), weights[name]
         )
-    new, _, _ = strategy.tell(state, weights, jnp.arange(8.0))
+    _, new, _ = strategy.tell(state, weights, jnp.arange(8.0))
     for name in ("scale", "table"):
         np.testing.assert_array_equal(new[name], weights[name])
     assert not np.allclose(new["w"], weights["w"])
@@ -332,7 +332,7 @@ def test_a_frozen_parameter_is_not_decayed_and_a_quantized_one_does_not_drift():
         strategy = EGGROLL(population=8, frozen=frozen).build(specs, chosen)
         state, moved = strategy.init(weights, KEY), weights
         for _ in range(3):
-            moved, state, _ = strategy.tell(state, moved, jnp.arange(8.0))
+            state, moved, _ = strategy.tell(state, moved, jnp.arange(8.0))
         np.testing.assert_array_equal(moved["scale"], weights["scale"])
         np.testing.assert_array_equal(moved["q"].q, q.q)
 
@@ -343,7 +343,7 @@ def test_equal_fitness_moves_nothing(shape):
     es = EGGROLL(population=10, antithetic=False, shape=shape)
     strategy, weights, state = start(es, optimizer=optax.adam(0.1))
     equal = lambda w, key: jnp.float32(0.1)  # noqa: E731
-    new, _, found = jax.jit(lambda s, w: strategy.step(s, w, equal))(state, weights)
+    _, new, found = jax.jit(lambda s, w: strategy.step(s, w, equal))(state, weights)
     jax.tree.map(np.testing.assert_array_equal, new, weights)
     assert found["no_signal"] == 1
 
@@ -358,7 +358,7 @@ def test_bfloat16_parameters_and_fitness():
         return -jnp.sum(linear(jnp.ones((1, 6), jnp.bfloat16), w["w"]) ** 2)
 
     state = strategy.init(weights, KEY)
-    new, _, _ = jax.jit(lambda s, w: strategy.step(s, w, fitness))(state, weights)
+    _, new, _ = jax.jit(lambda s, w: strategy.step(s, w, fitness))(state, weights)
     assert {w.dtype for w in jax.tree.leaves(new)} == {jnp.dtype("bfloat16")}
     assert not jnp.array_equal(new["w"], weights["w"])
 

@@ -125,7 +125,7 @@ def test_two_generations_are_the_oracles():
             votes,
         )
         before = weights
-        weights, state, figures = step(state, weights, tokens)
+        state, weights, figures = step(state, weights, tokens)
         np.testing.assert_array_equal(figures["losses"], losses)
         np.testing.assert_array_equal(state.hidden[:, :, :, 0], hidden)
         jax.tree.map(np.testing.assert_array_equal, weights, want)
@@ -165,7 +165,7 @@ def test_weights_stay_within_127():
     """All that an election moves outward from the border stays there."""
     strategy, state, weights = start(size=127)
     for n in range(3):
-        weights, state, _ = stepping(strategy)(state, weights, text(TINY, 2, 6, n))
+        state, weights, _ = stepping(strategy)(state, weights, text(TINY, 2, 6, n))
         for w in jax.tree.leaves(weights):
             assert np.abs(np.asarray(w, np.int32)).max() <= 127
 
@@ -223,7 +223,7 @@ def test_any_chunks_give_the_same(members_at_once, pairs):
     strategy, state, weights = start(es)
     assert es.at_once(es.pairs) == pairs
     found = stepping(strategy)(state, weights, tokens)
-    arrays = lambda tree: jax.tree.leaves((tree[0], tree[1].hidden, tree[2]))  # noqa: E731
+    arrays = lambda tree: jax.tree.leaves((tree[1], tree[0].hidden, tree[2]))  # noqa: E731
     for a, b in zip(arrays(found), arrays(want), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -232,14 +232,14 @@ def test_eight_devices_give_the_same_to_the_bit():
     es = dataclasses.replace(ES, population=64, members_per_sequence=4)
     strategy, state, weights = start(es)
     tokens = text(TINY, 16, 6)
-    one = eight = weights, state, None
+    one = eight = state, weights, None
     auto = (jax.sharding.AxisType.Auto,) * 2
     mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=auto)
     for _ in range(2):
-        one = stepping(strategy)(one[1], one[0], tokens)
+        one = stepping(strategy)(one[0], one[1], tokens)
         with jax.set_mesh(mesh):
-            eight = jax.jit(strategy.step)(eight[1], eight[0], tokens)
-        arrays = lambda run: jax.tree.leaves((run[0], run[1].hidden, run[2]))  # noqa: E731
+            eight = jax.jit(strategy.step)(eight[0], eight[1], tokens)
+        arrays = lambda run: jax.tree.leaves((run[1], run[0].hidden, run[2]))  # noqa: E731
         for a, b in zip(arrays(one), arrays(eight), strict=True):
             np.testing.assert_array_equal(a, b)
     with jax.set_mesh(mesh), pytest.raises(ValueError, match="do not divide 4 texts"):
@@ -273,7 +273,7 @@ def test_a_population_learns_a_short_text_by_heart():
 
     assert bits_a_token(weights) > 3
     for _ in range(80):
-        weights, state, _ = step(state, weights, tokens)
+        state, weights, _ = step(state, weights, tokens)
     assert bits_a_token(weights) < 1
 
 

@@ -74,12 +74,12 @@ def test_a_generation_on_a_mesh_with_a_tensor_axis(base, update):
     strategy = es.build(specs, optax.sgd(0.1))
     state = strategy.init(weights, jax.random.key(1))
     step = jax.jit(lambda state, weights: strategy.step(state, weights, fitness))
-    want, _, found = step(state, weights)
+    _, want, found = step(state, weights)
     mesh = params.make_mesh(params.MeshConfig(data=4, tensor=2))
     with jax.set_mesh(mesh):
         if base is not quantized:
             weights = jax.device_put(weights, params.shardings(specs, mesh))
-        got, _, of_mesh = step(state, weights)
+        _, got, of_mesh = step(state, weights)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     jax.tree.map(close, jax.device_get(got), jax.device_get(want))
     close(of_mesh["fitness"], found["fitness"])

@@ -11,9 +11,12 @@ from benchmarks import compiled
 
 X = np.random.default_rng(0).standard_normal((1024, 32), np.float32)
 METHODS = (
+    "delta_rule",
     "delta_rule, decay",
+    "delta_rule, values of one",
     "delta_product",
     "linear_attention",
+    "linear_attention, values of one",
     "linear_attention, decay a head",
     "linear_attention, decay a channel",
     "selective_scan",
@@ -49,6 +52,7 @@ def test_a_wrong_program_differs():
 # Small shapes are right by chance; these are some that were wrong.
 @example("delta_product", "forward", 1, (512, 8), "float32")
 @example("linear_attention, decay a head", "with state", 1, (128, 32), "float32")
+@example("linear_attention, values of one", "forward", 1, (512, 8), "float32")
 @example("mamba2", "with state", 1, (64, 64), "float32")
 @settings(max_examples=8, deadline=None, derandomize=True, database=None)
 @given(

@@ -80,6 +80,37 @@ def test_sharded_over_batch_and_heads(how, decay):
         assert collective not in program
 
 
+@pytest.mark.parametrize("T", (7, 150))
+@pytest.mark.parametrize("divided", range(4))
+def test_one_divided_operand_divides_the_results(divided, T):
+    """In a `shard_map`, where the others are whole, and in a loop there."""
+    x = operands("head", B=1, H=2, T=T)[:4]
+    mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,))
+    sizes = [1] * 4
+    sizes[divided] = 2
+
+    def loss(*x):
+        def body(state, _):
+            o, state = gated_linear_attention(*x, initial_state=state)
+            return state, o
+
+        _, state = gated_linear_attention(*x)
+        state, o = jax.lax.scan(body, state, length=2)
+        return jnp.sum(state**2) + jnp.sum(o**2)
+
+    def both(*x):
+        value, grads = jax.value_and_grad(loss, argnums=divided)(*x)
+        return value[None], grads
+
+    stacked = [jnp.concatenate([a] * n) for a, n in zip(x, sizes, strict=True)]
+    specs = tuple(P("rows") if n == 2 else P() for n in sizes)
+    f = jax.shard_map(both, mesh=mesh, in_specs=specs, out_specs=P("rows"))
+    values, grads = jax.jit(f)(*stacked)
+    value, grad = jax.jit(both)(*x)
+    np.testing.assert_allclose(values, jnp.concatenate([value] * 2), rtol=1e-5)
+    np.testing.assert_allclose(grads, jnp.concatenate([grad] * 2), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("implementation", FORMS)
 def test_dtypes_of_results(implementation):
     f = partial(gated_linear_attention, implementation=implementation)

@@ -195,7 +195,7 @@ def test_a_small_model_learns_a_bandit(how):
     params = models.init(CFG, jax.random.key(1))
     state, asked, rewards, clipped = learner.init(params), bandit(), [], []
     for step in range(40):
-        params, state, figures = learner.step(
+        state, params, figures = learner.step(
             state, params, asked, jax.random.fold_in(KEY, step)
         )
         rewards.append(float(figures["reward"]))
@@ -219,7 +219,7 @@ def test_one_step_moves_along_the_gradient_of_its_own_draws():
     reward = lambda tokens, mask, *_: jnp.sum(tokens * mask.astype(tokens.dtype), 1)  # noqa: E731
     learner = how.build(CFG, optax.sgd(0.1), reward)
     state = learner.init(params).replace(reference=reference)
-    moved, _, figures = learner.step(state, params, asked, KEY)
+    _, moved, figures = learner.step(state, params, asked, KEY)
 
     drawn = rl.sample(
         *(params, asked.prompts, asked.segment_ids, KEY, CFG),
@@ -270,7 +270,7 @@ def test_without_signal_nothing_moves():
         CFG, optax.sgd(1.0), lambda tokens, *_: jnp.full(len(tokens), 0.1)
     )
     params = models.init(CFG, jax.random.key(1))
-    moved, _, figures = learner.step(learner.init(params), params, bandit(), KEY)
+    _, moved, figures = learner.step(learner.init(params), params, bandit(), KEY)
     assert figures["no_signal"] == 1 and figures["gradient_norm"] == 0
     jax.tree.map(np.testing.assert_array_equal, moved, params)
 

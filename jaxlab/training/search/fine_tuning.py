@@ -141,7 +141,7 @@ class FineTuning:
 
         def update(state: TrainState, asked: Questions):
             own = jax.random.fold_in(key, state.step)
-            tuned, memory, figures = learn(state.opt_state, state.params, asked, own)
+            memory, tuned, figures = learn(state.opt_state, state.params, asked, own)
             return TrainState(state.step + 1, tuned, memory), figures
 
         start = TrainState(jnp.zeros((), jnp.int32), weights, memory)

@@ -55,7 +55,7 @@ class IntegerTraining:
         memory = dataclasses.replace(memory, hidden=jax.device_put(memory.hidden, own))
 
         def generation(state: TrainState, tokens):
-            weights, es, found = strategy.step(state.opt_state, state.params, tokens)
+            es, weights, found = strategy.step(state.opt_state, state.params, tokens)
             return TrainState(state.step + 1, weights, es), found
 
         start = TrainState(jnp.zeros((), jnp.int32), weights, memory)

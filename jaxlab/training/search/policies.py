@@ -68,7 +68,7 @@ class PolicySearch:
             return returns(act, self.environment, key, episodes)
 
         def generation(state: TrainState):
-            weights, es, figures = strategy.step(
+            es, weights, figures = strategy.step(
                 *(state.opt_state, state.params),
                 lambda weights, key: total(weights, key, self.episodes).mean(),
             )
