@@ -196,8 +196,11 @@ def _scale_by_mkor(
             name: Lacks(zeros(w.stack, w.n_in), zeros(w.stack, w.n_out))
             for name, w in weights.items()
         }
-        zero = jnp.zeros((), jnp.int32)
-        return MKORState(zero, beside(specs, lacks), zero)
+
+        def none():  # a buffer each: a step may donate them
+            return jnp.zeros((), jnp.int32)
+
+        return MKORState(none(), beside(specs, lacks), none())
 
     def update(updates, state: Any, params=None, *, stats=None, **_):
         del params

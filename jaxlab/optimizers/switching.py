@@ -93,10 +93,12 @@ def while_it_pays(
     betas = np.array([switch.fast, switch.slow], np.float32)
 
     def init(params: Any) -> SwitchState:
-        zero = jnp.zeros((), jnp.int32)
+        # A buffer each: a step may donate them.
+        step, count, below = (jnp.zeros((), jnp.int32) for _ in range(3))
         left_at = jnp.full((), STAYS, jnp.int32)
         averages = jnp.zeros(2, jnp.float32)
-        return SwitchState(wrapped.init(params), zero, zero, averages, zero, left_at)
+        inner_state = wrapped.init(params)
+        return SwitchState(inner_state, step, count, averages, below, left_at)
 
     def update(updates, state: Any, params=None, *, value=None, **extra):
         if value is None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks.optimizers import overhead
-from jaxlab import data, params
+from jaxlab import data, models, params
 from jaxlab.mixers import attention
 from jaxlab.models import LMConfig
 from jaxlab.objectives import NextToken
