@@ -1,8 +1,19 @@
 """The table of methods, with a measured figure each."""
 
 import statistics
+from typing import NamedTuple
 
 from benchmarks.tables.form import results, table
+
+
+class Method(NamedTuple):
+    """A row: a method, its paper, its file, what was measured, and its kernels."""
+
+    name: str
+    paper: str
+    file: str
+    measured: str
+    kernels: str = ""
 
 
 def methods() -> str:
@@ -35,7 +46,7 @@ def methods() -> str:
     def optimizer(name):
         return f"[`{name}.py`](jaxlab/optimizers/{name}.py)"
 
-    def file(name):
+    def mixer(name):
         return f"[`{name}.py`](jaxlab/mixers/{name}.py)"
 
     def copied(name):
@@ -47,53 +58,105 @@ def methods() -> str:
 
     chunked = "chunked XLA; TPU"
     delta = "chunked XLA; TPU; GPU"
+    paged_file = "[`paged_attention`](pallas_kernels/paged_attention)"
     rows = [
-        ("DeltaProduct", "2502.10297", file("delta_product"), delta),
-        ("Gated DeltaNet", "2412.06464", file("delta_product"), delta),
-        ("DeltaNet", "2406.06484", file("delta_product"), delta),
-        ("Mixture-of-Memories", "2502.13685", file("mom"), delta),
-        ("LaCT", "2505.23884", file("lact"), "XLA"),
-        ("Gated Linear Attention", "2312.06635", file("gla"), chunked),
-        ("RetNet", "2307.08621", file("retnet"), chunked),
-        ("Mamba-2", "2405.21060", file("mamba2"), chunked),
-        ("Mamba", "2312.00752", file("mamba"), "chunked scan; TPU"),
-        ("Aaren", "2405.13956", file("aaren"), "XLA"),
-        ("attention, sliding window", "1706.03762", file("attention"), "XLA"),
-        (
+        Method(
+            "DeltaProduct",
+            "2502.10297",
+            mixer("delta_product"),
+            f"{bits['DeltaProduct']}; S3 {s3['max']:.1%} right",
+            delta,
+        ),
+        Method(
+            "Gated DeltaNet",
+            "2412.06464",
+            mixer("delta_product"),
+            copied("Gated DeltaNet"),
+            delta,
+        ),
+        Method("DeltaNet", "2406.06484", mixer("delta_product"), "speed below", delta),
+        Method(
+            "Mixture-of-Memories",
+            "2502.13685",
+            mixer("mom"),
+            f"{cost['ratio']['median']:.1f} times a Gated DeltaNet layer",
+            delta,
+        ),
+        Method(
+            "LaCT",
+            "2505.23884",
+            mixer("lact"),
+            f"untrained, {written:.1%} of 256 pairs read back",
+            "XLA",
+        ),
+        Method(
+            "Gated Linear Attention", "2312.06635", mixer("gla"), copied("GLA"), chunked
+        ),
+        Method("RetNet", "2307.08621", mixer("retnet"), copied("RetNet"), chunked),
+        Method("Mamba-2", "2405.21060", mixer("mamba2"), training("mamba2"), chunked),
+        Method(
+            "Mamba", "2312.00752", mixer("mamba"), copied("Mamba"), "chunked scan; TPU"
+        ),
+        Method("Aaren", "2405.13956", mixer("aaren"), training("aaren"), "XLA"),
+        Method(
+            "attention, sliding window",
+            "1706.03762",
+            mixer("attention"),
+            bits["attention"],
+            "XLA",
+        ),
+        Method(
             "paged attention",
             "2309.06180",
-            "[`paged_attention`](pallas_kernels/paged_attention)",
+            paged_file,
+            f"compiled for an H100: {paged['registers']} registers, no spills",
             "XLA; TPU; GPU (decoding)",
         ),
-        ("EGGROLL", "2511.16652", "[`evolution`](jaxlab/evolution)", ""),
-        ("GRPO", "2402.03300", "[`grpo.py`](jaxlab/rl/grpo.py)", ""),
-        ("MKOR", "2306.01685", optimizer("mkor"), ""),
-        ("SOAP", "2409.11321", optimizer("soap"), ""),
-        ("Shampoo", "1802.09568", optimizer("shampoo"), ""),
-        ("FRUGAL", "2411.07837", optimizer("frugal"), ""),
-        ("AdAdaGrad", "2402.11215", optimizer("adadagrad"), ""),
-    ]
-    measures = [
-        f"{bits['DeltaProduct']}; S3 {s3['max']:.1%} right",
-        copied("Gated DeltaNet"),
-        "speed below",
-        f"{cost['ratio']['median']:.1f} times a Gated DeltaNet layer",
-        f"untrained, {written:.1%} of 256 pairs read back",
-        copied("GLA"),
-        copied("RetNet"),
-        training("mamba2"),
-        copied("Mamba"),
-        training("aaren"),
-        bits["attention"],
-        f"compiled for an H100: {paged['registers']} registers, no spills",
-        f"CartPole in {min(pole)} to {max(pole)} generations",
-        f"sums it is asked from {before:.0%} to {after:.0%} right",
-        f"autoencoder's loss {loss('MKOR, LAMB')} with LAMB, {loss('LAMB')} without",
-        *(f"autoencoder's loss {loss(name)}" for name in ("SOAP", "Shampoo")),
-        f"autoencoder's loss {loss('FRUGAL')}, Adam's {loss('Adam')}",
-        f"autoencoder's loss {loss('AdaGrad')} with a batch that stays",
+        Method(
+            "EGGROLL",
+            "2511.16652",
+            "[`evolution`](jaxlab/evolution)",
+            f"CartPole in {min(pole)} to {max(pole)} generations",
+        ),
+        Method(
+            "GRPO",
+            "2402.03300",
+            "[`grpo.py`](jaxlab/rl/grpo.py)",
+            f"sums it is asked from {before:.0%} to {after:.0%} right",
+        ),
+        Method(
+            "MKOR",
+            "2306.01685",
+            optimizer("mkor"),
+            f"autoencoder's loss {loss('MKOR, LAMB')} with LAMB, "
+            f"{loss('LAMB')} without",
+        ),
+        Method(
+            "SOAP",
+            "2409.11321",
+            optimizer("soap"),
+            f"autoencoder's loss {loss('SOAP')}",
+        ),
+        Method(
+            "Shampoo",
+            "1802.09568",
+            optimizer("shampoo"),
+            f"autoencoder's loss {loss('Shampoo')}",
+        ),
+        Method(
+            "FRUGAL",
+            "2411.07837",
+            optimizer("frugal"),
+            f"autoencoder's loss {loss('FRUGAL')}, Adam's {loss('Adam')}",
+        ),
+        Method(
+            "AdAdaGrad",
+            "2402.11215",
+            optimizer("adadagrad"),
+            f"autoencoder's loss {loss('AdaGrad')} with a batch that stays",
+        ),
     ]
     return table(
         ["method", "paper", "file", "kernels", "measured on CPU"],
-        [[*row, found] for row, found in zip(rows, measures, strict=True)],
+        [[x.name, x.paper, x.file, x.kernels, x.measured] for x in rows],
     )
