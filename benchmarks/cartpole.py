@@ -120,7 +120,10 @@ def generation(rank: int | None, environment: CartPole, cfg: policy.Config):
 @partial(jax.jit, static_argnames="cfg")
 def evaluate(weights, key, cfg: policy.Config):
     """The worst return of the mean parameters."""
-    greedy = lambda o, _: policy.greedy(weights, o, cfg)  # noqa: E731
+
+    def greedy(o, _):
+        return policy.greedy(weights, o, cfg)
+
     return returns(greedy, CartPole(), key, EPISODES).min()
 
 

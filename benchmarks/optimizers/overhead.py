@@ -85,7 +85,10 @@ def contestants(cfg: TrainConfig, bases: dict[str, Any]) -> dict[str, Contestant
         bases: settings of optimizers by name.
     """
     specs, found = models.spec(cfg.model), {}
-    build = lambda settings: settings.build(specs, cfg.steps)  # noqa: E731
+
+    def build(settings):
+        return settings.build(specs, cfg.steps)
+
     first = next(iter(bases))
     for name, base in bases.items():
         every, rarely = MKOR(base=base), MKOR(base=base, period=PERIOD)

@@ -113,7 +113,10 @@ class Brax:
     @property
     def observation_size(self) -> int:
         """Entries of the observation, as one vector."""
-        first = lambda key: (self.environment.reset(key).obs,)  # noqa: E731
+
+        def first(key):
+            return (self.environment.reset(key).obs,)
+
         return _size(first, jax.random.key(0))
 
     @property

@@ -448,7 +448,10 @@ def _fitness(directions: _Directions, function, state, params, args, numbers):
 
     def together(numbers):
         keys = jnp.repeat(jax.vmap(partial(jax.random.fold_in, key))(numbers), each)
-        evaluate = lambda w, key: function(w, key, *args)  # noqa: E731
+
+        def evaluate(w, key):
+            return function(w, key, *args)
+
         found = directions.map(evaluate, state, params, numbers, keys)
         if found.ndim != 1:
             raise ValueError(

@@ -118,7 +118,10 @@ def newton_schulz(
         dtype: of the factors of the products, which are summed in float32; None:
             float32.
     """
-    cast = lambda X: X.astype(dtype or jnp.float32)  # noqa: E731
+
+    def cast(X):
+        return X.astype(dtype or jnp.float32)
+
     wide = G.shape[-2] <= G.shape[-1]
     X = G if wide else G.mT
     X = X * jax.lax.rsqrt(jnp.sum(X * X, axis=(-2, -1), keepdims=True) + 1e-14)
@@ -132,7 +135,9 @@ def rescale(W: FastWeights, initial: FastWeights) -> FastWeights:
     """`W` with the norm over the inputs of each unit as it was initially."""
 
     def one(w, w_initial):
-        squares = lambda x: jnp.sum(x * x, axis=-2, keepdims=True) + 1e-14  # noqa: E731
+        def squares(x):
+            return jnp.sum(x * x, axis=-2, keepdims=True) + 1e-14
+
         return w * jax.lax.rsqrt(squares(w)) * _like(jnp.sqrt(squares(w_initial)), w)
 
     return FastWeights(*map(one, W, initial))

@@ -74,7 +74,10 @@ def init_fast_state(
         dtype: of the open chunk's keys and values.
     """
     H, D, _ = initial.gate.shape
-    zeros = lambda *shape: jnp.zeros((batch, *shape), jnp.float32)  # noqa: E731
+
+    def zeros(*shape):
+        return jnp.zeros((batch, *shape), jnp.float32)
+
     weights = jax.tree.map(lambda w: zeros(*w.shape), initial)
     kv = zeros(chunk_size, H, D).astype(dtype)
     return FastState(
@@ -247,7 +250,10 @@ def _one_document(initial, tokens, C: int, rule: Rule):
     B, T = q.shape[:2]
     writing = (T - 1) // C  # what the last chunk would write is never read
     queries = _chunked(q, C)
-    full = lambda x: _chunked(x[:, : writing * C], C)  # noqa: E731
+
+    def full(x):
+        return _chunked(x[:, : writing * C], C)
+
     mean = None if momentum is None else jnp.mean(full(momentum), axis=-1)
     chunks = _Chunk(full(k), full(v), full(eta), mean)
     o = apply(used(initial, initial, rule), queries[:1])
@@ -357,7 +363,9 @@ def _documents(initial, tokens, C: int, rule: Rule, state, segment_ids):
     if state is None:
         return o, None
 
-    last = lambda x: jnp.take_along_axis(x, end[:, None] - 1, axis=1)[:, 0]  # noqa: E731
+    def last(x):
+        return jnp.take_along_axis(x, end[:, None] - 1, axis=1)[:, 0]
+
     any_real = first < T
     filled = jnp.where(any_real, (last(place) + 1) % C, filled)
     ours = last(in_first) | (last(place) + 1 >= C)  # else it has written nothing yet

@@ -211,9 +211,12 @@ def forward(
     q, k, v = (linear(x, params[name]) for name in ("w_q", "w_k", "w_v"))
     tails = dict.fromkeys(CONVOLUTIONS)
     if cfg.convolution:
-        convolve = lambda a, name: short_convolution(  # noqa: E731
-            a, value(params[name]), getattr(state, name, None), segment_ids
-        )
+
+        def convolve(a, name):
+            return short_convolution(
+                a, value(params[name]), getattr(state, name, None), segment_ids
+            )
+
         q, tails["conv_q"] = convolve(q, "conv_q")
         k, tails["conv_k"] = convolve(k, "conv_k")
         v, tails["conv_v"] = convolve(v, "conv_v")
@@ -242,9 +245,10 @@ def step(
     q, k, v = (linear(x, params[name]) for name in ("w_q", "w_k", "w_v"))
     tails = dict.fromkeys(CONVOLUTIONS)
     if cfg.convolution:
-        convolve = lambda a, name: convolution_step(  # noqa: E731
-            a, value(params[name]), getattr(state, name)
-        )
+
+        def convolve(a, name):
+            return convolution_step(a, value(params[name]), getattr(state, name))
+
         q, tails["conv_q"] = convolve(q, "conv_q")
         k, tails["conv_k"] = convolve(k, "conv_k")
         v, tails["conv_v"] = convolve(v, "conv_v")

@@ -234,7 +234,10 @@ def _rows(params, x_BT, chosen, cfg: Config, segment_ids=None):
     stream = routing.sort_by_memory(chosen, cfg.M, segment_ids)
     q = routing.to_rows(linear(x_BT, params["w_q"]), stream)
     x = routing.to_rows(x_BT, stream)
-    project = lambda name: grouped_linear(x, params[name], stream.sizes)  # noqa: E731
+
+    def project(name):
+        return grouped_linear(x, params[name], stream.sizes)
+
     beta = g = None
     if cfg.rule in DELTA_RULES:
         beta = jax.nn.sigmoid(project("w_beta").astype(jnp.float32))
@@ -303,8 +306,13 @@ def _forward(params, rows, cfg: Config):
     if state is None:
         return y, None
     memory = jnp.where(stream.carries[:, None, None, None], memory, 0.0)
-    split = lambda a: a.reshape(cfg.M, len(x), *a.shape[1:])  # noqa: E731
-    by_batch = lambda a: jnp.swapaxes(split(a), 0, 1)  # noqa: E731
+
+    def split(a):
+        return a.reshape(cfg.M, len(x), *a.shape[1:])
+
+    def by_batch(a):
+        return jnp.swapaxes(split(a), 0, 1)
+
     return y, jax.tree.map(by_batch, MoMState(memory, tuple(tails)))
 
 

@@ -62,7 +62,10 @@ grouped_matmul.defvjp(_forward, _backward)
 
 def _outer_ragged(x, dy, sizes):
     w = jax.ShapeDtypeStruct((*sizes.shape, x.shape[1], dy.shape[1]), x.dtype)
-    multiply = lambda w: jax.lax.ragged_dot(x, w, sizes)  # noqa: E731
+
+    def multiply(w):
+        return jax.lax.ragged_dot(x, w, sizes)
+
     return jax.linear_transpose(multiply, w)(dy)[0]
 
 

@@ -156,7 +156,9 @@ def select(operation: str, implementation: str | None, arrays, chunk_size: int |
     B, T, H, _ = arrays["q"].shape
 
     def kernel(of):
-        misfit = lambda: of.unsupported(arrays, chunk_size)  # noqa: E731
+        def misfit():
+            return of.unsupported(arrays, chunk_size)
+
         return dispatch.Kernel(of.fused, misfit, dispatch.Work(B, T, H))
 
     return dispatch.select(

@@ -134,7 +134,9 @@ def by_heads(kernel: Callable) -> Callable:
     """`kernel`, under a mesh on every device's part of the heads."""
 
     def run(operands, masks):
-        on_device = lambda *arrays: kernel(Operands(*arrays), masks)  # noqa: E731
+        def on_device(*arrays):
+            return kernel(Operands(*arrays), masks)
+
         return partition.divided(on_device, AXES, ("QHD", "QH"))(*operands)
 
     return run
