@@ -12,13 +12,9 @@ the TPU kernels' cycles, on any machine.
 """
 
 import argparse
-import pathlib
-import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-
-from benchmarks import delta_rule, kernel_cycles, kernel_times  # noqa: E402
-from pallas_kernels.delta_rule import cases  # noqa: E402
+from benchmarks import delta_rule, kernel_cycles, kernel_times
+from pallas_kernels.delta_rule import cases
 
 
 def main():

@@ -5,14 +5,11 @@
 See `benchmarks/optimizers`.
 """
 
-import pathlib
 import sys
 
 import tyro
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-
-from benchmarks.optimizers.compare import main  # noqa: E402
+from benchmarks.optimizers.compare import main
 
 if __name__ == "__main__":
     try:

@@ -5,15 +5,12 @@ Stop it with Ctrl-C; the same command goes on. --list shows the cells.
 """
 
 import importlib
-import pathlib
 import sys
 from typing import Annotated, Literal
 
 import tyro
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-
-from benchmarks.experiments import EXPERIMENTS, runner  # noqa: E402
+from benchmarks.experiments import EXPERIMENTS, runner
 
 
 def main(

@@ -11,10 +11,9 @@ import pathlib
 import re
 import sys
 
-ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+from benchmarks.tables import TABLES
 
-from benchmarks.tables import TABLES  # noqa: E402
+ROOT = pathlib.Path(__file__).parent.parent
 
 LINK = re.compile(r"\]\((?![a-z]+:|#)")
 MARK = re.compile(r"<!-- (\w+) -->")

@@ -7,12 +7,8 @@ candidate's cycles to benchmarks/results/block_sizes.json; about 20 minutes.
 """
 
 import argparse
-import pathlib
-import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-
-from benchmarks import block_sizes  # noqa: E402
+from benchmarks import block_sizes
 
 
 def main():
