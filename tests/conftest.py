@@ -1,6 +1,7 @@
 """Settings under which every test runs: strict types, 8 virtual CPU devices."""
 
 import gc
+import itertools
 import os
 import pathlib
 
@@ -24,9 +25,10 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Linux gives a process 65,530 memory mappings, and dies of one more. A compiled
-# function holds eleven, so a worker with a thousand tests behind it comes near.
+# Linux gives a process 65,530 memory mappings, and it dies of one more. A compiled
+# function holds a hundred or so, and the tests of one file may compile hundreds.
 MOST_MAPPINGS = 30_000
+BETWEEN_COUNTS = 5  # tests; reading the mappings takes some milliseconds
 MAPPINGS = pathlib.Path("/proc/self/maps")
 
 
@@ -48,11 +50,16 @@ def optimizations(request):
     jax.clear_caches()
 
 
-@pytest.fixture(autouse=True, scope="module")
+tests_run = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
 def bounded_mappings():
-    """Forgets the compiled functions after a test file once there are many."""
+    """Forgets the compiled functions once there are many."""
     yield
-    if MAPPINGS.exists() and MAPPINGS.read_text().count("\n") > MOST_MAPPINGS:
+    if next(tests_run) % BETWEEN_COUNTS or not MAPPINGS.exists():
+        return
+    if MAPPINGS.read_text().count("\n") > MOST_MAPPINGS:
         jax.clear_caches()
         gc.collect()
 

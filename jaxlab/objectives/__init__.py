@@ -12,9 +12,9 @@ scalar is shown divided by the weight, a `Ratio` as its total over its own weigh
 figure called "loss" is shown in the place of total / weight.
 
 `gradient_step` makes one update of parameters by an optimizer. It knows no objective
-and no method. The laws of an objective (`tests/objectives/test_laws.py`): accumulated
-parts equal the whole batch, a row of weight zero is no row, a mesh changes nothing, and
-one key gives one loss.
+and no method. The laws of objectives (`tests/objectives/test_objective_laws.py`):
+accumulated parts equal the whole batch, a row of weight zero is no row, a mesh changes
+nothing, and one key gives one loss.
 """
 
 from jaxlab.objectives.gradient import gradient_step

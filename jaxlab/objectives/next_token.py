@@ -18,7 +18,7 @@ from jaxtyping import Array
 from jaxlab import models
 from jaxlab.evaluation import evaluate
 from jaxlab.models import LMConfig
-from jaxlab.objectives.objective import Figure, Ratio
+from jaxlab.objectives.objective import Ratio
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +47,15 @@ class NextToken:
         )
         nats = models.next_token_nats(params, x, batch["targets"], self.model)
         nats, weight = jnp.sum(nats * batch["weights"]), jnp.sum(batch["weights"])
-        auxiliary *= weight
+        total = nats
         figures: dict[str, Figure] = {"loss": nats}
         if models.has_auxiliary_loss(self.model):
-            figures["auxiliary_loss"] = auxiliary
+            total = nats + auxiliary * weight
+            figures["auxiliary_loss"] = auxiliary * weight
         if "bytes" in batch:
             text_bytes = jnp.sum(batch["bytes"] * batch["weights"])
             figures["bits_per_byte"] = Ratio(nats / math.log(2), text_bytes)
-        return nats + auxiliary, weight, figures
+        return total, weight, figures
 
     def scores(self, params: Any, batches: Iterable[Any], mesh: Mesh) -> dict[str, Any]:
         """`jaxlab.evaluation.evaluate` of the model."""

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab import models
-from jaxlab.inference import SamplingParams, generate, sampling
+from jaxlab import config, models
+from jaxlab.inference import SamplingParams, generate
 from jaxlab.mixers import attention, delta_product
 from jaxlab.models import LMConfig
 
@@ -60,11 +60,11 @@ def test_a_row_ends_with_a_stop_token(key):
         assert (row[end:] == stop).all()
 
 
-def test_settings_by_their_older_name_are_settings():
-    """Configs saved before `jaxlab.decoding` name the class in this module."""
-    older = sampling.SamplingParams(max_tokens=3)
-    assert isinstance(older, SamplingParams)
-    assert dataclasses.asdict(older) == dataclasses.asdict(SamplingParams(max_tokens=3))
+def test_settings_saved_by_their_older_name_are_settings():
+    """Configs saved before `jaxlab.decoding` name another module."""
+    older = "jaxlab.inference.sampling.SamplingParams"
+    saved = config.to_json(SamplingParams(max_tokens=3)) | {"type": older}
+    assert config.from_json(saved) == SamplingParams(max_tokens=3)
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,8 @@ def test_mkor_exchanges_the_statistics_more_than_its_base(accumulate):
     said = report(COPIES, mkor, accumulate=accumulate)
     assert said.statistics == found - without
     assert said.gradients == report(COPIES, base, accumulate=accumulate).exchanged
-    assert without == said.gradients + (accumulate + 1) * NUMBER
+    losses_and_weights = 2 * accumulate * NUMBER
+    assert without == said.gradients + losses_and_weights
 
 
 def test_a_table_that_is_also_the_head_is_exchanged_twice():

@@ -92,7 +92,7 @@ def test_a_search_resumed_is_the_search_that_was_not_stopped(tmp_path):
 def test_until_stops_where_the_score_is_reached(tmp_path):
     end = search(cartpole(tmp_path, steps=50, eval_every=1, until=9.0))
     assert end["return"] >= 9 and end["step"] < 50
-    with pytest.raises(CheckpointError, match="PolicySearch, which has no language"):
+    with pytest.raises(CheckpointError, match="PolicySearch, which has no objective"):
         load_run(tmp_path / "cartpole")
 
 
