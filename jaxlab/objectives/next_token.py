@@ -18,7 +18,7 @@ from jaxtyping import Array
 from jaxlab import models
 from jaxlab.evaluation import evaluate
 from jaxlab.models import LMConfig
-from jaxlab.objectives.objective import Ratio
+from jaxlab.objectives.objective import Figure, Ratio
 
 
 @dataclasses.dataclass(frozen=True)
