@@ -5,12 +5,12 @@
 XLA for CPUs gives some fusions of matrix products to a library, and in jaxlib 0.11.2 to
 0.12.0.1 multiplies wrongly by a right operand that repeats one number, where a
 reduction is fused with the product (`tests/kernels/test_compiler.py` has the smallest
-program). This compiles every
-operation and mixer with these fusions and without, and compares all that they return:
-without a state, with an empty one made in the same program, a step, and the gradient.
-It also looks into the compiled program for products that such a fusion would get wrong,
-because memory that was never written often holds the right zeros by chance. Writes
-benchmarks/results/compiled_jax_<version>.json; two to three hours on one core.
+program). This compiles every operation and mixer with these fusions and without, and
+compares all that they return: without a state, with an empty one made in the same
+program, a step, and the gradient. Where the two differ, the same in float64 says which
+of them errs. It also looks into the compiled program for products that such a fusion
+would get wrong, because memory that was never written often holds the right zeros by
+chance. Writes benchmarks/results/compiled_jax_<version>.json; some hours on one core.
 `compiled_before.json` is what it found for one head at commit 299883b, before empty
 states were hidden from the compiler (without Mixture-of-Memories of over 64 rows).
 """
@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 
 import pallas_kernels
@@ -46,11 +47,12 @@ SHAPES = ((1024, 4), (512, 8), (200, 16), (128, 32), (64, 64), (16, 256))
 SIZE = 32  # of a head's keys and values
 WIDTH = 64
 PARTS = ("forward", "with state", "step", "gradient")
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
-"""What is rounding, in units of an array's largest number.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.03}
+"""Differences, in units of an array's largest number, that are rounding for certain.
 
-The norm of an output near zero makes much of a rounding: the gradients of RetNet for
-rows of four tokens differ from float64 by 2e-4, compiled in either way."""
+A norm of an output near zero, and a sum that cancels, make more of a rounding. There
+the program must not be much further from float64 than the one without the fusions."""
+MORE_ERROR = 4.0
 NO_FUSIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 Program = tuple[Callable[..., Any], tuple[Any, ...]]  # a function and its arguments
@@ -240,26 +242,52 @@ def _repeats(computation, name: str) -> bool:
     return kept is not None and str(last) not in kept[1].split(",")
 
 
-def compare(program: Program, eager: bool = True) -> dict[str, Any]:
+def compare(program: Program, dtype: str, eager: bool = True) -> dict[str, Any]:
     """Compile a program and compare what it returns.
 
     Args:
         program: a function and its arguments.
+        dtype: the arguments', which says what is rounding.
         eager: compare with the function outside of `jax.jit`, too.
 
     Returns:
-        The differences to the program without the fusions and to the eager one, and
-        `constant_operands`.
+        ``difference``, the largest one to the program without the fusions and to the
+        eager one; ``right``, whether it is rounding; and ``constant_operands``.
     """
     function, arguments = program
     compiled = jax.jit(function).lower(*arguments).compile()
     results = compiled(*arguments)
-    without = jax.jit(function, compiler_options=NO_FUSIONS)(*arguments)
+    plain = jax.jit(function, compiler_options=NO_FUSIONS)(*arguments)
+    found = difference(results, plain)
+    if eager:
+        found = max(found, difference(results, function(*arguments)))
+    right = found <= TOLERANCE[dtype] or _errs_no_more(
+        function, arguments, results, plain
+    )
     return {
-        "without_fusions": difference(results, without),
-        "eager": difference(results, function(*arguments)) if eager else 0.0,
+        "difference": found,
+        "right": right,
         "constant_operands": constant_operands(compiled.as_text() or ""),
     }
+
+
+def _errs_no_more(function, arguments, results, plain) -> bool:
+    """Whether each array is about as close to float64 as that of the plain program."""
+    with jax.enable_x64(True):
+        wide = jax.tree.map(
+            lambda x: jnp.asarray(np.asarray(x), jnp.float64), arguments
+        )
+        exact = jax.jit(function, compiler_options=NO_FUSIONS)(*wide)
+        exact = jax.tree.map(lambda x: np.asarray(x, np.float64), exact)
+
+    def errs_no_more(got, other, exact):
+        size = np.max(np.abs(exact)) + 1e-30
+        errors = [
+            np.max(np.abs(np.asarray(x, np.float64) - exact)) for x in (got, other)
+        ]
+        return errors[0] <= MORE_ERROR * errors[1] + 1e-6 * size
+
+    return all(map(errs_no_more, *map(jax.tree.leaves, (results, plain, exact))))
 
 
 def cases(
@@ -303,24 +331,23 @@ def main(
         for part in parts:
             if part not in programs or not fnmatch.fnmatch(method, only):
                 continue
-            got = compare(programs[part], eager and part != "gradient")
-            differences = got["without_fusions"], got["eager"]
+            got = compare(programs[part], dtype, eager and part != "gradient")
             count += 1
             before = largest.setdefault(method, {}).get(part, 0.0)
-            largest[method][part] = max(before, *differences)
-            if max(differences) > TOLERANCE[dtype] or got["constant_operands"]:
+            largest[method][part] = max(before, got["difference"])
+            if not got["right"] or got["constant_operands"]:
                 products = len(got["constant_operands"])
-                difference = f"{max(differences):.2g}"
                 wrong.append(
                     {"method": method, "heads": n_heads, "shape": shape, "part": part}
-                    | {"difference": difference, "constant_operands": products}
+                    | {"difference": f"{got['difference']:.2g}"}
+                    | {"right": got["right"], "constant_operands": products}
                 )
                 print(wrong[-1], flush=True)
         jax.clear_caches()
     results = {"programs": count, "wrong": wrong, "largest_difference": largest}
     grid = {"dtype": dtype, "heads": heads, "shapes": shapes, "parts": parts}
     path = record(name, **grid, **results)
-    print(f"{len(wrong)} of {count} programs differ; written to {path}.")
+    print(f"{len(wrong)} of {count} programs are wrong or may be; written to {path}.")
 
 
 if __name__ == "__main__":

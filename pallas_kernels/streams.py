@@ -58,7 +58,7 @@ def run(
         initial_state = jnp.zeros((rows, H, K, V), dtype)
     axis = 0 if cu_seqlens is None else 1
     states = opaque(jnp.expand_dims(initial_state.astype(dtype), axis))
-    # What is the right operand of a product: states, and values.
+    # States and values are the right operands of products.
     tokens["v"] = opaque(tokens["v"])
     states = vary_like(states, floats)
     tokens = {name: vary_like(x, floats) for name, x in tokens.items()}

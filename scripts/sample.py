@@ -11,6 +11,7 @@ import tyro
 from jaxlab import config
 from jaxlab.data import open_corpus
 from jaxlab.inference import SamplingParams, generate
+from jaxlab.objectives import NextToken
 from jaxlab.training import CheckpointError, TextData, load_run
 
 
@@ -33,13 +34,18 @@ def main() -> None:
         run = load_run(args.run, step=args.step)
         if not isinstance(run.config.data, TextData):
             raise ValueError(f"{args.run} was trained on a task, which has no text.")
+        if not isinstance(run.config.learned, NextToken):
+            objective = type(run.config.learned).__name__
+            raise ValueError(
+                f"{args.run} has learned {objective}, which draws no text."
+            )
         tokenizer = open_corpus(run.config.data.corpus.directory).tokenizer
         prompt = [tokenizer.separator, *tokenizer.encode(args.prompt)]
         with jax.set_mesh(run.mesh):
             tokens = generate(
                 run.params,
                 jnp.array([prompt]),
-                run.config.model,
+                run.config.learned.model,
                 args.sampling,
                 vocab_size=tokenizer.vocab_size,
             )

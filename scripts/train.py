@@ -13,6 +13,8 @@ import jax
 from jaxlab import config
 from jaxlab.training import train
 
+ERRORS = (ValueError, TypeError, ArithmeticError, OSError, RuntimeError, ImportError)
+
 
 def main() -> None:
     logging.basicConfig(
@@ -26,7 +28,7 @@ def main() -> None:
         if "--distributed" in arguments:
             _join_the_others()
         train(cfg, resume=resume)
-    except (ValueError, OSError, RuntimeError, ImportError, ArithmeticError) as error:
+    except ERRORS as error:
         logging.getLogger(__name__).debug("Traceback:", exc_info=True)
         sys.exit(f"error: {error}")
 

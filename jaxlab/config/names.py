@@ -34,15 +34,14 @@ def tag(cls: type) -> str:
         TypeError: a class inside another or in a function, or one of your own whose
             name would be that of one of jaxlab's.
     """
-    module = cls.__module__.removeprefix(CONFIG_FILE)
+    name = f"{cls.__module__.removeprefix(CONFIG_FILE)}.{cls.__qualname__}"
     if "." in cls.__qualname__:
         raise TypeError(
-            f"{module}.{cls.__qualname__} is not at the top level of its module, where "
-            "a saved config could find it again."
+            f"{name} is not at the top level of its module, where a saved config could "
+            "find it again."
         )
     if _is_ours(cls):
-        return canonical(f"{module}.{cls.__qualname__}")
-    name = f"{module}.{cls.__qualname__}"
+        return canonical(name)
     if any(tag(known) == name for known in classes_of_jaxlab()):
         raise TypeError(
             f"{name} is the name of a class of jaxlab; rename the file of yours, "

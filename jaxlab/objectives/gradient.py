@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from jaxlab.objectives.objective import Objective, Ratio, checked_loss
+from jaxlab.objectives.objective import (
+    Objective,
+    Ratio,
+    checked_loss,
+    nonzero,
+    with_weight,
+)
 from jaxlab.params import divided_taps, tap, untap
 
 
@@ -62,7 +68,7 @@ def gradient_step(
                     weights,
                 )
             total, weight, figures = checked_loss(objective, weights, part, key)
-            return total, (total, weight, dict(figures))
+            return total, (Ratio(total, weight), dict(figures))
 
         grads, sums = jax.grad(total, has_aux=True)(weights)
         squares = jnp.zeros(())
@@ -88,10 +94,9 @@ def gradient_step(
         grads, sums, squares = jax.lax.scan(add_part, zeros, (parts, keys))[0]
 
     grads, taps = untap(grads)
-    total, weight, figures = sums
-    weight = _nonzero(weight)
+    whole, figures = sums
+    loss, weight = whole.mean, nonzero(whole.weight)
     grads = jax.tree.map(lambda g: g / weight, grads)
-    loss = total / weight
     extra: dict[str, Any] = {"value": loss}
     if tapped is not None:
         extra["stats"] = divided_taps(taps, weight)
@@ -100,18 +105,11 @@ def gradient_step(
         updates, opt_state = optax.with_extra_args_support(optimizer).update(
             grads, opt_state, params, **extra
         )
-    metrics = {"loss": loss}
-    for name, figure in figures.items():
-        figure = figure if isinstance(figure, Ratio) else Ratio(figure, weight)
-        metrics[name] = figure.total / _nonzero(figure.weight)
+    ratios = with_weight(figures, whole.weight)
+    metrics = {"loss": loss} | {name: ratio.mean for name, ratio in ratios.items()}
     metrics["gradient_norm"] = optax.tree.norm(grads)
     metrics["update_norm"] = optax.tree.norm(updates)
     if norm_test:
         metrics["part_squares"] = jnp.square(accumulate / weight) * squares
         metrics["mean_square"] = optax.tree.norm(grads, squared=True)
     return optax.apply_updates(params, updates), opt_state, metrics
-
-
-def _nonzero(weight: Array) -> Array:
-    """The weight, or 1 where there is none: a sum over nothing is 0."""
-    return jnp.where(weight > 0, weight, jnp.ones_like(weight))

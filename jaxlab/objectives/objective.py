@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
@@ -17,6 +18,11 @@ class Ratio(NamedTuple):
 
     total: Float[Array, ""]
     weight: Float[Array, ""]
+
+    @property
+    def mean(self) -> Float[Array, ""]:
+        """total / weight; over nothing it is the total, which is 0 then."""
+        return self.total / nonzero(self.weight)
 
 
 Figure = Float[Array, ""] | Ratio
@@ -72,3 +78,16 @@ def checked_loss(objective: Objective, params: Any, batch: Any, key: Array):
                 "array, summed over the batch."
             )
     return total, weight, figures
+
+
+def nonzero(weight: Array) -> Array:
+    """The weight, or 1 where it is 0."""
+    return jnp.where(weight > 0, weight, jnp.ones_like(weight))
+
+
+def with_weight(figures: Mapping[str, Figure], weight: Array) -> dict[str, Ratio]:
+    """All figures as ratios, those that are plain sums over the batch's weight."""
+    return {
+        name: figure if isinstance(figure, Ratio) else Ratio(figure, weight)
+        for name, figure in figures.items()
+    }

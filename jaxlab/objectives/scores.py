@@ -5,11 +5,15 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxlab.objectives.objective import Objective, Ratio, checked_loss
+from jaxlab.objectives.objective import (
+    Objective,
+    Ratio,
+    checked_loss,
+    with_weight,
+)
 from jaxlab.params import place_rows
 
 
@@ -52,7 +56,4 @@ def heldout_scores(
 def _sums(objective: Objective, params: Any, batch: Any) -> dict[str, Ratio]:
     key = jax.random.key(0)
     total, weight, figures = checked_loss(objective, params, batch, key)
-    ratios = {"loss": Ratio(jnp.asarray(total), weight)}
-    for name, figure in figures.items():
-        ratios[name] = figure if isinstance(figure, Ratio) else Ratio(figure, weight)
-    return ratios
+    return {"loss": Ratio(total, weight)} | with_weight(figures, weight)

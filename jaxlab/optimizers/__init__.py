@@ -29,6 +29,7 @@ from jaxlab.optimizers.schedules import (
 from jaxlab.optimizers.sgd import SGD
 from jaxlab.optimizers.shampoo import Shampoo, scale_by_shampoo, shampoo
 from jaxlab.optimizers.soap import SOAP, scale_by_soap, soap
+from jaxlab.optimizers.statistics import tapped_by
 from jaxlab.optimizers.switching import Switch, left_at, while_it_pays
 
 Optimizer = AdamW | SGD | LAMB | Muon | MKOR | SOAP | Shampoo | FRUGAL | AdAdaGrad
@@ -78,6 +79,7 @@ __all__ = [
     "shampoo",
     "soap",
     "state_bytes",
+    "tapped_by",
     "wanted_batch",
     "while_it_pays",
 ]

@@ -40,10 +40,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from jaxlab.optimizers.recipe import recipe
+from jaxlab.optimizers.recipe import from_settings, recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
 from jaxlab.optimizers.settings import RECIPE, Range, check
-from jaxlab.optimizers.trees import check_agree, with_specs
+from jaxlab.optimizers.trees import check_agree
 
 VARIANTS = ("coordinates", "norm")
 RANGES = {
@@ -162,17 +162,17 @@ def adadagrad(
 
     Reference: Lau, Liu, Kolar, arXiv 2402.11215.
     """
-    shared: dict[str, Any] = dict(weight_decay=weight_decay, clip=clip)
-    check(RANGES, learning_rate=learning_rate, initial=initial, **shared)
+    check(RANGES, initial=initial)
     if variant not in VARIANTS:
         raise ValueError(f"variant={variant!r} is not one of {VARIANTS}.")
     by_coordinates = variant == "coordinates"
     scale = scale_by_adagrad if by_coordinates else scale_by_adagrad_norm
 
-    def make(specs):
-        return recipe(learning_rate, specs, scale(initial), **shared)
+    def method(specs):
+        del specs  # it is the same for all
+        return scale(initial)
 
-    return with_specs(specs, make)
+    return recipe(learning_rate, specs, method, weight_decay=weight_decay, clip=clip)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,14 +195,7 @@ class AdAdaGrad:
         Raises:
             ValueError: `variant` is not one of `VARIANTS`.
         """
-        return adadagrad(
-            self.schedule.build(self.learning_rate, steps),
-            variant=self.variant,
-            initial=self.initial,
-            weight_decay=self.weight_decay,
-            clip=self.clip,
-            specs=specs,
-        )
+        return from_settings(adadagrad, self, specs, steps)
 
 
 # The batch ----------------------------------------------------------------------------

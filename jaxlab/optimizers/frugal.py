@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from jaxlab.optimizers.recipe import recipe
+from jaxlab.optimizers.recipe import from_settings, recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
 from jaxlab.optimizers.settings import (
     MEMORY,
@@ -214,14 +214,12 @@ def frugal(
     """
     own: dict[str, Any] = dict(density=density, period=period, free_scale=free_scale)
     adam: dict[str, Any] = dict(b1=b1, b2=b2, eps=eps)
-    shared: dict[str, Any] = dict(weight_decay=weight_decay, clip=clip)
-    check(RANGES, learning_rate=learning_rate, **own, **adam, **shared)
 
-    def make(specs):
-        method = scale_by_frugal(specs, **own, **adam, seed=seed)
-        return recipe(learning_rate, specs, method, **shared)
+    def method(specs):
+        return scale_by_frugal(specs, **own, **adam, seed=seed)
 
-    return with_specs(specs, make)
+    check(RANGES, **own, **adam)
+    return recipe(learning_rate, specs, method, weight_decay=weight_decay, clip=clip)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,19 +243,7 @@ class FRUGAL:
 
     def build(self, specs: Any, steps: int) -> optax.GradientTransformationExtraArgs:
         """The transformation for parameters `specs` and a run of `steps`."""
-        return frugal(
-            self.schedule.build(self.learning_rate, steps),
-            density=self.density,
-            period=self.period,
-            free_scale=self.free_scale,
-            b1=self.b1,
-            b2=self.b2,
-            eps=self.eps,
-            seed=self.seed,
-            weight_decay=self.weight_decay,
-            clip=self.clip,
-            specs=specs,
-        )
+        return from_settings(frugal, self, specs, steps)
 
 
 def _active_columns(specs: Any, density: float) -> dict[str, int | None]:

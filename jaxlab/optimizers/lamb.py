@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab.optimizers.recipe import recipe
+from jaxlab.optimizers.recipe import from_settings, recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
 from jaxlab.optimizers.settings import MEMORY, POSITIVE, RECIPE, check
 from jaxlab.optimizers.trees import with_specs
@@ -99,20 +99,15 @@ def lamb(
 
     Reference: You et al., arXiv 1904.00962.
     """
-    own: dict[str, Any] = dict(b1=b1, b2=b2, eps=eps)
-    shared: dict[str, Any] = dict(weight_decay=weight_decay, clip=clip)
-    check(RANGES, learning_rate=learning_rate, **own, **shared)
-
-    def make(specs):
-        return recipe(
-            learning_rate,
-            specs,
-            optax.scale_by_adam(b1, b2, eps),
-            after=(scale_by_layer_norms(specs),),
-            **shared,
-        )
-
-    return with_specs(specs, make)
+    check(RANGES, b1=b1, b2=b2, eps=eps)
+    return recipe(
+        learning_rate,
+        specs,
+        lambda specs: optax.scale_by_adam(b1, b2, eps),
+        weight_decay=weight_decay,
+        clip=clip,
+        after=scale_by_layer_norms,
+    )
 
 
 def _axes_within_a_layer(spec: ParamSpec) -> tuple[int, ...]:
@@ -138,12 +133,4 @@ class LAMB:
 
     def build(self, specs: Any, steps: int) -> optax.GradientTransformationExtraArgs:
         """The transformation for parameters `specs` and a run of `steps`."""
-        return lamb(
-            self.schedule.build(self.learning_rate, steps),
-            b1=self.b1,
-            b2=self.b2,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            clip=self.clip,
-            specs=specs,
-        )
+        return from_settings(lamb, self, specs, steps)

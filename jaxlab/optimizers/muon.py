@@ -20,10 +20,9 @@ import jax
 import optax
 from optax import contrib
 
-from jaxlab.optimizers.recipe import recipe
+from jaxlab.optimizers.recipe import from_settings, recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
 from jaxlab.optimizers.settings import MEMORY, PERIOD, POSITIVE, RECIPE, check
-from jaxlab.optimizers.trees import with_specs
 from jaxlab.params import ParamSpec
 
 RANGES = {
@@ -77,8 +76,7 @@ def muon(
     """
     own: dict[str, Any] = dict(momentum=momentum, iterations=iterations, rms=rms)
     adam: dict[str, Any] = dict(b1=b1, b2=b2, eps=eps)
-    shared: dict[str, Any] = dict(weight_decay=weight_decay, clip=clip)
-    check(RANGES, learning_rate=learning_rate, **own, **adam, **shared)
+    check(RANGES, **own, **adam)
     matrix = contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
 
     def dimensions(matrices):  # other parameters are masked: no leaves
@@ -100,14 +98,13 @@ def muon(
         optax.stateless_with_tree_map(sized),
     )
 
-    def make(specs):
+    def method(specs):
         labels = jax.tree.map(label, specs)
-        method = optax.partition(
+        return optax.partition(
             {"muon": orthogonalized, "adam": optax.scale_by_adam(**adam)}, labels
         )
-        return recipe(learning_rate, specs, method, **shared)
 
-    return with_specs(specs, make)
+    return recipe(learning_rate, specs, method, weight_decay=weight_decay, clip=clip)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,15 +127,4 @@ class Muon:
 
     def build(self, specs: Any, steps: int) -> optax.GradientTransformationExtraArgs:
         """The transformation for parameters `specs` and a run of `steps`."""
-        return muon(
-            self.schedule.build(self.learning_rate, steps),
-            momentum=self.momentum,
-            iterations=self.iterations,
-            rms=self.rms,
-            b1=self.b1,
-            b2=self.b2,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            clip=self.clip,
-            specs=specs,
-        )
+        return from_settings(muon, self, specs, steps)

@@ -12,7 +12,6 @@ import optax
 from jaxlab.optimizers.recipe import recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
 from jaxlab.optimizers.settings import MEMORY, RECIPE, check
-from jaxlab.optimizers.trees import with_specs
 
 RANGES = {**RECIPE, "momentum": MEMORY}
 
@@ -37,13 +36,10 @@ class SGD:
         methods", 1964.
         """
 
-        def make(specs):
-            return recipe(
-                self.schedule.build(self.learning_rate, steps),
-                specs,
-                optax.trace(self.momentum),
-                weight_decay=self.weight_decay,
-                clip=self.clip,
-            )
-
-        return with_specs(specs, make)
+        return recipe(
+            self.schedule.build(self.learning_rate, steps),
+            specs,
+            lambda specs: optax.trace(self.momentum),
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+        )

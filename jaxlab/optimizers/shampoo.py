@@ -33,7 +33,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxlab.optimizers.factors import product, whole
-from jaxlab.optimizers.recipe import recipe
+from jaxlab.optimizers.recipe import from_settings, recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
 from jaxlab.optimizers.settings import (
     MEMORY,
@@ -269,13 +269,12 @@ def shampoo(
     own: dict[str, Any] = dict(
         b1=b1, b2=b2, eps=eps, ridge=ridge, period=period, largest=largest
     )
-    shared: dict[str, Any] = dict(weight_decay=weight_decay, clip=clip)
-    check(RANGES, learning_rate=learning_rate, **own, **shared)
 
-    def make(specs):
-        return recipe(learning_rate, specs, scale_by_shampoo(specs, **own), **shared)
+    def method(specs):
+        return scale_by_shampoo(specs, **own)
 
-    return with_specs(specs, make)
+    check(RANGES, **own)
+    return recipe(learning_rate, specs, method, weight_decay=weight_decay, clip=clip)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,15 +297,4 @@ class Shampoo:
 
     def build(self, specs: Any, steps: int) -> optax.GradientTransformationExtraArgs:
         """The transformation for parameters `specs` and a run of `steps`."""
-        return shampoo(
-            self.schedule.build(self.learning_rate, steps),
-            b1=self.b1,
-            b2=self.b2,
-            eps=self.eps,
-            ridge=self.ridge,
-            period=self.period,
-            largest=self.largest,
-            weight_decay=self.weight_decay,
-            clip=self.clip,
-            specs=specs,
-        )
+        return from_settings(shampoo, self, specs, steps)

@@ -37,7 +37,7 @@ import optax
 from jaxtyping import Array, Int
 
 from jaxlab.optimizers.factors import product, whole
-from jaxlab.optimizers.recipe import recipe
+from jaxlab.optimizers.recipe import from_settings, recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
 from jaxlab.optimizers.settings import (
     MEMORY,
@@ -247,13 +247,12 @@ def soap(
     Reference: Vyas et al., arXiv 2409.11321.
     """
     own: dict[str, Any] = dict(b1=b1, b2=b2, eps=eps, period=period, largest=largest)
-    shared: dict[str, Any] = dict(weight_decay=weight_decay, clip=clip)
-    check(RANGES, learning_rate=learning_rate, **own, **shared)
 
-    def make(specs):
-        return recipe(learning_rate, specs, scale_by_soap(specs, **own), **shared)
+    def method(specs):
+        return scale_by_soap(specs, **own)
 
-    return with_specs(specs, make)
+    check(RANGES, **own)
+    return recipe(learning_rate, specs, method, weight_decay=weight_decay, clip=clip)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,14 +274,4 @@ class SOAP:
 
     def build(self, specs: Any, steps: int) -> optax.GradientTransformationExtraArgs:
         """The transformation for parameters `specs` and a run of `steps`."""
-        return soap(
-            self.schedule.build(self.learning_rate, steps),
-            b1=self.b1,
-            b2=self.b2,
-            eps=self.eps,
-            period=self.period,
-            largest=self.largest,
-            weight_decay=self.weight_decay,
-            clip=self.clip,
-            specs=specs,
-        )
+        return from_settings(soap, self, specs, steps)

@@ -202,9 +202,8 @@ def token_sum(
 def token_average(
     values: Float[Array, "R N"], mask: Float[Array, "R N"], average: str
 ) -> Float[Array, ""]:
-    """The quotient of `token_sum`; 0 where no token is kept."""
-    total, weight = token_sum(values, mask, average)
-    return total / jnp.maximum(weight, 1.0)
+    """The mean of `token_sum`; 0 where no token is kept."""
+    return token_sum(values, mask, average).mean
 
 
 def policy_sums(
@@ -263,14 +262,12 @@ def policy_loss(
     above: float = 0.2,
     average: str = "sequence",
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """The quotients of `policy_sums`: the loss, and its figures."""
+    """The means of `policy_sums`: the loss, and its figures."""
     total, weight, figures = policy_sums(
         new, old, advantages, mask, below=below, above=above, average=average
     )
-    return total / jnp.maximum(weight, 1.0), {
-        name: figure.total / jnp.maximum(figure.weight, 1.0)
-        for name, figure in figures.items()
-    }
+    means = {name: figure.mean for name, figure in figures.items()}
+    return Ratio(total, weight).mean, means
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxlab import config, params
 from jaxlab.inference import generate
 from jaxlab.objectives import heldout_scores
-from jaxlab.optimizers import build_for, events
+from jaxlab.optimizers import build_for, events, tapped_by
 from jaxlab.training.batches import StepBatches
 from jaxlab.training.checkpoint import CheckpointError, Checkpoints
 from jaxlab.training.config import TrainConfig
@@ -130,9 +130,7 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
             progress.message(f"step {step}: held-out {_shown(scores)}")
             return scores
 
-        # An optimizer that takes statistics of products says of which weights.
-        tapped_by = getattr(cfg.optimizer, "tapped", None)
-        tapped = None if tapped_by is None else tapped_by(specs)
+        tapped = tapped_by(cfg.optimizer, specs)
         if tapped is not None:
             tapped = jax.tree.map(operator.and_, tapped, trainable)
         learned = trainable if cfg.frozen else None
@@ -260,9 +258,11 @@ def flops_per_token(specs: Any) -> float:
     Two forward and four backward; the scores of attention and the recurrences of other
     mixers are left out, so utilisation is understated where they matter.
     """
-    looked_up = "head" in specs and "embedding" in specs  # and so not multiplied by
-    table = params.count(specs["embedding"]) if looked_up else 0
-    return 6.0 * (params.count(specs) - table)
+    leaves = jax.tree.leaves(specs)
+    roles = {spec.role for spec in leaves}
+    # A table beside a head is looked up, and so not multiplied by.
+    looked_up = [s for s in leaves if s.role == "embedding" and "head" in roles]
+    return 6.0 * (params.count(leaves) - params.count(looked_up))
 
 
 def _peak_flops(mesh: Mesh) -> float | None:

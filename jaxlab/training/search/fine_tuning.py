@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxlab import models, params
 from jaxlab.evolution import EGGROLL, Strategy
 from jaxlab.models import LMConfig
-from jaxlab.optimizers import Optimizer
+from jaxlab.optimizers import Optimizer, tapped_by
 from jaxlab.rl import (
     GRPO,
     Copy,
@@ -126,10 +126,11 @@ class FineTuning:
 
         method = self.method
         if isinstance(method, GRPO):
-            tapped_by = getattr(self.optimizer, "tapped", None)
-            tapped = None if tapped_by is None else tapped_by(models.spec(cfg))
             learner = method.build(
-                cfg, optimizer, accumulate=self.accumulate, tapped=tapped
+                cfg,
+                optimizer,
+                accumulate=self.accumulate,
+                tapped=tapped_by(self.optimizer, models.spec(cfg)),
             )
             train = "reward"
             memory = learner.init(weights)

@@ -47,8 +47,8 @@ def compiled(
     whole = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
 
     def placed(x: Array) -> Array:
-        lies = isinstance(x.sharding, NamedSharding)
-        return x if lies else jax.device_put(x, whole)
+        on_a_mesh = isinstance(x.sharding, NamedSharding)
+        return x if on_a_mesh else jax.device_put(x, whole)
 
     state = jax.tree.map(placed, state)
     shardings = jax.tree.map(lambda x: x.sharding, state)
