@@ -35,10 +35,8 @@ def main() -> None:
         if not isinstance(run.config.data, TextData):
             raise ValueError(f"{args.run} was trained on a task, which has no text.")
         if not isinstance(run.config.learned, NextToken):
-            objective = type(run.config.learned).__name__
-            raise ValueError(
-                f"{args.run} has learned {objective}, which draws no text."
-            )
+            learned = type(run.config.learned).__name__
+            raise ValueError(f"{args.run} has learned {learned}, which draws no text.")
         tokenizer = open_corpus(run.config.data.corpus.directory).tokenizer
         prompt = [tokenizer.separator, *tokenizer.encode(args.prompt)]
         with jax.set_mesh(run.mesh):

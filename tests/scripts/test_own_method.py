@@ -107,6 +107,31 @@ def test_a_language_model_of_its_mixer_is_trained_and_sampled(tmp_path):
     assert said.startswith("def f")
 
 
+WRONG = """
+import dataclasses
+from jaxlab.params import ParamSpec
+from jaxlab.training import TaskData, TrainConfig
+
+@dataclasses.dataclass(frozen=True)
+class Wrong:
+    def spec(self):
+        return {"w": ParamSpec((4, 2), (None, None))}
+
+    def loss(self, params, batch, key):
+        return params["w"].sum()
+
+config = TrainConfig(data=TaskData(), objective=Wrong(), batch_size=8)
+"""
+
+
+def test_a_wrong_objective_gets_a_sentence(tmp_path):
+    (tmp_path / "wrong.py").write_text(WRONG)
+    child = start("scripts/train.py", tmp_path / "wrong.py", "--directory", tmp_path)
+    said, _ = child.communicate()
+    assert child.returncode == 1 and "Traceback" not in said
+    assert "error: Wrong.loss returned" in said and "(total, weight, figures)" in said
+
+
 def test_what_is_said_without_its_file(tmp_path):
     data = config.to_json(config.load(FIT))
     for name in ("smoothing", "config_file_smoothing"):
