@@ -264,26 +264,26 @@ def compare(program: Program, dtype: str, eager: bool = True) -> dict[str, Any]:
     rounding = found <= TOLERANCE[dtype]
     return {
         "difference": found,
-        "right": rounding or _errs_no_more(program, results, plain),
+        "right": rounding or _near_float64(program, dtype, results, plain),
         "constant_operands": constant_operands(compiled.as_text() or ""),
     }
 
 
-def _errs_no_more(program: Program, results: Any, plain: Any) -> bool:
-    """Whether each array is about as close to float64 as that of the plain program."""
+def _near_float64(program: Program, dtype: str, results: Any, plain: Any) -> bool:
+    """Whether each array is, or about as near to it as that of the plain program."""
     function, arguments = program
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: np.asarray(x, np.float64), arguments)
         exact = jax.device_get(jax.jit(function, compiler_options=NO_FUSIONS)(*wide))
 
-    def errs_no_more(got, other, exact):
+    def near(got, other, exact):
         def error(x):
             return np.max(np.abs(np.asarray(x, np.float64) - exact))
 
-        rounding = 1e-6 * np.max(np.abs(exact))
-        return error(got) <= MORE_ERROR * error(other) + rounding
+        rounding = TOLERANCE[dtype] * np.max(np.abs(exact))
+        return error(got) <= max(rounding, MORE_ERROR * error(other))
 
-    return all(map(errs_no_more, *map(jax.tree.leaves, (results, plain, exact))))
+    return all(map(near, *map(jax.tree.leaves, (results, plain, exact))))
 
 
 def cases(
