@@ -322,7 +322,8 @@ def main(
         name: of the file of results.
     """
     sizes = [tuple(int(size) for size in shape.split(",")) for shape in shapes]
-    wrong, largest, count = [], {}, 0
+    grid = {"dtype": dtype, "heads": heads, "shapes": shapes, "parts": parts}
+    wrong, largest, count, path = [], {}, 0, None
     for method, n_heads, shape, programs in cases(heads, sizes, dtype):
         for part in parts:
             if part not in programs or not fnmatch.fnmatch(method, only):
@@ -340,9 +341,8 @@ def main(
                 )
                 print(wrong[-1], flush=True)
         jax.clear_caches()
-    results = {"programs": count, "wrong": wrong, "largest_difference": largest}
-    grid = {"dtype": dtype, "heads": heads, "shapes": shapes, "parts": parts}
-    path = record(name, **grid, **results)
+        results = {"programs": count, "wrong": wrong, "largest_difference": largest}
+        path = record(name, **grid, **results)
     print(f"{len(wrong)} of {count} programs are wrong or may be; written to {path}.")
 
 
