@@ -19,9 +19,9 @@ import tyro
 from benchmarks.record import RESULTS, ROOT, record
 from jaxlab import config
 from jaxlab.rl import ask, exact_match_reward
-from jaxlab.training import load_run
+from jaxlab.training import load_run, train
 from jaxlab.training.metrics import read_metrics
-from jaxlab.training.search import FineTuning, SearchConfig, search
+from jaxlab.training.problems import FineTuning, SearchConfig
 
 METHODS = {"EGGROLL": "sums_eggroll", "GRPO": "sums_grpo"}
 KEY = jax.random.key(0)
@@ -76,7 +76,7 @@ def run(cfg: SearchConfig) -> dict:
     if not done.exists():
         shutil.rmtree(folder, ignore_errors=True)
         started = time.monotonic()
-        search(cfg)
+        train(cfg)
         done.write_text(str(round(time.monotonic() - started, 1)))
     lines = read_metrics(folder / "metrics.jsonl")
     names = ("right", "right_held_out")

@@ -23,7 +23,7 @@ from jaxlab import data, params
 from jaxlab.evolution import integer_model as model
 from jaxlab.evolution.integer import IntegerEGGROLL
 from jaxlab.training import TextData
-from jaxlab.training.search.integers import heldout_bits_per_byte
+from jaxlab.training.problems.integers import heldout_bits_per_byte
 
 POPULATIONS = {16: 16, 128: 16, 1024: 16, 4096: 64}  # members: members a sequence
 SEGMENT = 32

@@ -3,13 +3,13 @@
 Paper: Sarkar et al., Evolution Strategies at the Hyperscale, arXiv 2511.16652.
 Expected: 500 of 500 in every episode of an evaluation within 60 generations, in seconds
 on two CPU cores (docs/results/evolution.md has the figures of five seeds).
-Command: python scripts/evolve.py configs/cartpole.py
+Command: python scripts/train.py configs/cartpole.py
 With JAX_NUM_CPU_DEVICES=2 before it, each core has half of the population.
 """
 
 from jaxlab.environments import CartPole
 from jaxlab.evolution import EGGROLL
-from jaxlab.training.search import PolicySearch, SearchConfig
+from jaxlab.training.problems import PolicySearch, SearchConfig
 
 config = SearchConfig(
     name="cartpole",

@@ -4,11 +4,11 @@ Data: the standard library of the running Python, as bytes; 5% of the files held
 Paper: Sarkar et al., Evolution Strategies at the Hyperscale, arXiv 2511.16652.
 Expected: about 4.3 bits per byte after 300 generations of 1024 members (unigram 4.55,
 bigram 3.44); docs/results/evolution.md has populations beside one another.
-Command: python scripts/evolve.py configs/integer.py
+Command: python scripts/train.py configs/integer.py
 """
 
 from jaxlab.evolution.integer import IntegerEGGROLL
-from jaxlab.training.search import IntegerTraining, SearchConfig
+from jaxlab.training.problems import IntegerTraining, SearchConfig
 
 config = SearchConfig(
     name="integer",

@@ -3,12 +3,12 @@
 Paper: Sarkar et al., Evolution Strategies at the Hyperscale, arXiv 2511.16652.
 Expected: a mean return of about -160 after 140 generations, in two minutes on two CPU
 cores (random torques have about -1200; the swing itself costs about 150).
-Command: python scripts/evolve.py configs/pendulum.py
+Command: python scripts/train.py configs/pendulum.py
 """
 
 from jaxlab.environments import Pendulum
 from jaxlab.evolution import EGGROLL
-from jaxlab.training.search import PolicySearch, SearchConfig
+from jaxlab.training.problems import PolicySearch, SearchConfig
 
 config = SearchConfig(
     name="pendulum",

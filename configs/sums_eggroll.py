@@ -6,14 +6,14 @@ asked the same 16 questions. configs/sums_grpo.py has as many a step.
 
 Paper: Sarkar et al., Evolution Strategies at the Hyperscale, arXiv 2511.16652.
 Expected: see docs/results/evolution.md.
-Command: make train, then python scripts/evolve.py configs/sums_eggroll.py
+Command: make train, then python scripts/train.py configs/sums_eggroll.py
 """
 
 import dataclasses
 
 from jaxlab.evolution import EGGROLL
 from jaxlab.rl import Sums
-from jaxlab.training.search import ADAM, FineTuning, SearchConfig
+from jaxlab.training.problems import ADAM, FineTuning, SearchConfig
 
 config = SearchConfig(
     name="sums_eggroll",

@@ -4,11 +4,11 @@ A step is 2048 answers: 8 drawn for each of 256 questions.
 
 Paper: Shao et al., DeepSeekMath, arXiv 2402.03300.
 Expected: see docs/results/evolution.md.
-Command: make train, then python scripts/evolve.py configs/sums_grpo.py
+Command: make train, then python scripts/train.py configs/sums_grpo.py
 """
 
 from jaxlab.rl import GRPO, Sums
-from jaxlab.training.search import FineTuning, SearchConfig
+from jaxlab.training.problems import FineTuning, SearchConfig
 
 config = SearchConfig(
     name="sums_grpo",

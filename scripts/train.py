@@ -1,7 +1,8 @@
-"""Train a config: python scripts/train.py configs/tiny.py [--resume] [--model.width 64]
+"""Run a config: python scripts/train.py configs/tiny.py [--resume] [--model.width 64]
 
-Every field of the config is an option; --help after the config lists them. --resume
-continues the run of that name. With several processes (TPU pods, SLURM, MPI) each runs
+Training by gradients, evolution strategies and policy gradients alike. Every number and
+name in the config is an option; --help after the config lists them. --resume continues
+the run of that name. With several processes (TPU pods, SLURM, MPI) each runs
 the same command with --distributed.
 """
 

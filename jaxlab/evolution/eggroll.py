@@ -35,7 +35,14 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxlab.evolution import noise, shaping
-from jaxlab.params import Quantized, infer, named_leaves, select, value
+from jaxlab.params import (
+    Quantized,
+    infer,
+    named_leaves,
+    select,
+    sketch_taps,
+    value,
+)
 
 Fitness = Callable[..., Float[Array, ""]]
 
@@ -158,16 +165,24 @@ class EGGROLL:
         sigma = self.sigma(generation) if callable(self.sigma) else self.sigma
         return jnp.asarray(sigma, jnp.float32)
 
-    def build(self, specs: Any, optimizer: optax.GradientTransformation) -> "Strategy":
+    def build(
+        self, specs: Any, optimizer: optax.GradientTransformation, tapped: Any = None
+    ) -> "Strategy":
         """The strategy for parameters `specs`, maximising by an optax optimizer.
 
         Args:
             specs: tree of `ParamSpec`, or of arrays: `params.infer` derives theirs.
+            optimizer: minimises; it is given minus the gradient, and as ``value`` minus
+                the mean fitness.
+            tapped: tree of booleans, the weights whose statistics the optimizer takes,
+                as MKOR does; None for none. They are sketches of the estimated
+                gradient (`jaxlab.params.sketch_taps`), since no product reports them.
 
         Raises:
             ValueError: nothing of the parameters can be moved.
         """
-        return Strategy(self, _Directions.of(self, specs), optimizer)
+        taps = None if tapped is None else tuple(jax.tree.leaves(tapped))
+        return Strategy(self, _Directions.of(self, specs), optimizer, taps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,6 +296,7 @@ class Strategy:
     es: EGGROLL
     _directions: _Directions
     optimizer: optax.GradientTransformation
+    tapped: tuple[bool, ...] | None = None  # the leaves of the tree
 
     def init(self, params: Any, key: Array) -> State:
         """The state before the first generation.
@@ -337,7 +353,7 @@ class Strategy:
         fitness = jnp.asarray(fitness).astype(jnp.float32)
         _check_fitness(self.es, fitness)
         g = self._directions.gradient(state, _weights(self.es, fitness))
-        return *self._ascend(g, state, params), figures(fitness)
+        return *self._ascend(g, state, params, fitness.mean()), figures(fitness)
 
     def step(self, state: State, params: Any, evaluate: Fitness, *args: Any):
         """One generation, divided over a mesh; results as `tell`.
@@ -346,18 +362,27 @@ class Strategy:
             evaluate: (params, key, *args) to the fitness of one member; the two of an
                 antithetic pair get the same key.
         """
-        _, g, found = _estimate(self._directions, evaluate, state, params, args)
-        return *self._ascend(g, state, params), found
+        mean, g, found = _estimate(self._directions, evaluate, state, params, args)
+        return *self._ascend(g, state, params, mean), found
 
-    def _ascend(self, g: Any, state: State, params: Any) -> tuple[State, Any]:
+    def _ascend(
+        self, g: Any, state: State, params: Any, fitness: Float[Array, ""]
+    ) -> tuple[State, Any]:
         """The next generation's state, and a step of a minimiser up a gradient."""
         dense = jax.tree.map(lambda g, w: value(w), g, params)
         down = jax.tree.map(lambda g, w: -g.astype(w.dtype), g, dense)
         key = jax.random.fold_in(state.key, ~state.generation)
         leaves, structure = jax.tree.flatten(self._directions.moved)
         keys = jax.random.split(key, len(leaves))
+        extra: dict[str, Any] = {"value": -fitness}
+        if self.tapped is not None:
+            where = structure.unflatten(self.tapped)
+            of_taps = jax.random.fold_in(key, 1)
+            extra["stats"] = sketch_taps(down, where, of_taps)
         with jax.numpy_dtype_promotion("standard"):  # optax relies on it
-            updates, memory = self.optimizer.update(down, state.optimizer, dense)
+            updates, memory = optax.with_extra_args_support(self.optimizer).update(
+                down, state.optimizer, dense, **extra
+            )
             new = map(
                 _added,
                 *(structure.flatten_up_to(params), leaves),

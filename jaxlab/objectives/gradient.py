@@ -28,7 +28,6 @@ def gradient_step(
     accumulate: int = 1,
     tapped: Any = None,
     trainable: Any = None,
-    norm_test: bool = False,
 ) -> tuple[Any, Any, dict[str, Array]]:
     """Update parameters by the gradient of total / weight; a pure function.
 
@@ -38,21 +37,21 @@ def gradient_step(
         params: the parameters.
         opt_state: the optimizer's state.
         batch: tree of arrays whose first axes are rows.
-        key: of the objective's draws; each part has one of its own.
+        key: of the objective's draws; each part gets a key of its own.
         accumulate: parts of the batch that are computed one by one. Part i takes the
             rows i, i + accumulate, ..., some from every device's share.
         tapped: tree of booleans, the weights whose taps the optimizer takes as
             ``stats``; None for none.
         trainable: tree of booleans, the parameters that are learned; the gradients of
             the others are 0. None: all are.
-        norm_test: whether to measure what `jaxlab.optimizers.gradient_variance` takes.
 
     Returns:
         The next parameters and state, and metrics: ``loss``, the objective's figures,
-        ``gradient_norm``, ``update_norm``, and with a norm test its two numbers. For J
-        parts with gradients s_j of their totals, weight W of the batch and
-        g = sum_j s_j / W these are ``part_squares``, (J / W)^2 sum_j ||s_j||^2, and
-        ``mean_square``, ||g||^2; no gradient is kept for them.
+        ``gradient_norm`` and ``update_norm``. Of J > 1 parts with gradients s_j of
+        their totals, and a batch of weight W, also ``part_gradient_norm``, the root
+        mean square of the norms of J s_j / W, whose mean is the gradient: beside
+        ``gradient_norm`` it says how noisy the parts are, and no gradient is kept for
+        it (`jaxlab.optimizers.gradient_variance`).
 
     Raises:
         TypeError: the objective returns something else than it must.
@@ -71,25 +70,27 @@ def gradient_step(
             return total, (Ratio(total, weight), dict(figures))
 
         grads, sums = jax.grad(total, has_aux=True)(weights)
-        squares = jnp.zeros(())
-        if norm_test:
-            squares = optax.tree.norm(untap(grads)[0], squared=True)
-        return grads, sums, squares
+        return grads, sums
 
+    squares = jnp.zeros(())
     if accumulate == 1:
-        grads, sums, squares = part_gradient(batch, key)
+        grads, sums = part_gradient(batch, key)
     else:
         parts = jax.tree.map(
             lambda a: jnp.swapaxes(a.reshape(-1, accumulate, *a.shape[1:]), 0, 1), batch
         )
         keys = jax.random.split(key, accumulate)
 
-        def add_part(summed, part_and_key):
-            return jax.tree.map(jnp.add, summed, part_gradient(*part_and_key)), None
+        def one_part(part, key):
+            grads, sums = part_gradient(part, key)
+            return grads, sums, optax.tree.norm(untap(grads)[0], squared=True)
 
-        one = jax.tree.map(lambda a: a[0], (parts, keys))
+        def add_part(summed, part_and_key):
+            return jax.tree.map(jnp.add, summed, one_part(*part_and_key)), None
+
+        first = jax.tree.map(lambda a: a[0], (parts, keys))
         zeros = jax.tree.map(
-            lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(part_gradient, *one)
+            lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(one_part, *first)
         )
         grads, sums, squares = jax.lax.scan(add_part, zeros, (parts, keys))[0]
 
@@ -109,7 +110,6 @@ def gradient_step(
     metrics = {"loss": loss} | {name: ratio.mean for name, ratio in ratios.items()}
     metrics["gradient_norm"] = optax.tree.norm(grads)
     metrics["update_norm"] = optax.tree.norm(updates)
-    if norm_test:
-        metrics["part_squares"] = jnp.square(accumulate / weight) * squares
-        metrics["mean_square"] = optax.tree.norm(grads, squared=True)
+    if accumulate > 1:
+        metrics["part_gradient_norm"] = jnp.sqrt(accumulate * squares) / weight
     return optax.apply_updates(params, updates), opt_state, metrics

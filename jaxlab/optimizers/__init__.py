@@ -2,14 +2,9 @@
 
 from jaxlab.optimizers.adadagrad import (
     AdAdaGrad,
-    BatchController,
-    BatchGrowth,
-    BatchState,
     adadagrad,
-    gradient_variance,
     scale_by_adagrad,
     scale_by_adagrad_norm,
-    wanted_batch,
 )
 from jaxlab.optimizers.adamw import AdamW
 from jaxlab.optimizers.cost import Costs, costs, kfac_costs, state_bytes
@@ -17,6 +12,13 @@ from jaxlab.optimizers.frugal import FRUGAL, frugal, scale_by_frugal
 from jaxlab.optimizers.lamb import LAMB, lamb, scale_by_layer_norms
 from jaxlab.optimizers.mkor import MKOR, mkor, preconditioned, scale_by_mkor
 from jaxlab.optimizers.muon import Muon, muon
+from jaxlab.optimizers.norm_test import (
+    BatchController,
+    BatchGrowth,
+    BatchState,
+    gradient_variance,
+    wanted_batch,
+)
 from jaxlab.optimizers.partial import build_for
 from jaxlab.optimizers.reporting import events, reported
 from jaxlab.optimizers.schedules import (
@@ -26,14 +28,12 @@ from jaxlab.optimizers.schedules import (
     WarmupCosine,
     WarmupStableDecay,
 )
+from jaxlab.optimizers.settings import Optimizer
 from jaxlab.optimizers.sgd import SGD
 from jaxlab.optimizers.shampoo import Shampoo, scale_by_shampoo, shampoo
 from jaxlab.optimizers.soap import SOAP, scale_by_soap, soap
 from jaxlab.optimizers.statistics import tapped_by
 from jaxlab.optimizers.switching import Switch, left_at, while_it_pays
-
-Optimizer = AdamW | SGD | LAMB | Muon | MKOR | SOAP | Shampoo | FRUGAL | AdAdaGrad
-"""Settings that a training config may name."""
 
 __all__ = [
     "FRUGAL",

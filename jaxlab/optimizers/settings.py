@@ -3,9 +3,22 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
+import optax
 from jax.core import Tracer
+
+
+class Optimizer(Protocol):
+    """Settings that a config may name as its optimizer, such as `AdamW`.
+
+    Settings whose transformation takes statistics of the products of weights say of
+    which by a method ``tapped(specs)``, a tree of booleans, as `MKOR` does.
+    """
+
+    def build(self, specs: Any, steps: int) -> optax.GradientTransformation:
+        """The transformation for parameters `specs` and a run of `steps`."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

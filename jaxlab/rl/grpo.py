@@ -108,6 +108,7 @@ class GRPO:
         *,
         accumulate: int = 1,
         tapped: Any = None,
+        trainable: Any = None,
     ) -> "Learner":
         """The learner of a model by an optax optimizer, which minimises.
 
@@ -118,9 +119,17 @@ class GRPO:
             accumulate: parts of the questions whose gradients are computed one by one.
             tapped: tree of booleans, the weights whose statistics the optimizer takes,
                 as MKOR does; None for none.
+            trainable: tree of booleans, the parameters that are learned; None: all.
         """
-        taps = None if tapped is None else tuple(jax.tree.leaves(tapped))
-        return Learner(self, model, optimizer, reward, accumulate, taps)
+        return Learner(
+            self,
+            model,
+            optimizer,
+            reward,
+            accumulate,
+            tapped=_leaves(tapped),
+            trainable=_leaves(trainable),
+        )
 
 
 def informative(rewards: Float[Array, "Q G"]) -> Bool[Array, " Q"]:
@@ -348,6 +357,7 @@ class Learner:
     reward: Reward
     accumulate: int = 1
     tapped: tuple[bool, ...] | None = None  # the leaves of the tree
+    trainable: tuple[bool, ...] | None = None  # likewise
 
     def init(self, params: Any) -> State:
         """The state before the first step; `params` become the reference."""
@@ -370,9 +380,9 @@ class Learner:
             The next state and parameters, and figures: ``reward``, its mean;
             ``no_signal``, the share of groups of equal rewards; ``entropy``, minus the
             mean log-probability of the tokens drawn (nats); ``length``, mean tokens of
-            an answer; and as means over the updates ``loss``, ``gradient_norm``,
-            ``update_norm``, ``clipped`` and ``kl_to_old`` (both 0 at the first), and
-            with `kl` set ``kl_to_reference``.
+            an answer; and as means over the updates the metrics of `gradient_step`,
+            ``clipped`` and ``kl_to_old`` (both 0 at the first), and with `kl` set
+            ``kl_to_reference``.
         """
         how = self.settings
         drawn = sample(
@@ -422,10 +432,10 @@ class Learner:
         }
         if how.kl:
             batch["reference"] = log_p(state.reference)
-        tapped = None
-        if self.tapped is not None:
-            structure = jax.tree.structure(objective.spec())
-            tapped = jax.tree.unflatten(structure, self.tapped)
+        structure = jax.tree.structure(objective.spec())
+
+        def tree(leaves):
+            return None if leaves is None else structure.unflatten(leaves)
 
         def update(carry, number):
             params, opt_state = carry
@@ -438,7 +448,8 @@ class Learner:
                 batch | {"first": first},
                 key,
                 accumulate=self.accumulate,
-                tapped=tapped,
+                tapped=tree(self.tapped),
+                trainable=tree(self.trainable),
             )
             return (params, opt_state), figures
 
@@ -452,6 +463,11 @@ class Learner:
             "length": jnp.mean(jnp.sum(drawn.mask, axis=1)),
         }
         return State(opt_state, state.reference), params, figures
+
+
+def _leaves(tree: Any) -> tuple[bool, ...] | None:
+    """A tree of booleans as something that can be hashed."""
+    return None if tree is None else tuple(jax.tree.leaves(tree))
 
 
 def _check_choice(name: str, choice: str, known: tuple[str, ...]) -> None:

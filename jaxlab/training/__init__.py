@@ -1,15 +1,22 @@
-"""Training: configs, the loop, checkpoints and metrics."""
+"""Training: the loop of every run, its problems, checkpoints and metrics."""
 
 from jaxlab.training.checkpoint import CheckpointError, Checkpoints
-from jaxlab.training.config import TrainConfig
+from jaxlab.training.config import RunConfig
 from jaxlab.training.loop import train
+from jaxlab.training.problem import Curve, Problem, Reading
+from jaxlab.training.problems import SearchConfig, TrainConfig
 from jaxlab.training.restore import Run, load_run
 from jaxlab.training.source import TaskData, TextData
 
 __all__ = [
     "CheckpointError",
     "Checkpoints",
+    "Curve",
+    "Problem",
+    "Reading",
     "Run",
+    "RunConfig",
+    "SearchConfig",
     "TaskData",
     "TextData",
     "TrainConfig",

@@ -1,16 +1,52 @@
-"""The batch of each step: always of one size, or growing by AdAdaGrad's norm test."""
+"""The batch of each step: always of one size, or growing by the norm test."""
 
 from collections import deque
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
-from jaxlab.data import Batch
-from jaxlab.optimizers import BatchState
+from jaxlab.optimizers import BatchController, BatchState
 from jaxlab.training.checkpoint import CheckpointError
-from jaxlab.training.config import TrainConfig
-from jaxlab.training.source import TrainBatches
+
+
+class Numbered:
+    """Batches that are a function of their number.
+
+    Args:
+        batch: from 0, 1, 2, ... to a batch; a pure function.
+    """
+
+    def __init__(self, batch: Callable[[int], Any]):
+        self._batch = batch
+        self.taken = 0  # batches taken since the beginning of the run
+
+    def __next__(self) -> Any:
+        batch = self._batch(self.taken)
+        self.taken += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        return {"taken": self.taken}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.taken = state["taken"]
+
+
+class SizedBatches(Protocol):
+    """Endless batches of one size."""
+
+    @property
+    def taken(self) -> int:
+        """Batches taken since the beginning of the run."""
+        ...
+
+    def __next__(self) -> Any: ...
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
 
 
 class StepBatch(NamedTuple):
@@ -21,12 +57,14 @@ class StepBatch(NamedTuple):
         parts: micro-batches that they go through the model in.
         rows: of all processes together.
         rows_seen: of all steps of the run so far, these among them.
+        grown: whether the step before had fewer rows.
     """
 
-    batch: Batch
+    batch: Any
     parts: int
     rows: int
     rows_seen: int
+    grown: bool
 
 
 class StepBatches:
@@ -41,49 +79,65 @@ class StepBatches:
     is saved is therefore what two steps want.
 
     Args:
-        batches: of `cfg.batch_size` rows.
-        cfg: the run.
+        batches: of `size` rows.
+        size: rows of a batch, over all processes.
+        parts: micro-batches of a batch.
+        controller: decides how many batches a step takes; None for one.
     """
 
-    def __init__(self, batches: TrainBatches, cfg: TrainConfig):
+    def __init__(
+        self,
+        batches: SizedBatches,
+        size: int,
+        parts: int = 1,
+        controller: BatchController | None = None,
+    ):
         self._batches = batches
-        self._cfg = cfg
-        self._controller = cfg.batch_controller()
+        self._size = size
+        self._parts = parts
+        self._controller = controller
         # From the oldest step whose test was not read to the last one decided.
-        self._states = deque([BatchState(cfg.batch_size)] * 2)
-        self._unread = 0
+        self._states = deque([BatchState(size)] * 2)
+        self._unread = deque[int]()  # parts of the steps whose test was not read
+        self._rows: int | None = None  # of the last step
 
     def __next__(self) -> StepBatch:
-        parts = self._cfg.accumulate
+        parts = self._parts
         if self._controller is not None:
-            parts = self._controller.parts(self._states[self._unread])
-            self._unread += 1
-        times = parts // self._cfg.accumulate
+            parts = self._controller.parts(self._states[len(self._unread)])
+            self._unread.append(parts)
+        times = parts // self._parts
         taken = [next(self._batches) for _ in range(times)]
         batch = jax.tree.map(
             lambda *x: np.stack(x, axis=1).reshape(-1, *x[0].shape[1:]), *taken
         )
-        size = self._cfg.batch_size
-        return StepBatch(batch, parts, times * size, self._batches.taken * size)
+        rows, before = times * self._size, self._rows
+        self._rows = rows
+        grown = before is not None and rows > before
+        return StepBatch(batch, parts, rows, self._batches.taken * self._size, grown)
 
-    def tested(self, part_squares: float, mean_square: float) -> int:
+    def read(self, values: Mapping[str, float]) -> dict[str, float]:
         """Read the norm test of the oldest step that was not read.
 
         Args:
-            part_squares: sum_j ||g_j||^2 over the parts' gradients.
-            mean_square: ||g||^2 of the step's gradient, before clipping.
+            values: metrics of the step, with ``part_gradient_norm`` and
+                ``gradient_norm`` as `jaxlab.objectives.gradient_step` gives them.
 
         Returns:
-            Rows that the tests so far have asked for.
+            ``wanted_rows``, the rows that the tests so far have asked for; nothing
+            where the batch does not grow.
         """
         if self._controller is None:
-            raise ValueError("This run has no growth, so that no test is to be read.")
-        state = self._states.popleft()
-        groups = self._controller.parts(state)
-        now = self._controller.update(state, part_squares, mean_square, groups)
+            return {}
+        state, parts = self._states.popleft(), self._unread.popleft()
+        now = self._controller.update(
+            state,
+            squares=parts * values["part_gradient_norm"] ** 2,
+            mean_square=values["gradient_norm"] ** 2,
+            groups=parts,
+        )
         self._states.append(max(self._states[-1], now))
-        self._unread -= 1
-        return self._states[-1].wanted
+        return {"wanted_rows": float(self._states[-1].wanted)}
 
     def get_state(self) -> dict[str, Any]:
         """The position, to be saved when every step's test has been read."""
@@ -93,16 +147,22 @@ class StepBatches:
         return state | {"wanted": [state.wanted for state in self._states]}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        growth, size = self._cfg.growth, self._cfg.batch_size
-        wanted = state.get("wanted", [size, size])
-        largest = size if growth is None else growth.largest
+        """Go on from a saved position.
+
+        Raises:
+            CheckpointError: the batch had grown beyond what it may be now.
+        """
+        controller = self._controller
+        wanted = state.get("wanted", [self._size, self._size])
+        largest = self._size if controller is None else controller.largest
         if max(wanted) > largest:
             raise CheckpointError(
                 f"The run's batch has grown to {max(wanted)} rows, which is above "
-                f"{'batch_size' if growth is None else 'growth.largest'}={largest}; a "
-                "batch never shrinks. Continue it with a larger growth.largest, or "
-                "start a new run from its parameters with --init-from."
+                f"{'the batch size' if controller is None else 'growth.largest'}="
+                f"{largest}; a batch never shrinks. Continue it with a larger "
+                "growth.largest, or start a new run from its parameters (init_from)."
             )
         self._batches.set_state(state)
         self._states = deque(BatchState(rows) for rows in wanted)
-        self._unread = 0
+        self._unread.clear()
+        self._rows = None

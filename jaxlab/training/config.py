@@ -1,88 +1,68 @@
-"""What a training run is made of."""
+"""What every run has, whatever its problem."""
 
+import abc
 import dataclasses
-from typing import Any
+import math
+from typing import Any, ClassVar
 
-from jaxlab.inference import SamplingParams
-from jaxlab.models import LMConfig
-from jaxlab.objectives import NextToken, Objective
-from jaxlab.optimizers import AdamW, BatchController, BatchGrowth, Optimizer
+from jaxlab.objectives import Objective
 from jaxlab.params import MeshConfig
-from jaxlab.training.source import TaskData, TextData
+from jaxlab.training.problem import Problem
+
+MAY_DIFFER = ("model.remat", "model.compute_dtype")
+"""Fields of a model that its parameters do not depend on."""
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """A training run. `configs/` holds one of these a file.
+class RunConfig(abc.ABC):
+    """The fields that the loop reads; `TrainConfig` and `SearchConfig` have more.
 
-    With `growth` the batch follows AdAdaGrad's norm test: it starts with `batch_size`
-    rows, and a step with k times as many, k a power of two, accumulates the parts of
-    the next k batches of the data, each of ``batch_size // accumulate`` rows. A test
-    changes the batch from the second step after its own. `steps` and all that is
-    counted in steps, such as schedules of learning rates, are updates of the
-    parameters, however many rows each takes.
+    A config of your own inherits them, and opens a `Problem`.
     """
 
     name: str = "run"  # of the directory under `directory`
     directory: str = "runs"  # where runs put checkpoints, metrics and pictures
-    data: TextData | TaskData = TextData()
-    model: LMConfig = LMConfig()
-    objective: Any = None  # what is learned; None: the next token, by `model`
-    optimizer: Optimizer = AdamW()
-    frozen: tuple[str, ...] = ()  # patterns of paths of parameters that stay, or roles
     mesh: MeshConfig = MeshConfig()
-    batch_size: int = 32  # rows a step, over all devices
-    accumulate: int = 1  # parts of a batch that go through the model one by one
-    growth: BatchGrowth | None = None  # of the batch, from batch_size on
-    steps: int = 1000  # updates of the parameters
-    init_from: str | None = None  # another run's directory, for first parameters
-    seed: int = 0  # of parameters and data order
+    steps: int = 1000
+    seed: int = 0  # decides the first parameters, all noise and the order of the data
+    until: float | None = None  # stop once the score is as good as this
     max_minutes: float | None = None  # stop after so long, with a checkpoint
     log_every: int = 10  # steps between lines of metrics
-    eval_every: int = 200  # steps between evaluations on held-out data
+    eval_every: int = 200  # steps between scores
     checkpoint_every: int = 200  # steps between checkpoints
     keep: int = 3  # newest checkpoints kept
-    keep_best: int = 1  # checkpoints of lowest held-out loss kept besides
-    prompt: str = ""  # of the text printed at the end
-    sampling: SamplingParams = SamplingParams()
+    keep_best: int = 0  # checkpoints of the best scores kept besides
+
+    fixed: ClassVar[tuple[str, ...]] = ()
+    """Fields that a resumed run must share with the run that was saved."""
 
     def __post_init__(self):
-        for name in (
-            "batch_size",
-            "accumulate",
-            "steps",
-            "log_every",
-            "eval_every",
-            "checkpoint_every",
-            "keep",
-        ):
+        for name in ("steps", "log_every", "eval_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.keep_best < 0:
-            raise ValueError(f"keep_best={self.keep_best} is below 0.")
-        if self.batch_size % self.accumulate:
+        for name in ("keep_best", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} is below 0.")
+        if self.max_minutes is not None and not self.max_minutes > 0:
             raise ValueError(
-                f"batch_size={self.batch_size} does not divide into "
-                f"accumulate={self.accumulate} equal parts."
+                f"max_minutes={self.max_minutes} must be above 0, or None for no limit."
             )
-        self.batch_controller()
+        if self.until is not None and math.isnan(self.until):
+            raise ValueError("until=nan is reached by no score; leave it None.")
 
     @property
-    def learned(self) -> Objective:
-        """The objective: that of the config, or the next token."""
-        return NextToken(self.model) if self.objective is None else self.objective
+    @abc.abstractmethod
+    def learned(self) -> Objective | None:
+        """The objective whose parameters a finished run holds; None for none."""
 
-    def batch_controller(self) -> BatchController | None:
-        """What decides the batch of each step; None where it stays as it is.
+    def resolved(self) -> Any:
+        """The config as it is saved, with what it takes from elsewhere filled in."""
+        return self
 
-        Raises:
-            ValueError: a batch of one part, or as of `BatchGrowth.build`.
+    @abc.abstractmethod
+    def open(self, *, resumes: bool) -> Problem:
+        """The problem, on the mesh in use.
+
+        Args:
+            resumes: whether a checkpoint of the run is there.
         """
-        if self.growth is None:
-            return None
-        if self.accumulate < 2:
-            raise ValueError(
-                "growth compares the gradients of a batch's parts, and "
-                f"accumulate={self.accumulate} leaves one; set accumulate to 2 or more."
-            )
-        return self.growth.build(self.batch_size, self.batch_size // self.accumulate)

@@ -1,45 +1,32 @@
-"""The training loop: data -> step -> metrics -> evaluation -> checkpoint."""
+"""The loop of every run: batch -> step -> metrics -> scores -> checkpoint."""
 
 import contextlib
-import dataclasses
-import functools
 import logging
 import math
-import operator
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxlab import config, params
-from jaxlab.inference import generate
-from jaxlab.objectives import heldout_scores
-from jaxlab.optimizers import build_for, events, tapped_by
-from jaxlab.training.batches import StepBatches
 from jaxlab.training.checkpoint import CheckpointError, Checkpoints
-from jaxlab.training.config import TrainConfig
+from jaxlab.training.config import MAY_DIFFER, RunConfig
 from jaxlab.training.metrics import MetricWriter, Progress, peak_flops, plot_losses
-from jaxlab.training.source import Source, open_source
-from jaxlab.training.state import TrainState, abstract_state, create_state
-from jaxlab.training.step import make_train_step
+from jaxlab.training.problem import Problem
 from jaxlab.training.stopping import SIGNALS, stop_signals, why_stop
 
 log = logging.getLogger(__name__)
 
-MAY_DIFFER = ("model.remat", "model.compute_dtype")
-"""Fields of a model that parameters do not depend on."""
 
-
-def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
-    """Run a training config to its end.
+def train(cfg: RunConfig, *, resume: bool = False) -> dict[str, float]:
+    """Run a config to its end: `TrainConfig`, `SearchConfig`, or one of your own.
 
     Everything goes to ``<directory>/<name>``: ``checkpoints/``, ``metrics.jsonl``,
-    TensorBoard files and ``loss.png``. SIGTERM and Ctrl-C save a checkpoint and return.
-    The losses after a resume are those of a run that was never stopped, bit for bit on
+    TensorBoard files and a picture. SIGTERM and Ctrl-C save a checkpoint and return.
+    The figures after a resume are those of a run that was never stopped, bit for bit on
     the same devices.
 
     Args:
@@ -47,14 +34,16 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
         resume: continue from the newest complete checkpoint; without one, start.
 
     Returns:
-        ``step``, and the scores of the last evaluation on held-out data.
+        ``step``, and the last scores.
 
     Raises:
         ValueError: parts of the config do not fit each other, the devices or the data.
         CheckpointError: the directory holds another run, another model or other data,
             or the last checkpoint could not be written.
-        FloatingPointError: the loss or the gradient is not finite.
+        FloatingPointError: a figure of a step is not finite.
+        TypeError: a step changes the shape of the state.
     """
+    cfg = cfg.resolved()
     run = Path(cfg.directory) / cfg.name
     mesh = params.make_mesh(cfg.mesh)
     checkpoints = Checkpoints(
@@ -65,204 +54,187 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, float]:
         may_differ=MAY_DIFFER,
     )
     saved = checkpoints.latest_step()
-    if saved is not None and not resume:
-        raise CheckpointError(
-            f"{run} already holds a run, saved at step {saved}. Continue it with "
-            "--resume, or give the new one another --name."
-        )
-    source = open_source(cfg.data, cfg.batch_size, cfg.seed, resumes=saved is not None)
-    batches = StepBatches(source.train, cfg)
-    _check_fit(cfg, source, mesh)
-    objective, specs = cfg.learned, cfg.learned.spec()
-    frozen = [(pattern, False) for pattern in cfg.frozen]
-    trainable = params.select(specs, [*frozen, (".*", True)])
-    optimizer = build_for(cfg.optimizer, specs, cfg.steps, trainable)
+    if saved is not None:
+        _check_continues(cfg, checkpoints, run, saved, resume)
     peak = _peak_flops(mesh)
-    with (
-        jax.set_mesh(mesh),
-        checkpoints,
-        MetricWriter(run) as writer,
-        stop_signals() as received,
-    ):
-        if saved is None:
-            state, step = _first_state(cfg, optimizer, mesh), 0
-        else:
-            abstract = abstract_state(specs, optimizer, mesh)
-            step, state = checkpoints.restore(abstract, batches)
-        writer.truncate_after(step)
-        _say(_headline(cfg, mesh, source, run, step))
-        started = time.monotonic()
-        progress = Progress(
-            cfg.steps,
-            flops_per_token=flops_per_token(specs),
-            peak_flops=peak,
-        )
+    with jax.set_mesh(mesh):
+        problem = cfg.open(resumes=saved is not None)
+        with checkpoints, MetricWriter(run) as writer, stop_signals() as received:
+            return _run(cfg, problem, run, peak, checkpoints, writer, received)
 
-        sentences = events(state.opt_state)
-        shown_rows = cfg.batch_size if step == 0 else None
 
-        def record(step: int, metrics: dict, rows: int, seen: int) -> None:
-            nonlocal shown_rows
-            values = {name: float(value) for name, value in metrics.items()}
-            if not all(map(math.isfinite, values.values())):
-                progress.close()
-                raise FloatingPointError(_not_finite(step, values, checkpoints))
-            for name, sentence in sentences.items():
-                if values.pop(name) == step:
-                    progress.message(f"step {step}: {sentence}")
-                    writer.write(step, {f"train/{name}": step})
-            if shown_rows not in (None, rows):
-                progress.message(f"step {step}: the batch is now {rows} rows")
-            shown_rows = rows
-            tokens = seen * source.row_length
-            values |= {"rows": rows, "tokens": tokens}
-            if cfg.growth is not None:
-                squares = values["part_squares"], values["mean_square"]
-                values["wanted_rows"] = batches.tested(*squares)
-            progress.update(step, values["loss"], tokens)
-            if step % cfg.log_every == 0 or step == cfg.steps:
-                writer.write(step, {f"train/{k}": v for k, v in values.items()})
+def _run(
+    cfg: RunConfig,
+    problem: Problem,
+    run: Path,
+    peak: float | None,
+    checkpoints: Checkpoints,
+    writer: MetricWriter,
+    received: list[str],
+) -> dict[str, float]:
+    if checkpoints.latest_step() is None:
+        state, step = problem.init(), 0
+    else:
+        step, state = checkpoints.restore(problem.abstract, problem.batches)
+    first = step
+    writer.truncate_after(step)
+    _say(
+        f"{run}: {problem.headline}" + (f", continuing after step {step}" * bool(step))
+    )
+    progress = Progress(
+        cfg.steps,
+        problem.watched,
+        flops_per_token=problem.flops_per_token,
+        peak_flops=peak,
+    )
+    warned: set[str] = set()
 
-        def score(step: int, state: TrainState) -> dict[str, float]:
-            scores = heldout_scores(objective, state.params, source.heldout(), mesh)
-            scores = {k: v for k, v in scores.items() if isinstance(v, float)}
-            writer.write(step, {f"heldout/{k}": v for k, v in scores.items()})
-            progress.message(f"step {step}: held-out {_shown(scores)}")
-            return scores
+    def record(step: int, batch: Any, figures: dict[str, Any]) -> None:
+        reading = problem.read(step, batch, figures)
+        if not all(map(math.isfinite, reading.values.values())):
+            progress.close()
+            raise FloatingPointError(
+                _not_finite(step, reading.values, checkpoints, problem.advice)
+            )
+        for sentence in reading.messages:
+            progress.message(f"step {step}: {sentence}")
+        for sentence in reading.warnings:
+            if sentence not in warned:
+                log.warning("Step %d: %s", step, sentence)
+        warned.update(reading.warnings)
+        if reading.events:
+            writer.write(step, {f"train/{k}": v for k, v in reading.events.items()})
+        progress.update(step, reading.values[problem.watched], reading.tokens)
+        if step % cfg.log_every == 0 or step == cfg.steps:
+            writer.write(step, {f"train/{k}": v for k, v in reading.values.items()})
 
-        tapped = tapped_by(cfg.optimizer, specs)
-        if tapped is not None:
-            tapped = jax.tree.map(operator.and_, tapped, trainable)
-        learned = trainable if cfg.frozen else None
-        key = jax.random.key(cfg.seed)
+    def score(step: int, state: Any) -> dict[str, float]:
+        scores = problem.score(state)
+        if step > first:  # what nothing was added to has been written before
+            writer.write(step, {f"{problem.split}/{k}": v for k, v in scores.items()})
+            progress.message(f"step {step}: {problem.describe(scores)}")
+        return scores
 
-        @functools.cache
-        def train_step(parts: int):
-            tests = cfg.growth is not None
-            return make_train_step(objective, optimizer, parts, tapped, tests, learned)
+    def rating(scores: dict[str, float], scored_at: int | None) -> dict | None:
+        if scored_at != step or problem.goal not in scores:
+            return None
+        goal = scores[problem.goal]
+        return scores | {"loss": -goal if problem.greater else goal}
 
-        scores, scored_at, pending, why = {}, None, None, None
-        while step < cfg.steps:
-            if why := why_stop(cfg, step, started, received):
-                break
-            taken = next(batches)
-            batch = params.place_rows(taken.batch, mesh)
-            draws = jax.random.fold_in(key, step)
-            state, metrics = train_step(taken.parts)(state, batch, draws)
-            if pending is not None:  # the step before, while this one is computed
-                record(*pending)
-            step += 1
-            pending = step, metrics, taken.rows, taken.rows_seen
-            evaluates = step % cfg.eval_every == 0 or step == cfg.steps
-            saves = step % cfg.checkpoint_every == 0 and step < cfg.steps
-            if evaluates or saves:  # nothing that is not finite is scored or saved
-                record(*pending)
-                pending = None
-            if evaluates:
-                scores, scored_at = score(step, state), step
-            if saves:
-                loss = scores if scored_at == step else None
-                _save_or_warn(checkpoints, step, state, batches, loss)
-        if pending is not None:
+    key = jax.random.key(cfg.seed)
+    scores, scored_at, pending, why = {}, None, None, None
+    if step and cfg.until is not None:
+        scores, scored_at = score(step, state), step
+    started = time.monotonic()
+    while step < cfg.steps:
+        if scored_at == step and _reached(cfg.until, problem, scores):
+            why = f"{problem.goal} has reached {cfg.until:g}"
+            break
+        if why := why_stop(cfg, step, started, received):
+            break
+        batch = next(problem.batches)
+        state, figures = problem.step(state, batch, jax.random.fold_in(key, step))
+        _check_same_shapes(problem.abstract, state)
+        if pending is not None:  # the step before, while this one is computed
             record(*pending)
-        progress.close()
-        if why not in SIGNALS and scored_at != step:
+        step += 1
+        pending = step, batch, figures
+        scores_now = step % cfg.eval_every == 0 or step == cfg.steps
+        saves_now = step % cfg.checkpoint_every == 0 and step < cfg.steps
+        if scores_now or saves_now:  # nothing that is not finite is scored or saved
+            record(*pending)
+            pending = None
+        if scores_now:
             scores, scored_at = score(step, state), step
-        if checkpoints.latest_step() != step:
-            loss = scores if scored_at == step else None
-            checkpoints.save(step, state, batches, loss)
-        checkpoints.wait()
-        if why in SIGNALS:
-            _say(f"{why}: saved step {step} of {cfg.steps}; --resume continues.")
-            return {"step": step, **scores}
-        if why:
-            _say(f"Stopped at step {step} of {cfg.steps}: {why}; --resume continues.")
-        _show_results(cfg, run, source, state, scores)
+        if saves_now:
+            _save_or_warn(
+                checkpoints, step, state, problem.batches, rating(scores, scored_at)
+            )
+    if pending is not None:
+        record(*pending)
+    progress.close()
+    if why not in SIGNALS and scored_at != step:
+        scores, scored_at = score(step, state), step
+    if checkpoints.latest_step() != step:
+        checkpoints.save(step, state, problem.batches, rating(scores, scored_at))
+    checkpoints.wait()
+    if why in SIGNALS:
+        _say(f"{why}: saved step {step} of {cfg.steps}; resume to continue.")
+        return {"step": step, **scores}
+    if why:
+        _say(f"Stopped at step {step} of {cfg.steps}: {why}; resume to continue.")
+    _show_results(cfg, problem, run, state, scores)
     return {"step": step, **scores}
 
 
-def _first_state(cfg: TrainConfig, optimizer, mesh: Mesh) -> TrainState:
-    """New parameters, or those that another run ended with."""
-    specs = cfg.learned.spec()
-    state = create_state(specs, optimizer, mesh, cfg.seed)
-    if cfg.init_from is None:
-        return state
-    other = Checkpoints(
-        Path(cfg.init_from) / "checkpoints",
-        config=config.to_json(cfg),
-        may_differ=MAY_DIFFER,
+def _check_continues(
+    cfg: RunConfig, checkpoints: Checkpoints, run: Path, saved: int, resume: bool
+) -> None:
+    if not resume:
+        raise CheckpointError(
+            f"{run} already holds a run, saved at step {saved}. Resume it, or give the "
+            "new one another name."
+        )
+    before, now = checkpoints.load_config(), checkpoints.config
+    differing = config.differences(
+        {name: before.get(name) for name in cfg.fixed},
+        {name: now.get(name) for name in cfg.fixed},
+        labels=("in the run", "now"),
     )
-    wanted = abstract_state(specs, optimizer, mesh).params
-    step, arrays = other.restore(wanted, subtree="params")
-    _say(f"Starting from the parameters of {cfg.init_from} at step {step}.")
-    return dataclasses.replace(state, params=arrays)
-
-
-def _check_fit(cfg: TrainConfig, source: Source, mesh: Mesh) -> None:
-    reads_tokens = cfg.objective is None
-    if reads_tokens and source.vocab_size > cfg.model.vocab_size:
-        raise ValueError(
-            f"The data has {source.vocab_size} token ids but model.vocab_size is "
-            f"{cfg.model.vocab_size}; set --model.vocab-size {source.vocab_size} or "
-            "more."
-        )
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if cfg.batch_size % (parts * cfg.accumulate):
-        raise ValueError(
-            f"batch_size={cfg.batch_size} does not divide over {parts} devices (mesh "
-            f"axes data and fsdp) and accumulate={cfg.accumulate} parts; choose a "
-            f"multiple of {parts * cfg.accumulate}."
-        )
-    if source.row_length % mesh.shape["sequence"]:
-        raise ValueError(
-            f"Rows of {source.row_length} tokens do not divide over the mesh axis "
-            f"sequence={mesh.shape['sequence']}."
+    if differing:
+        raise CheckpointError(
+            f"{run} is another run: {'; '.join(differing)}. Continue it as it was, or "
+            "give the new one another name."
         )
 
 
-def _axis(cfg: TrainConfig, unit: str) -> str:
-    """What the axis of the losses says."""
-    if unit == "loss" and cfg.objective is None:
-        return "loss (nats per target)"
-    return unit.replace("_", " ")
+def _check_same_shapes(abstract: Any, state: Any) -> None:
+    """Refuse a state that the next step, or a resumed run, could not take."""
+    wanted, structure = jax.tree.flatten(abstract)
+    leaves, now = jax.tree.flatten(state)
+    if structure != now:
+        raise TypeError(
+            f"A step returned a state of another structure, {now}, but a state stays "
+            f"as it began: {structure}."
+        )
+    for i, (a, b) in enumerate(zip(wanted, leaves, strict=True)):
+        if (a.shape, a.dtype) != (b.shape, b.dtype):
+            path, _ = jax.tree.leaves_with_path(abstract)[i]
+            raise TypeError(
+                f"A step returned state{jax.tree_util.keystr(path)} as {b.dtype}"
+                f"{list(b.shape)}, but a state keeps its shapes and dtypes, and this "
+                f"began as {a.dtype}{list(a.shape)}."
+            )
 
 
-def _save_or_warn(checkpoints, step, state, batches, loss) -> None:
+def _reached(until: float | None, problem: Problem, scores: Mapping) -> bool:
+    if until is None:
+        return False
+    score = scores[problem.goal]
+    return score >= until if problem.greater else score <= until
+
+
+def _save_or_warn(checkpoints, step, state, batches, rating) -> None:
     """A save that fails costs nothing but itself: warn, go on, save again later."""
     try:
-        checkpoints.save(step, state, batches, loss)
+        checkpoints.save(step, state, batches, rating)
     except CheckpointError as error:
         log.warning("%s", error)
 
 
-def _not_finite(step: int, values: dict[str, float], checkpoints: Checkpoints) -> str:
+def _not_finite(
+    step: int, values: dict[str, float], checkpoints: Checkpoints, advice: str
+) -> str:
     with contextlib.suppress(CheckpointError):
         checkpoints.wait()
-    shown = ", ".join(f"{name} {value}" for name, value in values.items())
+    listed = ", ".join(f"{name} {value}" for name, value in values.items())
     saved = checkpoints.latest_step()
     last = (
         "no checkpoint was written before"
         if saved is None
         else f"the last good checkpoint is step {saved} in {checkpoints.directory}"
     )
-    return (
-        f"Step {step} is not finite ({shown}); {last}. Try a lower "
-        "--optimizer.learning-rate, a longer --optimizer.schedule.warmup or a smaller "
-        "--optimizer.clip; in bfloat16, try --model.compute-dtype float32."
-    )
-
-
-def flops_per_token(specs: Any) -> float:
-    """Operations of a training step a token: 6 a parameter that multiplies.
-
-    Two forward and four backward; the scores of attention and the recurrences of other
-    mixers are left out, so utilisation is understated where they matter.
-    """
-    leaves = jax.tree.leaves(specs)
-    roles = {spec.role for spec in leaves}
-    # A table beside a head is looked up, and so not multiplied by.
-    looked_up = [s for s in leaves if s.role == "embedding" and "head" in roles]
-    return 6.0 * (params.count(leaves) - params.count(looked_up))
+    return f"Step {step} is not finite ({listed}); {last}. {advice}"
 
 
 def _peak_flops(mesh: Mesh) -> float | None:
@@ -276,58 +248,30 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
-def _headline(cfg, mesh, source, run, step) -> str:
-    kind = mesh.devices.flat[0].device_kind
-    start = "" if step == 0 else f", continuing after step {step}"
-    rows = str(cfg.batch_size)
-    if cfg.growth is not None:
-        rows += f" to {cfg.growth.largest}"
-    return (
-        f"{run}: {params.count(cfg.learned.spec()):,} parameters, "
-        f"{cfg.steps} steps of {rows} x {source.row_length} tokens on "
-        f"{mesh.size} {kind}{start}"
-    )
-
-
-def _shown(scores: dict[str, float]) -> str:
-    if "bits_per_byte" in scores:
-        return f"{scores['bits_per_byte']:.3f} bits per byte"
-    shown = f"loss {scores['loss']:.3f}"
-    if "accuracy" in scores:
-        shown += f", accuracy {scores['accuracy']:.1%}"
-    return shown
-
-
 def _show_results(
-    cfg: TrainConfig, run: Path, source: Source, state: TrainState, scores: dict
+    cfg: RunConfig, problem: Problem, run: Path, state: Any, scores: dict[str, float]
 ) -> None:
-    """The scores beside simpler models', the loss curve, and a sample of text."""
-    beside = ", ".join(f"{name} {x:.2f}" for name, x in source.baselines.items())
-    _say(f"Held-out: {_shown(scores)}" + (f" ({beside})" if beside else "") + ".")
-    unit = "bits_per_byte" if "bits_per_byte" in scores else "loss"
+    """The scores beside simpler models', the picture, and a sample."""
+    curve = problem.curve(scores)
+    beside = ", ".join(f"{name} {x:.2f}" for name, x in curve.baselines.items())
+    text = problem.describe(scores)
+    text = text[:1].upper() + text[1:]
+    _say(text + (f" ({beside})" if beside else "") + ".")
     if jax.process_index() == 0:
         try:
             plot_losses(
                 run / "metrics.jsonl",
-                run / "loss.png",
-                baselines=source.baselines,
-                train=f"train/{unit}",
-                held_out=f"heldout/{unit}",
-                ylabel=_axis(cfg, unit),
+                run / curve.file,
+                baselines=curve.baselines,
+                train=f"train/{curve.train}",
+                held_out=f"{problem.split}/{curve.held_out}",
+                names=curve.labels,
+                ylabel=curve.unit,
                 title=cfg.name,
             )
-            _say(f"Loss curve: {run / 'loss.png'}")
+            _say(f"Picture: {run / curve.file}")
         except (ImportError, OSError, ValueError) as error:
-            _say(f"No loss curve was drawn: {error}")
-    if source.tokenizer is None or cfg.objective is not None:
-        return
-    prompt = [source.tokenizer.separator, *source.tokenizer.encode(cfg.prompt)]
-    tokens = generate(
-        state.params,
-        jnp.array([prompt], jnp.int32),
-        cfg.model,
-        cfg.sampling,
-        vocab_size=source.vocab_size,
-    )
-    text = source.tokenizer.decode(np.asarray(tokens)[0])
-    _say(f"A sample after {cfg.prompt!r}:\n{cfg.prompt}{text}")
+            _say(f"No picture was drawn: {error}")
+    sample = problem.sample(state)
+    if sample is not None:
+        _say(sample)

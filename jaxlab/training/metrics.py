@@ -185,6 +185,7 @@ class Progress:
 
     Args:
         total_steps: where the run ends.
+        figure: the name of what is shown of each step.
         flops_per_token: forward and backward, of the model (no recomputation).
         peak_flops: sum over all devices; without it or flops_per_token the model-FLOP
           utilisation (MFU) is left out.
@@ -197,6 +198,7 @@ class Progress:
     def __init__(
         self,
         total_steps: int,
+        figure: str = "loss",
         *,
         flops_per_token: float | None = None,
         peak_flops: float | None = None,
@@ -206,6 +208,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.total_steps = total_steps
+        self.figure = figure
         self.flops_per_token = flops_per_token
         self.peak_flops = peak_flops
         self.interval = interval
@@ -217,17 +220,18 @@ class Progress:
         self._printed = -math.inf
         self._line = ""
 
-    def update(self, step: int, loss: float, tokens: int) -> None:
-        """Show the loss of a step; the first call starts the clock.
+    def update(self, step: int, value: float, tokens: int | None = None) -> None:
+        """Show the figure of a step; the first call starts the clock.
 
         Args:
             step: updates made.
-            loss: of the last one.
-            tokens: of all steps so far, over all devices.
+            value: the figure of the last one.
+            tokens: read by all steps so far, over all devices; None shows the seconds
+                of a step in place of a speed in tokens.
         """
         now = self.clock()
         self._recent.append((now, step, tokens))
-        self._line = "  ".join([f"step {step}/{self.total_steps}", *self._parts(loss)])
+        self._line = "  ".join([f"step {step}/{self.total_steps}", *self._parts(value)])
         if self._silent:
             return
         if self._rewrites:
@@ -256,18 +260,21 @@ class Progress:
             self.stream.flush()
         self._line = ""
 
-    def _parts(self, loss: float) -> list[str]:
-        parts = [f"loss {float(loss):.3f}"]
+    def _parts(self, value: float) -> list[str]:
+        parts = [f"{self.figure} {float(value):.3f}"]
         start, first, before = self._recent[0]
         end, last, tokens = self._recent[-1]
         if end <= start or last <= first:
             return parts
         steps_per_second = (last - first) / (end - start)
-        tokens_per_second = (tokens - before) / (end - start)
-        parts.append(f"{_short(tokens_per_second)} tok/s")
-        if self.flops_per_token is not None and self.peak_flops is not None:
-            mfu = tokens_per_second * self.flops_per_token / self.peak_flops
-            parts.append(f"MFU {mfu:.0%}" if mfu >= 0.1 else f"MFU {mfu:.1%}")
+        if tokens is None or before is None:
+            parts.append(f"{1 / steps_per_second:.2g} s/step")
+        else:
+            tokens_per_second = (tokens - before) / (end - start)
+            parts.append(f"{_short(tokens_per_second)} tok/s")
+            if self.flops_per_token is not None and self.peak_flops is not None:
+                mfu = tokens_per_second * self.flops_per_token / self.peak_flops
+                parts.append(f"MFU {mfu:.0%}" if mfu >= 0.1 else f"MFU {mfu:.1%}")
         left = (self.total_steps - last) / steps_per_second
         parts.append(f"{_duration(left)} left")
         return parts

@@ -8,7 +8,6 @@ from jax.sharding import Mesh
 
 from jaxlab import config, params
 from jaxlab.training.checkpoint import CheckpointError, Checkpoints
-from jaxlab.training.config import TrainConfig
 
 
 class Run(NamedTuple):
@@ -21,7 +20,7 @@ class Run(NamedTuple):
         mesh: the mesh they are on.
     """
 
-    config: TrainConfig
+    config: Any
     params: Any
     step: int
     mesh: Mesh

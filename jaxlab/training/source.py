@@ -44,7 +44,7 @@ class TextData:
         if self.corpus.sources and self.corpus.directory == STDLIB:
             raise ValueError(
                 f"{STDLIB} is the place of the standard library's corpus; give your "
-                "own another, such as --data.corpus.directory runs/data/mine."
+                "own another directory, such as runs/data/mine."
             )
 
 
@@ -93,8 +93,8 @@ class TrainBatches:
         if differing:
             raise CheckpointError(
                 f"The run was saved with other data: {'; '.join(differing)}. Continue "
-                "it with the same, or start a new run from its parameters with "
-                "--init-from."
+                "it with the same, or start a new run from its parameters "
+                "(init_from)."
             )
         self._batches.set_state(state["position"])
 

@@ -18,7 +18,6 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     accumulate: int = 1,
     tapped: Any = None,
-    norm_test: bool = False,
     trainable: Any = None,
 ) -> Callable[[TrainState, Any, Array], tuple[TrainState, dict[str, Array]]]:
     """The jitted function ``(state, batch, key) -> (state, metrics)``.
@@ -28,8 +27,8 @@ def make_train_step(
 
     Args:
         objective: what is learned, see `jaxlab.objectives`.
-        optimizer: of its loss.
-        accumulate, tapped, norm_test, trainable: as in
+        optimizer: takes the gradients of its loss.
+        accumulate, tapped, trainable: as in
             `jaxlab.objectives.gradient_step`, whose metrics come with what the
             optimizer's state reports (`jaxlab.optimizers.reported`).
     """
@@ -47,7 +46,6 @@ def make_train_step(
             key,
             accumulate=accumulate,
             tapped=tapped,
-            norm_test=norm_test,
             trainable=trainable,
         )
         return (

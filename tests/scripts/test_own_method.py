@@ -61,7 +61,7 @@ def test_a_run_of_it_is_killed_resumed_and_scored(tmp_path):
     every = ("--log-every", "1", "--checkpoint-every", "20", "--eval-every", "200")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     said = run("scripts/train.py", FIT, "--directory", whole, *every)
-    assert "Held-out: loss" in said
+    assert "Held-out loss" in said
 
     command = ("scripts/train.py", FIT, "--directory", killed, *every)
     child = start(*command)
@@ -71,7 +71,7 @@ def test_a_run_of_it_is_killed_resumed_and_scored(tmp_path):
     child.send_signal(signal.SIGKILL)
     child.communicate()
     assert child.returncode == -signal.SIGKILL
-    assert "Held-out: loss" in run(*command, "--resume")
+    assert "Held-out loss" in run(*command, "--resume")
 
     def losses(folder):
         lines = (folder / "smoothing" / "metrics.jsonl").read_text().splitlines()

@@ -36,7 +36,7 @@ def trained(tmp_path_factory):
         *("--data.corpus.directory", folder / "corpus"),
         *("--data.corpus.sources", text),
     )
-    assert "Held-out:" in said and "A sample after" in said
+    assert "Held-out" in said and "A sample after" in said
     return folder / "tiny"
 
 

@@ -55,7 +55,7 @@ def test_frozen_parameters_stay_and_have_no_state(name):
         state = create_state(specs, optimizer, mesh, seed=0)
         before = jax.device_get(state.params)
         kept = sum(x.size for x in jax.tree.leaves(state.opt_state))
-        step = make_train_step(NextToken(MODEL), optimizer, 1, tapped, False, trainable)
+        step = make_train_step(NextToken(MODEL), optimizer, 1, tapped, trainable)
         for n in range(2):
             placed = params.place_rows(batch(), mesh)
             state, metrics = step(state, placed, jax.random.key(n))

@@ -20,10 +20,11 @@ from jaxlab.models import LMConfig
 from jaxlab.objectives import NextToken
 from jaxlab.optimizers import LAMB, MKOR, AdAdaGrad, BatchGrowth, WarmupCosine
 from jaxlab.optimizers.mkor import preconditioned
-from jaxlab.training import TextData, TrainConfig, load_run, loop, train
+from jaxlab.training import TextData, TrainConfig, load_run, train
 from jaxlab.training.batches import StepBatches
 from jaxlab.training.checkpoint import CheckpointError
 from jaxlab.training.metrics import Progress
+from jaxlab.training.problems import gradient
 from jaxlab.training.source import TrainBatches, open_source
 from jaxlab.training.state import create_state
 from jaxlab.training.step import make_train_step
@@ -135,8 +136,10 @@ def test_decisions_are_those_of_float64(reference, one_device):
         assert line["train/tokens"] == seen * LENGTH
         taken = [next(source.train) for _ in range(rows // ROWS)]
         asked, squares, mean_square = asked_for(weights, taken)
-        np.testing.assert_allclose(line["train/part_squares"], squares, rtol=1e-4)
-        np.testing.assert_allclose(line["train/mean_square"], mean_square, rtol=1e-4)
+        parts = PARTS * rows // ROWS
+        part_norm, norm = line["train/part_gradient_norm"], line["train/gradient_norm"]
+        np.testing.assert_allclose(parts * part_norm**2, squares, rtol=1e-4)
+        np.testing.assert_allclose(norm**2, mean_square, rtol=1e-4)
         wanted.append(max(wanted[-1], min(math.ceil(asked), 256)))
         np.testing.assert_allclose(line["train/wanted_rows"], wanted[-1], rtol=0.02)
         weights = weights_of(reference, n + 1)
@@ -161,14 +164,12 @@ def test_parts_that_weigh_differently_are_the_groups_of_the_mean(weights_differ)
     taken = [{name: x[m::2] for name, x in batch.items()} for m in range(2)]
     weights = models.init(MODEL, jax.random.key(0))
     _, squares, mean_square = asked_for(weights, taken)
-    np.testing.assert_allclose(metrics["part_squares"], squares, rtol=1e-4)
-    np.testing.assert_allclose(metrics["mean_square"], mean_square, rtol=1e-4)
-    np.testing.assert_allclose(
-        metrics["gradient_norm"] ** 2, metrics["mean_square"], rtol=1e-5
-    )
+    part_norm, norm = metrics["part_gradient_norm"], metrics["gradient_norm"]
+    np.testing.assert_allclose(2 * PARTS * part_norm**2, squares, rtol=1e-4)
+    np.testing.assert_allclose(norm**2, mean_square, rtol=1e-4)
     # Taps are statistics, and no gradient.
     tapped = step_metrics(batch, preconditioned(models.spec(MODEL)))
-    for name in ("part_squares", "mean_square"):
+    for name in ("part_gradient_norm", "gradient_norm"):
         np.testing.assert_allclose(tapped[name], metrics[name], rtol=1e-5)
 
 
@@ -178,9 +179,7 @@ def step_metrics(batch, tapped=None):
     optimizer = optax.with_extra_args_support(optax.sgd(1.0))
     with jax.set_mesh(mesh):
         state = create_state(models.spec(MODEL), optimizer, mesh, seed=0)
-        step = make_train_step(
-            NextToken(MODEL), optimizer, 2 * PARTS, tapped, norm_test=True
-        )
+        step = make_train_step(NextToken(MODEL), optimizer, 2 * PARTS, tapped)
         return step(state, params.place_rows(batch, mesh), jax.random.key(0))[1]
 
 
@@ -197,7 +196,7 @@ def test_a_mesh_decides_as_one_device(corpus, tmp_path, reference, mesh):
     cfg = growing_run(corpus, tmp_path, mesh=mesh)
     train(cfg)
     found, want = (lines(run)[:8] for run in (cfg, reference))
-    for name in ("rows", "tokens", "part_squares", "mean_square", "loss"):
+    for name in ("rows", "tokens", "part_gradient_norm", "gradient_norm", "loss"):
         got, one = ([x[f"train/{name}"] for x in run] for run in (found, want))
         np.testing.assert_allclose(got, one, rtol=1e-3)
 
@@ -237,7 +236,7 @@ def test_a_saved_batch_does_not_shrink(corpus, tmp_path, one_device):
     train(cfg)
     for growth, message in (
         (BatchGrowth(ETA, largest=16), r"to \d+ rows, .* above growth.largest=16; a"),
-        (None, r"to \d+ rows, which is above batch_size=8; a batch never shrinks"),
+        (None, r"to \d+ rows, which is above the batch size=8; a batch never shrinks"),
     ):
         with pytest.raises(CheckpointError, match=message):
             train(dataclasses.replace(cfg, steps=6, growth=growth), resume=True)
@@ -250,7 +249,7 @@ def test_a_run_may_begin_to_grow(corpus, tmp_path, one_device):
     growth = BatchGrowth(eta=0.02, largest=32)
     cfg = growing_run(corpus, tmp_path, steps=3, growth=growth)
     train(dataclasses.replace(cfg, growth=None))
-    assert not {"train/part_squares", "train/wanted_rows"} & lines(cfg)[-1].keys()
+    assert "train/wanted_rows" not in lines(cfg)[-1]
     train(dataclasses.replace(cfg, steps=6), resume=True)
     found = lines(cfg)
     sizes = [line["train/rows"] for line in found]
@@ -274,11 +273,11 @@ class Numbers:
 
 def grown(wanted, process=0, processes=1):
     """The batches of a process, of which the next two steps want so many rows."""
-    cfg = TrainConfig(batch_size=8, accumulate=4, growth=BatchGrowth(largest=64))
+    controller = BatchGrowth(largest=64).build(8, 4)
     rows = batches(
         Numbers(), batch_size=8, process_index=process, process_count=processes
     )
-    found = StepBatches(TrainBatches(rows, {}), cfg)
+    found = StepBatches(TrainBatches(rows, {}), 8, 4, controller)
     found.set_state(found.get_state() | {"wanted": wanted})
     return found
 
@@ -290,7 +289,8 @@ def test_parts_of_a_grown_step_are_those_of_its_batches(processes):
     for first, times in ((0, 1), (8, 4)):
         steps = [next(run) for run in runs]
         numbers = 4 * times, 8 * times, first + 8 * times
-        assert {step[1:] for step in steps} == {numbers}
+        assert {step[1:4] for step in steps} == {numbers}
+        assert [step.grown for step in steps] == [times > 1] * processes
         rows = np.concatenate([step.batch["inputs"][:, 0] for step in steps])
         parts = [set(rows[i :: 4 * times]) for i in range(4 * times)]
         want = [
@@ -306,10 +306,16 @@ def test_a_test_decides_the_step_after_the_next():
     run = grown([8, 8])
     assert next(run).rows == 8
     assert next(run).rows == 8  # before the first one's test is read
-    assert run.tested(6.0, 1.0) == 34
+    assert run.read(norms(squares=6.0)) == {"wanted_rows": 34}
     assert next(run).rows == 64
-    assert run.tested(4.0, 1.0) == 34 and run.tested(32.0, 1.0) == 34
+    run.read(norms(squares=4.0))
+    assert run.read(norms(squares=32.0, parts=32)) == {"wanted_rows": 34}
     assert run.get_state()["wanted"] == [34, 34]
+
+
+def norms(squares, parts=4):
+    """Metrics of a step whose gradient has the norm 1."""
+    return {"gradient_norm": 1.0, "part_gradient_norm": math.sqrt(squares / parts)}
 
 
 def test_programs_are_compiled_once_a_power_of_two(
@@ -322,7 +328,7 @@ def test_programs_are_compiled_once_a_power_of_two(
         made[parts] = make_train_step(objective, optimizer, parts, *rest)
         return made[parts]
 
-    monkeypatch.setattr(loop, "make_train_step", noted)
+    monkeypatch.setattr(gradient, "make_train_step", noted)
     train(growing_run(corpus, tmp_path, steps=4))
     assert list(made) == [4, 8, 16]
     assert [step._cache_size() for step in made.values()] == [1, 1, 1]
@@ -347,7 +353,7 @@ def test_statistics_and_evaluations_go_with_it(corpus, tmp_path, one_device, cap
     (
         ({"accumulate": 1}, "accumulate=1 leaves one; set accumulate to 2 or more"),
         ({"batch_size": 12}, "largest=1024 rows are not 1, 2, 4, 8, .* of 3"),
-        ({"growth": BatchGrowth(eta=1.5)}, "eta=1.5 must be between 0 and 1"),
+        ({"growth": lambda: BatchGrowth(eta=1.5)}, "eta=1.5 must be between 0 and 1"),
         ({"growth": BatchGrowth(largest=4)}, "batch_size=8 is above largest=4"),
     ),
 )
@@ -355,10 +361,10 @@ def test_runs_that_cannot_grow(changes, message):
     fits = {"batch_size": 8, "accumulate": 4, "growth": BatchGrowth()}
     TrainConfig(**fits)
     with pytest.raises(ValueError, match=message):
-        TrainConfig(**fits | changes)
+        made = {name: x() if callable(x) else x for name, x in changes.items()}
+        TrainConfig(**fits | made)
 
 
-def test_a_run_without_growth_has_no_test():
-    run = StepBatches(TrainBatches(batches(Numbers(), batch_size=8), {}), TrainConfig())
-    with pytest.raises(ValueError, match="has no growth"):
-        run.tested(1.0, 1.0)
+def test_a_run_without_growth_reads_no_test():
+    run = StepBatches(TrainBatches(batches(Numbers(), batch_size=8), {}), 8)
+    assert next(run).parts == 1 and run.read({}) == {}

@@ -2,7 +2,15 @@
 
 from jaxlab.params.leaves.low_rank import LowRank
 from jaxlab.params.leaves.quantized import Quantized, quantize
-from jaxlab.params.leaves.tapped import Tap, Tapped, divided_taps, tap, tapped, untap
+from jaxlab.params.leaves.tapped import (
+    Tap,
+    Tapped,
+    divided_taps,
+    sketch_taps,
+    tap,
+    tapped,
+    untap,
+)
 
 __all__ = [
     "LowRank",
@@ -10,6 +18,7 @@ __all__ = [
     "Tap",
     "Tapped",
     "divided_taps",
+    "sketch_taps",
     "quantize",
     "tap",
     "tapped",

@@ -1,6 +1,7 @@
 """A weight whose products report their statistics as a gradient."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -123,6 +124,42 @@ def divided_taps(taps: Any, by: Array) -> Any:
         taps,
         is_leaf=lambda x: isinstance(x, Tap),
     )
+
+
+def sketch_taps(gradient: Any, where: Any, key: Array) -> Any:
+    """Taps for a gradient that no products report, such as an evolution strategy's.
+
+    For a weight's gradient G ``[in, out]`` and vectors s of random signs,
+
+        a = G s / rms(G s),    g = G^T s' / sqrt(in),
+
+    so that over the signs the mean of g g^T is G^T G / in, and a points as a vector
+    whose a a^T has the mean G G^T: the statistics of Shampoo, in the place of those of
+    inputs and of gradients at outputs. `a` has the size of inputs behind a norm.
+
+    Args:
+        gradient: tree of arrays.
+        where: tree of booleans, one a weight; the others get None.
+        key: draws the signs.
+    """
+    leaves, structure = jax.tree.flatten(gradient)
+    keys = structure.unflatten(list(jax.random.split(key, len(leaves))))
+
+    def sketch(taps: bool, G: Array, key: Array) -> Tap | None:
+        if not taps:
+            return None
+        of_a, of_g = jax.random.split(key)
+        *stack, n_in, n_out = G.shape
+        G = G.astype(jnp.float32)
+        s = jax.random.rademacher(of_a, (*stack, n_out), jnp.float32)
+        t = jax.random.rademacher(of_g, (*stack, n_in), jnp.float32)
+        a = jnp.einsum("...io,...o->...i", G, s, precision="highest")
+        g = jnp.einsum("...io,...i->...o", G, t, precision="highest") / math.sqrt(n_in)
+        size = jnp.sqrt(jnp.mean(jnp.square(a), axis=-1, keepdims=True))
+        a = jnp.where(size > 0, a / size, 0.0)
+        return Tap(a, g, jnp.ones(stack, jnp.float32))
+
+    return jax.tree.map(sketch, where, gradient, keys)
 
 
 # Taps: forward as if untapped; backward, the tap's cotangent is the statistics.

@@ -13,7 +13,9 @@ from jaxlab import data, params
 from jaxlab.evolution import integer_model
 from jaxlab.evolution.integer import TEXTS, IntegerEGGROLL
 from jaxlab.evolution.noise import divided
-from jaxlab.training.search.problem import Problem, compiled
+from jaxlab.training.batches import Numbered
+from jaxlab.training.problem import Curve, Problem, Reading
+from jaxlab.training.problems.placement import abstract, compiled, placed
 from jaxlab.training.source import TextData
 from jaxlab.training.state import TrainState
 
@@ -29,7 +31,7 @@ class IntegerTraining:
     es: IntegerEGGROLL = IntegerEGGROLL()
 
     def open(self, steps: int, seed: int) -> Problem:
-        """The problem of a run; the step's number says which segment is read."""
+        """The problem of a run of so many generations."""
         corpus = data.build(self.data.corpus)
         separator = corpus.tokenizer.separator
         if (
@@ -39,8 +41,8 @@ class IntegerTraining:
             raise ValueError(
                 f"The model has vocab_size={self.model.vocab_size} and separator="
                 f"{self.model.separator}, but the corpus {corpus.vocab_size} ids, of "
-                f"which {separator} separates documents; set --task.model.vocab-size "
-                "and --task.model.separator."
+                f"which {separator} separates documents; set the model's vocab_size "
+                "and separator."
             )
         rows = self.es.population // self.es.members_per_sequence
         segments = data.Streams(
@@ -55,37 +57,50 @@ class IntegerTraining:
         memory = dataclasses.replace(memory, hidden=jax.device_put(memory.hidden, own))
 
         def generation(state: TrainState, tokens):
-            es, weights, found = strategy.step(state.opt_state, state.params, tokens)
-            return TrainState(state.step + 1, weights, es), found
+            es, weights, figures = strategy.step(state.opt_state, state.params, tokens)
+            return TrainState(state.step + 1, weights, es), figures
 
-        start = TrainState(jnp.zeros((), jnp.int32), weights, memory)
-        generation, start = compiled(generation, start)
-        predictions = rows * self.data.sequence_length
+        start = placed(TrainState(jnp.zeros((), jnp.int32), weights, memory))
+        update = compiled(generation, start)
+        predictions = self.es.population * self.data.sequence_length
 
-        def step(state: TrainState, number: int):
-            state, found = generation(state, segments[number])
-            bits = integer_model.bits(int(np.asarray(found["losses"]).sum()))
-            shared = self.es.members_per_sequence
-            figures = {
-                "bits_per_token": bits / (predictions * shared),
-                "undecided": found["undecided"],
-                "moved": found["moved"],
-            }
-            return state, figures
+        def read(step: int, batch: Any, figures: dict[str, Any]) -> Reading:
+            losses = int(np.asarray(figures["losses"], np.int64).sum())
+            return Reading(
+                {
+                    "bits_per_token": integer_model.bits(losses) / predictions,
+                    "undecided": float(figures["undecided"]),
+                    "moved": float(figures["moved"]),
+                }
+            )
 
         def score(state: TrainState) -> dict[str, float]:
-            found = heldout_bits_per_byte(
+            bits = heldout_bits_per_byte(
                 corpus, self.model, state.params, self.data.eval_tokens
             )
-            return {"bits_per_byte": found}
+            return {"bits_per_byte": bits}
 
         return Problem(
-            *(start, step, score),
-            f"integer model, {params.count(integer_model.spec(self.model)):,} "
-            f"parameters, by a population of {self.es.population}",
-            *("bits_per_token", "bits_per_byte", "bits per byte"),
-            greater=False,
-            baselines=corpus.baselines,
+            abstract=abstract(start),
+            init=lambda: start,
+            batches=Numbered(lambda number: segments[number]),
+            step=lambda state, tokens, key: update(state, tokens),
+            score=score,
+            read=read,
+            headline=(
+                f"integer model, {params.count(integer_model.spec(self.model)):,} "
+                f"parameters, by a population of {self.es.population}, {steps} steps"
+            ),
+            watched="bits_per_token",
+            goal="bits_per_byte",
+            curve=lambda scores: Curve(
+                file="scores.png",
+                train="bits_per_token",
+                held_out="bits_per_byte",
+                labels=("bits_per_token", "bits_per_byte"),
+                unit="bits per byte",
+                baselines=corpus.baselines,
+            ),
         )
 
 

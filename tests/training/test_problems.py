@@ -20,12 +20,11 @@ from jaxlab.optimizers import AdamW, WarmupCosine
 from jaxlab.rl import GRPO, Copy
 from jaxlab.training import CheckpointError, TextData, TrainConfig, load_run, train
 from jaxlab.training.metrics import read_metrics
-from jaxlab.training.search import (
+from jaxlab.training.problems import (
     FineTuning,
     IntegerTraining,
     PolicySearch,
     SearchConfig,
-    search,
 )
 
 
@@ -72,25 +71,25 @@ def recorded(cfg, name):
 
 def test_a_search_resumed_is_the_search_that_was_not_stopped(tmp_path):
     whole = cartpole(tmp_path / "whole", steps=6)
-    end = search(whole)
+    end = train(whole)
     stopped = cartpole(tmp_path / "stopped", steps=4)
-    search(stopped)
+    train(stopped)
     again = dataclasses.replace(stopped, steps=6)
     with pytest.raises(CheckpointError, match="already holds a run, saved at step 4"):
-        search(again)
-    assert search(again, resume=True) == end
+        train(again)
+    assert train(again, resume=True) == end
     assert (
-        search(again, resume=True) == end and len(recorded(again, "score/return")) == 3
+        train(again, resume=True) == end and len(recorded(again, "score/return")) == 3
     )
     fitness = recorded(whole, "train/fitness")
     assert len(fitness) == 6 and recorded(again, "train/fitness") == fitness
     other = dataclasses.replace(again.task, width=8)
     with pytest.raises(CheckpointError, match=r"task.width: 16 in the run, 8 now"):
-        search(dataclasses.replace(again, task=other), resume=True)
+        train(dataclasses.replace(again, task=other), resume=True)
 
 
 def test_until_stops_where_the_score_is_reached(tmp_path):
-    end = search(cartpole(tmp_path, steps=50, eval_every=1, until=9.0))
+    end = train(cartpole(tmp_path, steps=50, eval_every=1, until=9.0))
     assert end["return"] >= 9 and end["step"] < 50
     with pytest.raises(CheckpointError, match="PolicySearch, which has no objective"):
         load_run(tmp_path / "cartpole")
@@ -103,7 +102,7 @@ def test_every_environment_and_way_to_act_runs(tmp_path):
         "drawn": PolicySearch(CartPole(), 8, 1, "sample", es=EGGROLL(16)),
     }.items():
         cfg = cartpole(tmp_path, name=name, task=task, steps=2, eval_every=1)
-        assert np.isfinite(search(cfg)["return"])
+        assert np.isfinite(train(cfg)["return"])
 
 
 @pytest.mark.parametrize(
@@ -132,7 +131,7 @@ def test_a_tuned_model_is_a_run_of_its_own(
         **how,
     )
     cfg = cartpole(tmp_path, name="tuned", task=task, steps=2, eval_every=1)
-    end = search(cfg)
+    end = train(cfg)
     assert 0 <= end["right"] <= 1 and 0 <= end["right_held_out"] <= 1
     base, tuned = load_run(trained), load_run(tmp_path / "tuned")
     assert tuned.config.model == base.config.model
@@ -174,7 +173,7 @@ def test_the_integer_model_learns_in_a_run(corpus, tmp_path):
         es=IntegerEGGROLL(population=64, members_per_sequence=8, table_size=2**14),
     )
     cfg = cartpole(tmp_path, name="integer", task=task, steps=30, eval_every=15)
-    search(cfg)
+    train(cfg)
     first, last = recorded(cfg, "score/bits_per_byte")
     assert last < first
 
@@ -184,7 +183,7 @@ def test_the_integer_model_and_its_corpus_have_to_fit(corpus, tmp_path):
         data=TextData(corpus), model=integer_model.Config(vocab_size=64, separator=0)
     )
     with pytest.raises(ValueError, match="but the corpus 257 ids, of which 256"):
-        search(cartpole(tmp_path, task=task))
+        train(cartpole(tmp_path, task=task))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,10 @@ from jaxlab import params
 from jaxlab.environments import Acrobot, Box, CartPole, Pendulum, returns
 from jaxlab.evolution import EGGROLL, policy
 from jaxlab.optimizers import AdamW, Optimizer, WarmupStableDecay
-from jaxlab.training.search.problem import Problem, compiled
+from jaxlab.training.batches import Numbered
+from jaxlab.training.problem import Curve, Problem
+from jaxlab.training.problems.fitness import ADVICE, read_figures
+from jaxlab.training.problems.placement import abstract, compiled, placed
 from jaxlab.training.state import TrainState
 
 ADAM = AdamW(
@@ -67,11 +70,11 @@ class PolicySearch:
 
             return returns(act, self.environment, key, episodes)
 
+        def fitness(weights, key):
+            return total(weights, key, self.episodes).mean()
+
         def generation(state: TrainState):
-            es, weights, figures = strategy.step(
-                *(state.opt_state, state.params),
-                lambda weights, key: total(weights, key, self.episodes).mean(),
-            )
+            es, weights, figures = strategy.step(state.opt_state, state.params, fitness)
             return TrainState(state.step + 1, weights, es), figures
 
         @jax.jit
@@ -79,17 +82,33 @@ class PolicySearch:
             return total(weights, of_scores, self.eval_episodes)
 
         def score(state: TrainState) -> dict[str, float]:
-            found = play(state.params)
-            return {"return": float(found.mean()), "return_worst": float(found.min())}
+            totals = play(state.params)
+            return {"return": float(totals.mean()), "return_worst": float(totals.min())}
 
         memory = strategy.init(weights, of_noise)
-        start = TrainState(jnp.zeros((), jnp.int32), weights, memory)
-        generation, start = compiled(generation, start)
+        start = placed(TrainState(jnp.zeros((), jnp.int32), weights, memory))
+        update = compiled(generation, start)
         return Problem(
-            start,
-            lambda state, _: generation(state),
-            score,
-            f"{type(self.environment).__name__} by a population of "
-            f"{self.es.population}, {params.count(specs):,} parameters",
-            *("fitness", "return", "return of an episode"),
+            abstract=abstract(start),
+            init=lambda: start,
+            batches=Numbered(lambda number: None),  # episodes make their own data
+            step=lambda state, _, key: update(state),
+            score=score,
+            read=read_figures,
+            headline=(
+                f"{type(self.environment).__name__} by a population of "
+                f"{self.es.population}, {params.count(specs):,} parameters, {steps} "
+                "steps"
+            ),
+            watched="fitness",
+            goal="return",
+            greater=True,
+            curve=lambda scores: Curve(
+                file="scores.png",
+                train="fitness",
+                held_out="return",
+                labels=("fitness", "return"),
+                unit="return of an episode",
+            ),
+            advice=ADVICE,
         )

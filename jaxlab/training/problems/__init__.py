@@ -1,0 +1,16 @@
+"""What runs are made of: one kind of problem a file."""
+
+from jaxlab.training.problems.fine_tuning import FineTuning
+from jaxlab.training.problems.gradient import TrainConfig
+from jaxlab.training.problems.integers import IntegerTraining
+from jaxlab.training.problems.policies import ADAM, PolicySearch
+from jaxlab.training.problems.search import SearchConfig
+
+__all__ = [
+    "ADAM",
+    "FineTuning",
+    "IntegerTraining",
+    "PolicySearch",
+    "SearchConfig",
+    "TrainConfig",
+]
