@@ -1,7 +1,7 @@
 """Reinforcement learning of language models: questions, rollouts, rewards, methods."""
 
 from jaxlab.rl.grpo import GRPO, Learner, State, advantages, k3, policy_loss
-from jaxlab.rl.questions import Copy, Questions, Sums, ask
+from jaxlab.rl.questions import Copy, Questions, Sums, Task, ask
 from jaxlab.rl.rewards import (
     exact_match,
     exact_match_reward,
@@ -19,6 +19,7 @@ __all__ = [
     "Questions",
     "State",
     "Sums",
+    "Task",
     "advantages",
     "ask",
     "exact_match",

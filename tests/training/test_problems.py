@@ -1,6 +1,10 @@
-"""Searches from beginning to end: they climb, stop, go on, and refuse another's run."""
+"""Problems in the one loop: what every one obeys, and what searches do besides.
+
+A new problem is one more row of `problems`.
+"""
 
 import dataclasses
+import json
 import pathlib
 import string
 
@@ -14,18 +18,35 @@ from jaxlab.data import CorpusConfig
 from jaxlab.environments import CartPole, Pendulum
 from jaxlab.evolution import EGGROLL, integer_model
 from jaxlab.evolution.integer import IntegerEGGROLL
-from jaxlab.mixers import delta_product
+from jaxlab.mixers import delta_product, retnet
 from jaxlab.models import LMConfig
-from jaxlab.optimizers import AdamW, WarmupCosine
-from jaxlab.rl import GRPO, Copy
-from jaxlab.training import CheckpointError, TextData, TrainConfig, load_run, train
-from jaxlab.training.metrics import read_metrics
-from jaxlab.training.problems import (
-    FineTuning,
-    IntegerTraining,
-    PolicySearch,
-    SearchConfig,
+from jaxlab.optimizers import (
+    LAMB,
+    MKOR,
+    SOAP,
+    AdamW,
+    BatchGrowth,
+    Muon,
+    WarmupCosine,
+    WarmupStableDecay,
 )
+from jaxlab.rl import GRPO, Copy
+from jaxlab.training import (
+    CheckpointError,
+    Curve,
+    Problem,
+    RunConfig,
+    SearchConfig,
+    TaskData,
+    TextData,
+    TrainConfig,
+    load_run,
+    loop,
+    train,
+)
+from jaxlab.training.batches import Numbered
+from jaxlab.training.metrics import read_metrics
+from jaxlab.training.problems import FineTuning, IntegerTraining, PolicySearch
 
 
 @pytest.fixture(scope="module")
@@ -64,25 +85,214 @@ def cartpole(directory, **changed):
     )
 
 
-def recorded(cfg, name):
-    lines = read_metrics(pathlib.Path(cfg.directory) / cfg.name / "metrics.jsonl")
-    return [line[name] for line in lines if name in line]
-
-
-def test_a_search_resumed_is_the_search_that_was_not_stopped(tmp_path):
-    whole = cartpole(tmp_path / "whole", steps=6)
-    end = train(whole)
-    stopped = cartpole(tmp_path / "stopped", steps=4)
-    train(stopped)
-    again = dataclasses.replace(stopped, steps=6)
-    with pytest.raises(CheckpointError, match="already holds a run, saved at step 4"):
-        train(again)
-    assert train(again, resume=True) == end
-    assert (
-        train(again, resume=True) == end and len(recorded(again, "score/return")) == 3
+def integers(corpus, **data):
+    return IntegerTraining(
+        data=TextData(corpus, sequence_length=16, **data),
+        model=integer_model.Config(width=16),
+        es=IntegerEGGROLL(population=64, members_per_sequence=8, table_size=2**14),
     )
-    fitness = recorded(whole, "train/fitness")
-    assert len(fitness) == 6 and recorded(again, "train/fitness") == fitness
+
+
+def recorded(cfg):
+    """The lines of a run's metrics, but for the time."""
+    lines = read_metrics(pathlib.Path(cfg.directory) / cfg.name / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k != "time"} for line in lines]
+
+
+def values(cfg, name):
+    return [line[name] for line in recorded(cfg) if name in line]
+
+
+# The laws ---------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Guesses:
+    """Questions of somebody's own, whose answer of one byte is guessed now and then."""
+
+    longest: tuple[str, str] = ("a = ", "b")
+
+    def sample(self, rng):
+        return f"{rng.choice(list(string.ascii_letters))} = ", "b"
+
+
+def tuning(trained, method, optimizer, **changes):
+    return FineTuning(
+        init_from=trained,
+        questions=Guesses(),
+        method=method,
+        optimizer=optimizer,
+        questions_a_step=4,
+        eval_questions=8,
+        **changes,
+    )
+
+
+CONSTANT = WarmupStableDecay(warmup=0, decay=0.0)
+GROUPS = GRPO(group=256)
+LIKELIHOOD = {"fitness": "likelihood"}
+MEMBERS = EGGROLL(population=16, sigma=0.02)
+EMBEDDING = {"frozen": ("embedding",)}
+MKOR_LAMB = MKOR(base=LAMB(3e-3, CONSTANT))
+GROWING = {"accumulate": 2, "growth": BatchGrowth(eta=0.1, largest=16)}
+
+TUNED = {
+    "GRPO, MKOR": (GROUPS, MKOR_LAMB, EMBEDDING | GROWING),
+    "GRPO, SOAP": (GROUPS, SOAP(3e-3, CONSTANT), EMBEDDING),
+    "GRPO, Muon": (GROUPS, Muon(3e-3, CONSTANT), EMBEDDING),
+    "EGGROLL, MKOR": (MEMBERS, MKOR_LAMB, EMBEDDING | LIKELIHOOD),
+    "EGGROLL, SOAP": (MEMBERS, SOAP(3e-3, CONSTANT), EMBEDDING | LIKELIHOOD),
+    "EGGROLL, Muon": (MEMBERS, Muon(3e-3, CONSTANT), EMBEDDING | LIKELIHOOD),
+}
+SLOW = ("GRPO, SOAP", "GRPO, Muon", "EGGROLL, SOAP", "EGGROLL, Muon")
+PROBLEMS = ("gradients", "policy", "integers", *TUNED)
+
+
+def problem(name, directory, corpus, trained) -> RunConfig:
+    """A run of three steps of each problem."""
+    often = {"log_every": 1, "eval_every": 2, "checkpoint_every": 1, "steps": 3}
+    if name == "gradients":
+        return TrainConfig(
+            name="run",
+            directory=directory,
+            data=TaskData(eval_rows=8),
+            model=LMConfig(8, 8, 1, pattern=(retnet.Config(8, n_heads=2),)),
+            optimizer=MKOR_LAMB,
+            batch_size=8,
+            **often,
+        )
+    tasks = {
+        "policy": lambda: PolicySearch(width=8, layers=1, es=EGGROLL(16)),
+        "integers": lambda: integers(corpus, eval_tokens=2**10),
+    }
+    make = tasks.get(name) or (
+        lambda: tuning(trained, TUNED[name][0], TUNED[name][1], **TUNED[name][2])
+    )
+    return SearchConfig(name="run", directory=directory, task=make(), **often)
+
+
+def digests(cfg, step):
+    """Those of every array that the run saved, its optimizer's among them."""
+    run = pathlib.Path(cfg.directory) / cfg.name
+    path = run / "checkpoints" / str(step) / "meta" / "metadata"
+    arrays = json.loads(path.read_text())["meta"]["arrays"]
+    return {name: array["digest"] for name, array in arrays.items()}
+
+
+class Killed(BaseException):
+    """Nothing of ours catches it."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in PROBLEMS],
+)
+def test_a_run_killed_and_resumed_is_the_run_that_was_not(
+    name, corpus, trained, tmp_path, monkeypatch
+):
+    whole = problem(name, str(tmp_path / "whole"), corpus, trained)
+    end = train(whole)
+    killed = dataclasses.replace(whole, directory=str(tmp_path / "killed"))
+
+    def kill(cfg, step, *rest):
+        if step == 2:  # computed, and not yet read
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "why_stop", kill)
+        train(killed)
+    assert train(killed, resume=True) == end
+    assert digests(killed, 3) == digests(whole, 3)
+    lines = recorded(whole), recorded(killed)
+    assert lines[0] == lines[1] and len(lines[0]) > 3
+    if name in TUNED:
+        before, after = (
+            load_run(trained).params,
+            load_run(tmp_path / "whole/run").params,
+        )
+        same = jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), before, after)
+        assert same["embedding"] and not all(jax.tree.leaves(same))
+    if name == "GRPO, MKOR":
+        assert values(whole, "train/rows")[-1] > values(whole, "train/rows")[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Counter:
+    """A problem of somebody's own: a number that grows, or a state that does."""
+
+    changes: str = ""
+
+    def open(self, steps, seed):
+        def step(state, batch, key):
+            state = {"x": state["x"] + batch}
+            if self.changes == "shape":
+                state["x"] = state["x"][None]
+            if self.changes == "dtype":
+                state["x"] = state["x"].astype(jnp.bfloat16)
+            if self.changes == "structure":
+                state["y"] = state["x"]
+            figure = jnp.log(-state["x"]) if self.changes == "nan" else state["x"]
+            return state, {"figure": figure}
+
+        return Problem(
+            abstract={"x": jax.ShapeDtypeStruct((), jnp.float32)},
+            init=lambda: {"x": jnp.zeros(())},
+            batches=Numbered(float),
+            step=step,
+            score=lambda state: {"total": float(state["x"])},
+            headline="a sum",
+            watched="figure",
+            goal="total",
+            greater=True,
+            curve=lambda scores: Curve("sum.png", "figure", "total", ("a", "b"), "sum"),
+            sample=lambda state: f"It is {float(state['x'])} now.",
+            advice="Do not take logarithms.",
+        )
+
+
+def counting(directory, changes="", **settings):
+    return SearchConfig(
+        name="count", directory=str(directory), task=Counter(changes), **settings
+    )
+
+
+def test_a_problem_of_your_own_needs_nothing_but_itself(tmp_path, capsys):
+    assert train(counting(tmp_path, steps=5)) == {"step": 5, "total": 10.0}
+    said = capsys.readouterr().out
+    assert "a sum" in said and "It is 10.0 now." in said
+    assert (tmp_path / "count/sum.png").exists()
+    # `until` goes by the score, and the best score is the greatest.
+    cfg = counting(tmp_path / "b", eval_every=1, until=6.0, keep_best=1)
+    assert train(cfg) == {"step": 4, "total": 6.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    (
+        ("shape", TypeError, r"state\['x'\] as float32\[1\], .* began as float32\[\]"),
+        ("dtype", TypeError, r"state\['x'\] as bfloat16\[\], but a state keeps its"),
+        ("structure", TypeError, "a state of another structure"),
+        ("nan", FloatingPointError, "Step 1 is not finite.* Do not take logarithms"),
+    ),
+)
+def test_states_and_figures_that_cannot_go_on(changes, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        train(counting(tmp_path, changes, steps=3))
+    assert not list((tmp_path / "count").glob("checkpoints/*"))
+
+
+# Searches -----------------------------------------------------------------------------
+
+
+def test_a_search_goes_on_as_it_was_and_with_no_other_task(tmp_path):
+    cfg = cartpole(tmp_path, steps=2)
+    train(cfg)
+    again = dataclasses.replace(cfg, steps=3)
+    with pytest.raises(CheckpointError, match="already holds a run, saved at step 2"):
+        train(again)
+    end = train(again, resume=True)
+    assert train(again, resume=True) == end
+    assert len(values(again, "score/return")) == 2
     other = dataclasses.replace(again.task, width=8)
     with pytest.raises(CheckpointError, match=r"task.width: 16 in the run, 8 now"):
         train(dataclasses.replace(again, task=other), resume=True)
@@ -142,7 +352,7 @@ def test_a_tuned_model_is_a_run_of_its_own(
 
 
 @pytest.mark.slow
-def test_a_step_leaves_the_state_as_it_lies_on_a_mesh(trained, tmp_path):
+def test_a_step_leaves_the_state_where_it_was_on_a_mesh(trained, tmp_path):
     task = FineTuning(
         init_from=trained,
         questions=Copy(names=tuple(string.ascii_letters)),
@@ -153,9 +363,11 @@ def test_a_step_leaves_the_state_as_it_lies_on_a_mesh(trained, tmp_path):
     )
     with jax.set_mesh(params.make_mesh(params.MeshConfig(data=4, tensor=2))):
         problem = task.resolved().open(steps=2, seed=0)
-        state, _ = problem.step(problem.state, 0)
-        lies = jax.tree.map(lambda x: x.sharding, state)
-        assert lies == jax.tree.map(lambda x: x.sharding, problem.state)
+        start, batch = problem.init(), next(problem.batches)
+        state, _ = problem.step(start, batch, jax.random.key(0))
+        shardings = jax.tree.map(lambda x: x.sharding, state)
+        assert shardings == jax.tree.map(lambda x: x.sharding, start)
+        assert shardings == jax.tree.map(lambda x: x.sharding, problem.abstract)
 
 
 def test_answers_a_step_are_what_methods_are_compared_by():
@@ -167,14 +379,10 @@ def test_answers_a_step_are_what_methods_are_compared_by():
 
 
 def test_the_integer_model_learns_in_a_run(corpus, tmp_path):
-    task = IntegerTraining(
-        data=TextData(corpus, sequence_length=16, eval_tokens=2**14),
-        model=integer_model.Config(width=16),
-        es=IntegerEGGROLL(population=64, members_per_sequence=8, table_size=2**14),
-    )
+    task = integers(corpus, eval_tokens=2**14)
     cfg = cartpole(tmp_path, name="integer", task=task, steps=30, eval_every=15)
     train(cfg)
-    first, last = recorded(cfg, "score/bits_per_byte")
+    first, last = values(cfg, "score/bits_per_byte")
     assert last < first
 
 
@@ -199,6 +407,23 @@ def test_the_integer_model_and_its_corpus_have_to_fit(corpus, tmp_path):
             "at temperature=0 are all the same",
         ),
         (lambda: FineTuning(samples=2), "samples=2 are of EGGROLL"),
+        (
+            lambda: FineTuning(method=EGGROLL(), accumulate=2),
+            "accumulate=2 divides the gradients of GRPO",
+        ),
+        (
+            lambda: FineTuning(method=EGGROLL(), growth=BatchGrowth()),
+            "which EGGROLL has not",
+        ),
+        (lambda: FineTuning(growth=BatchGrowth()), "accumulate=1 leaves one"),
+        (
+            lambda: FineTuning(
+                method=GRPO(updates=2), accumulate=2, growth=BatchGrowth()
+            ),
+            "updates=2; set updates=1",
+        ),
+        (lambda: SearchConfig(seed=-1), "seed=-1 is below 0"),
+        (lambda: SearchConfig(max_minutes=0.0), "max_minutes=0.0 must be above 0"),
         (
             lambda: FineTuning(method=EGGROLL(), samples=2, k=2, temperature=1.0),
             "k=2 is of fitness='pass_at_k'",

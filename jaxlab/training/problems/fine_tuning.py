@@ -19,9 +19,9 @@ from jaxlab.models import LMConfig
 from jaxlab.optimizers import BatchGrowth, Optimizer, build_for, tapped_by
 from jaxlab.rl import (
     GRPO,
-    Copy,
     Questions,
     Sums,
+    Task,
     ask,
     exact_match_reward,
     likelihood,
@@ -44,7 +44,7 @@ class FineTuning:
     """A model, its questions, and how it is tuned."""
 
     init_from: str = "runs/tiny"  # the run whose parameters are tuned
-    questions: Sums | Copy = Sums(digits=1, end="")
+    questions: Task = Sums(digits=1, end="")
     method: EGGROLL | GRPO = GRPO()
     optimizer: Optimizer = dataclasses.replace(ADAM, learning_rate=3e-4, clip=1.0)
     questions_a_step: int = 16  # asked of all members, or of each group
