@@ -1,4 +1,4 @@
-"""Products of groups of rows, each group with its in_group matrix.
+"""Products of groups of rows, each group with its own matrix.
 
 `jax.lax.ragged_dot` is the right program for TPUs and GPUs. For a CPU, XLA turns it
 into M masked products of all rows; there, a loop over blocks of rows costs what one

@@ -1,4 +1,4 @@
-"""A weight plus a product of two thin matrices: a member of a population, an adapter."""
+"""A weight plus a product of two thin matrices: a population member or an adapter."""
 
 from typing import Any
 
