@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch, partition
-from pallas_kernels.derivatives import refused
+from pallas_kernels.derivatives import not_differentiable
 from pallas_kernels.paged_attention import pallas_gpu, pallas_tpu
 from pallas_kernels.paged_attention.blocked import blocked_attention
 from pallas_kernels.paged_attention.checks import NAME, check_arrays, check_masks
@@ -148,7 +148,7 @@ def without_gradient(run: Callable) -> Callable:
         f"{NAME} serves a cache and has no gradient; differentiate "
         "implementation='reference', or attention without pages."
     )
-    return refused(run, sentence, static=(1,))
+    return not_differentiable(run, sentence, static=(1,))
 
 
 def _operands(arrays, scale) -> tuple[Operands, Array]:

@@ -50,14 +50,14 @@ def from_lane(
     return layout.from_rows(x.reshape(B, -1, N, H), where, T)
 
 
-def turned_states(states: Float[Array, "S B H rows columns"]) -> Array:
+def transposed_states(states: Float[Array, "S B H rows columns"]) -> Array:
     """[S B, H, columns, rows], as the kernels carry them."""
     turned = jnp.swapaxes(states, -1, -2)
     return turned.reshape(-1, *turned.shape[2:])
 
 
-def from_turned(turned: Float[Array, "SB H columns rows"], like: Array) -> Array:
-    """The inverse of `turned_states`, of `like`'s shape."""
+def from_transposed(turned: Float[Array, "SB H columns rows"], like: Array) -> Array:
+    """The inverse of `transposed_states`, of `like`'s shape."""
     return jnp.swapaxes(turned, -1, -2).reshape(like.shape)
 
 
@@ -73,12 +73,12 @@ def unless_empty(
     return jnp.where(empty[:, None, None, None, None], given, found)
 
 
-def from_here_on(x: Float[Array, "*batch keys"]) -> Array:
+def sums_from(x: Float[Array, "*batch keys"]) -> Array:
     """Sums of x from each key to the last."""
     return jnp.flip(jnp.cumsum(jnp.flip(x, -1), -1), -1)
 
 
-def before_here(x: Float[Array, "*batch keys"]) -> Array:
+def sums_before(x: Float[Array, "*batch keys"]) -> Array:
     """Sums of x before each key."""
     x = jnp.pad(x[..., :-1], [(0, 0)] * (x.ndim - 1) + [(1, 0)])
     return jnp.cumsum(x, -1)

@@ -10,15 +10,15 @@ from pallas_kernels import layout, partition
 from pallas_kernels.delta_rule.tpu.backward import GateGradients, backward
 from pallas_kernels.delta_rule.tpu.forward import forward
 from pallas_kernels.delta_rule.tpu.sizes import KEYS, chunk_tokens
-from pallas_kernels.derivatives import once
+from pallas_kernels.derivatives import first_order_only
 from pallas_kernels.tpu.arrange import (
-    before_here,
     by_head,
     by_lane,
     from_head,
-    from_here_on,
     from_lane,
     operand_type,
+    sums_before,
+    sums_from,
     unless_empty,
 )
 from pallas_kernels.tpu.gates import NEVER, running_sum
@@ -125,8 +125,8 @@ def _fused_backward(precision, residuals, gradients):
 
 
 _fused.defvjp(
-    once("delta_rule", _fused_forward, (7,)),
-    once("delta_rule", _fused_backward, (0,)),
+    first_order_only("delta_rule", _fused_forward, (7,)),
+    first_order_only("delta_rule", _fused_backward, (0,)),
 )
 
 
@@ -139,11 +139,11 @@ def _decay_gradient(d: GateGradients, steps: int) -> Float[Array, "B M H KEYS"]:
     assert d.entry_of_token is not None
     assert d.exit is not None and d.total is not None
 
-    of_token = from_here_on(d.entry_of_token[..., : KEYS // steps])
+    of_token = sums_from(d.entry_of_token[..., : KEYS // steps])
     of_token = jnp.repeat(of_token, steps, -1)
     unused = KEYS - of_token.shape[-1]
     of_token = jnp.pad(of_token, [(0, 0)] * 3 + [(0, unused)])
-    crossing = d.within + from_here_on(d.entry) + before_here(d.exit) + of_token
+    crossing = d.within + sums_from(d.entry) + sums_before(d.exit) + of_token
     return crossing + jnp.sum(d.total, -1, keepdims=True)
 
 

@@ -7,20 +7,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import layout, partition
-from pallas_kernels.derivatives import once
+from pallas_kernels.derivatives import first_order_only
 from pallas_kernels.linear_attention.tpu.backward import backward
 from pallas_kernels.linear_attention.tpu.forward import forward
 from pallas_kernels.linear_attention.tpu.sizes import CHUNK
 from pallas_kernels.tpu.arrange import (
-    before_here,
     by_head,
     by_lane,
     from_head,
-    from_here_on,
     from_lane,
-    from_turned,
+    from_transposed,
     operand_type,
-    turned_states,
+    sums_before,
+    sums_from,
+    transposed_states,
     unless_empty,
 )
 from pallas_kernels.tpu.gates import NEVER, running_sum
@@ -76,9 +76,9 @@ def _run(inputs, precision, save):
     q_rows, k_rows, v_rows = (by_head(x.astype(operand), where) for x in (q, k, v))
     o, final, before = forward(
         *(q_rows, k_rows, v_rows, _gates(g, where)),
-        *(turned_states(states), where.sequence, exact, save),
+        *(transposed_states(states), where.sequence, exact, save),
     )
-    final = unless_empty(from_turned(final, states), states, cu_seqlens)
+    final = unless_empty(from_transposed(final, states), states, cu_seqlens)
     return (from_head(o, where, v), final), before
 
 
@@ -92,12 +92,12 @@ def _fused_backward(precision, residuals, gradients):
     )
     d_q, d_k, d_v, d_states, d_g = backward(
         *(q_rows, k_rows, v_rows, d_rows, _gates(g, where)),
-        *(before, turned_states(d_final), where.sequence, exact),
+        *(before, transposed_states(d_final), where.sequence, exact),
     )
-    d_states = from_turned(d_states, states)
+    d_states = from_transposed(d_states, states)
     if d_g is not None and d_g.ndim == 5:
         within, entry, exit, total = jnp.moveaxis(d_g, 2, 0)
-        d_g = within + from_here_on(entry) + before_here(exit)
+        d_g = within + sums_from(entry) + sums_before(exit)
         d_g = from_lane(d_g + jnp.sum(total, -1, keepdims=True), where, q.shape[1])
         d_g = d_g[:, :, 0].astype(g.dtype)
     elif d_g is not None:
@@ -111,8 +111,8 @@ def _fused_backward(precision, residuals, gradients):
 
 
 _fused.defvjp(
-    once("gated_linear_attention", _fused_forward, (6,)),
-    once("gated_linear_attention", _fused_backward, (0,)),
+    first_order_only("gated_linear_attention", _fused_forward, (6,)),
+    first_order_only("gated_linear_attention", _fused_backward, (0,)),
 )
 
 

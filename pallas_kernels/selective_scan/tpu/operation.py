@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels import layout, partition
-from pallas_kernels.derivatives import once
+from pallas_kernels.derivatives import first_order_only
 from pallas_kernels.selective_scan.reference import token_recurrence
 from pallas_kernels.selective_scan.tpu.backward import backward
 from pallas_kernels.selective_scan.tpu.forward import LN_2, forward
@@ -13,8 +13,8 @@ from pallas_kernels.selective_scan.tpu.sizes import CHUNK
 from pallas_kernels.tpu.arrange import (
     by_head,
     from_head,
-    from_turned,
-    turned_states,
+    from_transposed,
+    transposed_states,
     unless_empty,
 )
 from pallas_kernels.tpu.tiles import LANES, SUBLANES
@@ -79,10 +79,10 @@ def _run(inputs, save):
     y, final, before = forward(
         by_head(x, where),
         by_head(dt.astype(jnp.float32), where),
-        *(_columns(B, C, reset, where), _rates(A), turned_states(states)),
+        *(_columns(B, C, reset, where), _rates(A), transposed_states(states)),
         *(where.sequence, reset is not None, save),
     )
-    final = unless_empty(from_turned(final, states), states, cu_seqlens)
+    final = unless_empty(from_transposed(final, states), states, cu_seqlens)
     y = from_head(y, where, jax.ShapeDtypeStruct(x.shape, y.dtype))
     return (y, final), before
 
@@ -97,16 +97,16 @@ def _fused_backward(residuals, gradients):
         by_head(dt.astype(jnp.float32), where),
         by_head(d_y, where),
         *(_columns(B, C, reset, where), _rates(A), before),
-        *(turned_states(d_final), where.sequence, reset is not None),
+        *(transposed_states(d_final), where.sequence, reset is not None),
     )
     d_B, d_C = (
         layout.from_rows(jnp.sum(sums[:, :, :, i], 2).reshape(rows, -1, N), where, T)
         for i in range(2)
     )
-    d_states = from_turned(d_states, states)
+    d_states = from_transposed(d_states, states)
     return (
         *(from_head(d, where, a) for d, a in ((d_x, x), (d_dt, dt))),
-        from_turned(jnp.sum(d_A, (0, 1)), A).astype(A.dtype),
+        from_transposed(jnp.sum(d_A, (0, 1)), A).astype(A.dtype),
         *(d.astype(a.dtype) for d, a in ((d_B, B), (d_C, C))),
         None,
         unless_empty(d_states, d_final, cu_seqlens),
@@ -115,8 +115,8 @@ def _fused_backward(residuals, gradients):
 
 
 _fused.defvjp(
-    once("selective_scan", _fused_forward),
-    once("selective_scan", _fused_backward),
+    first_order_only("selective_scan", _fused_forward),
+    first_order_only("selective_scan", _fused_backward),
 )
 
 
