@@ -40,15 +40,15 @@ def fused(
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "S B H K V"]]:
     """Run the kernels; arguments and results as in `reference.token_recurrence`.
 
-    The outputs are in v's dtype. A single token takes a kernel of its own, in float32,
-    unless its gradient is taken. Every `precision` but None and DEFAULT is taken as
-    HIGHEST. What `unsupported` refuses must not come here.
+    The outputs are in v's dtype. A single token has a separate kernel, in float32,
+    unless its gradient is needed. Every `precision` except None and DEFAULT counts as
+    HIGHEST. The caller checks the arguments with `unsupported`.
     """
     del chunk_size, empty
-    of_decay = "BTH" if g is not None and g.ndim == 3 else "BTHK"
+    decay_axes = "BTH" if g is not None and g.ndim == 3 else "BTHK"
     run = partition.divided(
         lambda *arrays: _fused(*arrays, precision),
-        ("BTHK", "BTHK", "BTHV", of_decay, "SBHKV", "S"),
+        ("BTHK", "BTHK", "BTHV", decay_axes, "SBHKV", "S"),
         ("BTHV", "SBHKV"),
     )
     return run(q, k, v, g, states, cu_seqlens)
@@ -75,8 +75,14 @@ def _run(inputs, precision, save):
     operand, exact = operand_type((q, k, v), states, precision)
     q_rows, k_rows, v_rows = (by_head(x.astype(operand), where) for x in (q, k, v))
     o, final, before = forward(
-        *(q_rows, k_rows, v_rows, _gates(g, where)),
-        *(transposed_states(states), where.sequence, exact, save),
+        q_rows,
+        k_rows,
+        v_rows,
+        _gates(g, where),
+        transposed_states(states),
+        where.sequence,
+        exact,
+        save,
     )
     final = unless_empty(from_transposed(final, states), states, cu_seqlens)
     return (from_head(o, where, v), final), before
@@ -91,8 +97,15 @@ def _fused_backward(precision, residuals, gradients):
         by_head(x.astype(operand), where) for x in (q, k, v, d_o)
     )
     d_q, d_k, d_v, d_states, d_g = backward(
-        *(q_rows, k_rows, v_rows, d_rows, _gates(g, where)),
-        *(before, transposed_states(d_final), where.sequence, exact),
+        q_rows,
+        k_rows,
+        v_rows,
+        d_rows,
+        _gates(g, where),
+        before,
+        transposed_states(d_final),
+        where.sequence,
+        exact,
     )
     d_states = from_transposed(d_states, states)
     if d_g is not None and d_g.ndim == 5:
@@ -103,7 +116,9 @@ def _fused_backward(precision, residuals, gradients):
     elif d_g is not None:
         d_g = from_head(d_g, where, g)
     return (
-        *(from_head(d, where, x) for d, x in ((d_q, q), (d_k, k), (d_v, v))),
+        from_head(d_q, where, q),
+        from_head(d_k, where, k),
+        from_head(d_v, where, v),
         d_g,
         unless_empty(d_states, d_final, cu_seqlens),
         None,
@@ -117,7 +132,7 @@ _fused.defvjp(
 
 
 def _gates(g, where):
-    """The log decays as the kernels take them."""
+    """The log decays in the form that the kernels take."""
     if g is None:
         return None
     if g.ndim == 4:
