@@ -33,10 +33,10 @@ def fused(
 ) -> tuple[Float[Array, "B T E"], Float[Array, "S B E N"]]:
     """Run the kernels; arguments and results as in `reference.token_recurrence`.
 
-    What `unsupported` refuses must not come here.
+    The caller checks the arguments with `unsupported`.
     """
     if x.shape[1] == 1 and cu_seqlens is None:
-        # Nothing to keep in VMEM for the next token.
+        # A kernel gains nothing without a next token to keep the state for.
         return token_recurrence(x, dt, A, B, C, reset, states, None, chunk_size)
     run = partition.divided(
         _fused,
@@ -48,7 +48,14 @@ def fused(
         a.reshape(*a.shape[:-2], -1, LANES, a.shape[-1]) for a in (A, states)
     )
     y, final = run(
-        *(x_groups, dt_groups, A_groups, B, C, reset, states_groups, cu_seqlens)
+        x_groups,
+        dt_groups,
+        A_groups,
+        B,
+        C,
+        reset,
+        states_groups,
+        cu_seqlens,
     )
     return y.reshape(x.shape), final.reshape(states.shape)
 
@@ -64,7 +71,7 @@ def _fused(
     states: Float[Array, "S B G LANES N"],
     cu_seqlens: Int[Array, "S+1"] | None,
 ) -> tuple[Float[Array, "B T G LANES"], Float[Array, "S B G LANES N"]]:
-    """Of G groups of channels, which a mesh may divide."""
+    """Run the kernels on G groups of channels, which a mesh may divide."""
     return _run((x, dt, A, B, C, reset, states, cu_seqlens), save=False)[0]
 
 
@@ -79,8 +86,12 @@ def _run(inputs, save):
     y, final, before = forward(
         by_head(x, where),
         by_head(dt.astype(jnp.float32), where),
-        *(_columns(B, C, reset, where), _rates(A), transposed_states(states)),
-        *(where.sequence, reset is not None, save),
+        _columns(B, C, reset, where),
+        _rates(A),
+        transposed_states(states),
+        where.sequence,
+        reset is not None,
+        save,
     )
     final = unless_empty(from_transposed(final, states), states, cu_seqlens)
     y = from_head(y, where, jax.ShapeDtypeStruct(x.shape, y.dtype))
@@ -96,8 +107,12 @@ def _fused_backward(residuals, gradients):
         by_head(x, where),
         by_head(dt.astype(jnp.float32), where),
         by_head(d_y, where),
-        *(_columns(B, C, reset, where), _rates(A), before),
-        *(transposed_states(d_final), where.sequence, reset is not None),
+        _columns(B, C, reset, where),
+        _rates(A),
+        before,
+        transposed_states(d_final),
+        where.sequence,
+        reset is not None,
     )
     d_B, d_C = (
         layout.from_rows(jnp.sum(sums[:, :, :, i], 2).reshape(rows, -1, N), where, T)
@@ -105,9 +120,11 @@ def _fused_backward(residuals, gradients):
     )
     d_states = from_transposed(d_states, states)
     return (
-        *(from_head(d, where, a) for d, a in ((d_x, x), (d_dt, dt))),
+        from_head(d_x, where, x),
+        from_head(d_dt, where, dt),
         from_transposed(jnp.sum(d_A, (0, 1)), A).astype(A.dtype),
-        *(d.astype(a.dtype) for d, a in ((d_B, B), (d_C, C))),
+        d_B.astype(B.dtype),
+        d_C.astype(C.dtype),
         None,
         unless_empty(d_states, d_final, cu_seqlens),
         None,
@@ -121,15 +138,15 @@ _fused.defvjp(
 
 
 def _columns(B, C, reset, where) -> Float[Array, "B M rows C"]:
-    """As `Columns` reads them."""
+    """B, C and the resets in the form that `Columns` reads."""
     columns = [layout.rows(a.astype(jnp.float32), where) for a in (B, C)]
     if reset is not None:
-        # Rows of no token come as zeros, and keep the state.
+        # Rows without a token have reset 0, and so keep the state.
         keep = 1.0 - layout.rows(reset[..., None].astype(jnp.float32), where)
         columns.append(jnp.broadcast_to(keep, (*keep.shape[:3], SUBLANES)))
     return jnp.swapaxes(jnp.concatenate(columns, -1), -1, -2)
 
 
 def _rates(A):
-    """[G, LANES, N] to [G, N, LANES], over ln 2."""
+    """[G, LANES, N] to [G, N, LANES], divided by ln 2."""
     return jnp.swapaxes(A, -1, -2) / LN_2
