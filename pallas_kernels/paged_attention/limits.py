@@ -33,7 +33,7 @@ def misfit(operands: Operands) -> str | None:
         fits = (h for h in range(Hkv, 0, -1) if vmem(h) <= block_sizes.VMEM_BUDGET)
         return (
             f"a block of {pages * page} tokens with {Hkv} heads of keys takes "
-            f"{vmem(Hkv)} bytes of VMEM, but may take {block_sizes.VMEM_BUDGET}; shard "
+            f"{vmem(Hkv)} bytes of VMEM where it has {block_sizes.VMEM_BUDGET}; shard "
             f"the heads, at most {next(fits, 0)} a device, or use smaller pages."
         )
     return _table_misfit(operands, block_q)
