@@ -21,7 +21,7 @@ from jaxlab.params.paths import named_leaves, path_name
 Initializer = Callable[[Array, tuple[int, ...], Any], Array]
 
 ROLES = ("matrix", "embedding", "head", "convolution", "scale", "bias", "decay")
-"""What a parameter does: `matrix` multiplies activations, `embedding` is looked up,
+"""The roles of parameters: `matrix` multiplies activations, `embedding` is looked up,
 `head` makes logits, `convolution` holds short filters, `scale` and `bias` act on
 channels, `decay` parametrises a forget gate. Optimizers label parameters by it."""
 

@@ -117,9 +117,9 @@ def untap(tree: Any) -> tuple[Any, Any]:
 
 
 def divided_taps(taps: Any, by: Array) -> Any:
-    """The taps after dividing the loss: it divides gradients (`g`), not inputs (`a`).
+    """The taps of a loss divided by `by`: this divides gradients `g`, not inputs `a`.
 
-    For weights used by `linear` and `embed`; those of `linear_t` have them exchanged.
+    This holds for weights used by `linear` and `embed`; `linear_t` exchanges the two.
     """
     return jax.tree.map(
         lambda tap: Tap(tap.a, tap.g / by, tap.rows),

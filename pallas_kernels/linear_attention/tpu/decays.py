@@ -113,7 +113,7 @@ class HeadDecay(NoDecay):
         return Scores(pairs, q_entry, k_exit, self.total)
 
     def gradients(self, q, k, score_gradients: Callable[[], ScoreGradients]):
-        """As in `NoDecay`; the log decays' gradient is four rows for `operation`.
+        """See `NoDecay.gradients`; that of the log decays is four rows for `operation`.
 
         They are for the intervals within the chunk that contain a token, for those from
         the chunk's start to it and from it to the chunk's end, and, to be summed over
@@ -162,7 +162,7 @@ class ChannelDecay(NoDecay):
         return Scores(kept(pairs, _seen(pairs)), q * entry, k * exit, entry[-1:])
 
     def gradients(self, q, k, score_gradients: Callable[[], ScoreGradients]):
-        """As in `NoDecay`; the log decays' gradient is per token and channel.
+        """See `NoDecay.gradients`; that of the log decays is per token and channel.
 
         The gradient for the logarithm of a factor is a query times the query's
         gradient, or a key times the key's. From the chunk down to its tokens, `d_q` and
