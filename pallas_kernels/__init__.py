@@ -1,4 +1,4 @@
-"""Array operations with accelerator kernels; stands on jax alone."""
+"""Array operations with accelerator kernels; depends on JAX alone."""
 
 from pallas_kernels.delta_rule import delta_product, delta_rule
 from pallas_kernels.linear_attention import gated_linear_attention

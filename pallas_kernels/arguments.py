@@ -1,4 +1,4 @@
-"""Checks of an operation's arguments: a caller's mistakes, told in sentences."""
+"""Checks of an operation's arguments, with error messages for the caller."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,12 @@ FLOATS = ("float32", "bfloat16", "float64")
 
 
 def check_arrays(operation: str, axes: dict[str, str], *arguments) -> dict:
-    """Make arrays of the arguments, and check their dtypes and shapes against `axes`.
+    """Convert the arguments to arrays, and check their dtypes and shapes.
 
     Args:
-        axes: the arguments' names and axes, a letter an axis; equal letters are equal
-          sizes. With `cu_seqlens` (Z = S + 1), S takes the place of B in
-          "initial_state".
-        arguments: arrays, as many and in the same order; None where not given.
+        axes: the axes of each argument by name, one letter per axis; equal letters are
+          equal sizes. With `cu_seqlens` (Z = S + 1), S replaces B in "initial_state".
+        arguments: one array for each name, in the same order; None where not given.
 
     Returns:
         The arrays by name.
@@ -25,8 +24,8 @@ def check_arrays(operation: str, axes: dict[str, str], *arguments) -> dict:
     ragged = arrays.get("cu_seqlens") is not None
     if ragged and arrays["segment_ids"] is not None:
         raise ValueError(
-            f"{operation}: cu_seqlens and segment_ids both say where the state starts "
-            "anew; pass only one of them."
+            f"{operation}: cu_seqlens and segment_ids both set where the state is "
+            "reset; pass only one of them."
         )
     if ragged:
         axes = axes | {"initial_state": axes["initial_state"].replace("B", "S")}
@@ -51,9 +50,9 @@ def check_axes(operation, name, shape, axes, rule, sizes, source) -> None:
 
     Args:
         axes: the name of each axis.
-        rule: the axes as a sentence shows them.
-        sizes, source: the size of every axis seen so far, and the argument it is from;
-          those of this shape are added.
+        rule: the axes as shown in an error message.
+        sizes, source: the size of every axis seen so far, and the argument that has it;
+          the axes of this shape are added.
     """
     if len(shape) != len(axes):
         raise ValueError(
@@ -78,8 +77,7 @@ def _check_dtype(operation, name, dtype):
     elif dtype not in FLOATS:
         raise TypeError(
             f"{operation}: {name} has dtype {dtype}, but it must be one of "
-            f"{', '.join(FLOATS)}; cast it first (float16 is not among them because "
-            "states outgrow its range)."
+            f"{', '.join(FLOATS)}; cast it first (states would overflow float16)."
         )
 
 
@@ -100,25 +98,25 @@ def _check_sizes(operation, arrays, sizes, source):
     if sizes["B"] != 1:
         raise ValueError(
             f"{operation}: cu_seqlens divides the tokens of one batch row, but "
-            f"{source['B']} has B = {sizes['B']}; put the sequences behind one "
-            "another in one row."
+            f"{source['B']} has B = {sizes['B']}; put the sequences one after another "
+            "in one row."
         )
     bounds = arrays["cu_seqlens"]
     if isinstance(bounds, Tracer):
-        return  # its values are not known before the program runs
+        return  # the values are not known before the program runs
     bounds = np.asarray(bounds)
     if bounds[0] != 0 or np.any(np.diff(bounds) < 0) or bounds[-1] > sizes["T"]:
         raise ValueError(
             f"{operation}: cu_seqlens is {bounds.tolist()}, but it must rise from 0 to "
-            f"at most T = {sizes['T']} without falling: where each sequence starts, "
-            "and where the last ends."
+            f"at most T = {sizes['T']} without falling: the start of each sequence, "
+            "and the end of the last."
         )
 
 
 def check_settings(
     operation: str, chunk_size: int | None, precision
 ) -> tuple[int | None, jax.lax.Precision | None]:
-    """Check `chunk_size`, and make a `jax.lax.Precision` of `precision`."""
+    """Check `chunk_size`, and convert `precision` to a `jax.lax.Precision`."""
     if chunk_size is not None:
         if not isinstance(chunk_size, int) or isinstance(chunk_size, bool):
             raise TypeError(

@@ -1,8 +1,8 @@
 """Decay between the tokens of a chunk, from per-token log decays g <= 0.
 
-Every exponent is a sum of exactly the terms it is made of, all of one sign. The usual
-difference of two cumulative sums G_i - G_j cancels instead: after one g = -1e4 its
-rounding error is 1e-3, and after one g = -inf (a reset of the state) it is NaN.
+Every exponent is a sum of just the terms in its interval, all of one sign. The usual
+difference of two cumulative sums, G_i - G_j, cancels: after one g = -1e4 its rounding
+error is 1e-3, and after one g = -inf (a reset of the state) it is NaN.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 
 class Decay(NamedTuple):
-    """Factors, or their logarithms, by which a state shrinks along a chunk.
+    """Factors by which a state shrinks along a chunk, or their logarithms.
 
     Attributes:
         within: from after token j to after token i, for j <= i.
@@ -51,7 +51,7 @@ def log_decay(g: Float[Array, "*batch C"]) -> Decay:
 
 
 def decay(g: Float[Array, "*batch C"]) -> Decay:
-    """The factors; `within` is zero above the diagonal, masked before the exponent."""
+    """The factors; `within` is zero above the diagonal, masked before `exp`."""
     log = log_decay(g)
     causal = jnp.tril(jnp.ones(log.within.shape[-2:], bool))
     within = jnp.where(causal, log.within, -jnp.inf)
@@ -59,7 +59,9 @@ def decay(g: Float[Array, "*batch C"]) -> Decay:
 
 
 def gradient(g: Float[Array, "*batch C"], d_log: Decay) -> Float[Array, "*batch C"]:
-    """Gradient for g from the gradients for the logarithms: each interval's gradient
-    is added to the tokens it covers."""
+    """Gradient for g from those for the logarithms.
+
+    The gradient of each interval is added to the tokens in it.
+    """
     (d_g,) = jax.linear_transpose(log_decay, g)(d_log)
     return d_g

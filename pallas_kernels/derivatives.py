@@ -1,16 +1,18 @@
-"""Derivatives that a kernel has not: refused in a sentence."""
+"""Errors for the derivatives that a kernel does not have."""
 
 from collections.abc import Callable
 
 import jax
 
 
-def refused(run: Callable, sentence: str, static: tuple[int, ...] = ()) -> Callable:
-    """`run`, with a NotImplementedError instead of a derivative.
+def not_differentiable(
+    run: Callable, sentence: str, static: tuple[int, ...] = ()
+) -> Callable:
+    """`run`, which raises NotImplementedError when it is differentiated.
 
     Args:
-        sentence: what is missing, and the way out.
-        static: indices of the arguments that are no arrays.
+        sentence: the error message: what is missing, and what to do instead.
+        static: indices of the arguments that are not arrays.
     """
     run = jax.custom_jvp(run, nondiff_argnums=static)
 
@@ -21,10 +23,12 @@ def refused(run: Callable, sentence: str, static: tuple[int, ...] = ()) -> Calla
     return run
 
 
-def once(operation: str, rule: Callable, static: tuple[int, ...] = ()) -> Callable:
-    """A rule of a TPU kernel's gradient, which has no gradient itself."""
+def first_order_only(
+    operation: str, rule: Callable, static: tuple[int, ...] = ()
+) -> Callable:
+    """A rule of a TPU kernel's gradient, which cannot be differentiated itself."""
     sentence = (
-        f"{operation}: the TPU kernel has first derivatives alone; pass "
+        f"{operation}: the TPU kernel has only first derivatives; pass "
         "implementation='xla' to differentiate them again."
     )
-    return refused(rule, sentence, static)
+    return not_differentiable(rule, sentence, static)

@@ -1,4 +1,4 @@
-"""Pick the implementation of an operation: the best that can run, or the named one."""
+"""Selecting an operation's implementation: the best that can run, or a named one."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -17,17 +17,17 @@ FASTER = {
     },
     "pallas_gpu": {},
 }
-"""Operations whose kernel None takes before plain JAX, from so many tokens on.
+"""The number of tokens from which `implementation=None` prefers a kernel to plain JAX.
 
-A TPU's by the compiler's estimates, benchmarks/results/defaults.json: at most half of
-plain JAX's cycles in every such case. Neither that of paged attention, whose work
-depends on the data, nor a GPU's can be estimated. Many rows of less than a chunk do not
-win: they are padded.
+For a TPU, where the compiler estimates at most half of plain JAX's cycles in every
+measured case (benchmarks/results/defaults.json). There are no estimates for paged
+attention, whose work depends on the data, or for a GPU. Many rows shorter than a chunk
+gain nothing, since they are padded.
 """
 
 
 class Work(NamedTuple):
-    """How much a kernel is asked for."""
+    """The size of a kernel's task."""
 
     rows: int
     tokens: int
@@ -35,12 +35,12 @@ class Work(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """A candidate that only one kind of device runs.
+    """An implementation that runs on one kind of device only.
 
     Attributes:
         run: the kernel.
-        misfit: says why it cannot take the arguments, or None.
-        work: for None to choose by.
+        misfit: returns why it cannot take the arguments, or None.
+        work: the size that decides whether it is the default.
     """
 
     run: Callable
@@ -57,19 +57,24 @@ def select(
 
     Args:
         operation: the operation's public name.
-        implementation: a key of `candidates`, or None for the best that can run: of
-          kernels those of `FASTER`, where all devices have a part (`partition`).
-        candidates: for each name in `PREFERENCE`, the function, or the sentence that
-          says why there is none.
+        implementation: a key of `candidates`, or None for the best that can run; only
+          kernels in `FASTER` count, and only where all devices share the work
+          (`partition.divides`).
+        candidates: for each name in `PREFERENCE`, the function, or a sentence on why
+          there is none.
 
     Raises:
-        ValueError: `implementation` is no known name.
+        ValueError: `implementation` is not a known name.
         NotImplementedError: the named implementation cannot run here. A named
           implementation is never replaced by another.
     """
     if implementation is None:
-        able = (n for n in PREFERENCE if _is_best(n, operation, candidates[n]))
-        return _function(candidates[next(able)])
+        eligible = (
+            name
+            for name in PREFERENCE
+            if _is_eligible(name, operation, candidates[name])
+        )
+        return _function(candidates[next(eligible)])
     if implementation not in candidates:
         known = ", ".join(repr(name) for name in PREFERENCE)
         raise ValueError(
@@ -85,8 +90,8 @@ def select(
     return _function(chosen)
 
 
-def _is_best(name: str, operation: str, candidate) -> bool:
-    """Whether None takes a candidate, if it comes to it."""
+def _is_eligible(name: str, operation: str, candidate) -> bool:
+    """Whether `implementation=None` may select a candidate."""
     if isinstance(candidate, Kernel):
         rows, tokens, heads = candidate.work
         fewest = FASTER[name].get(operation)

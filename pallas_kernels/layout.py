@@ -1,7 +1,7 @@
 """Tokens to chunks and back: [B, T, ...] to [M, B, H, rows, ...] for M chunks.
 
-The chunk axis leads, to be scanned over; batch and heads stay axes of their own, to be
-sharded. Rows that hold no token are zero, and so touch no state.
+The chunk axis is first, to be scanned over; batch and heads stay separate axes, to be
+sharded. Rows without a token are zero, and so do not change a state.
 """
 
 from typing import NamedTuple
@@ -15,15 +15,15 @@ from pallas_kernels.streams import owner
 
 
 class Layout(NamedTuple):
-    """Where tokens lie in chunks.
+    """The places of tokens in chunks.
 
     Attributes:
-        chunk_size: C, tokens a chunk.
+        chunk_size: C, tokens per chunk.
         group: the number of chunks is a multiple of this.
-        source: the token of each row of all chunks, T or more where there is none; or
-          None where row t is token t.
-        target: the row of each token; None likewise.
-        sequence: the sequence of each chunk, or None for a single one.
+        source: the token of each row of all chunks, T or more where there is none; None
+          if row t is token t.
+        target: the row of each token; None if row t is token t.
+        sequence: the sequence of each chunk; None for a single sequence.
     """
 
     chunk_size: int
@@ -33,7 +33,7 @@ class Layout(NamedTuple):
     sequence: Int[Array, "M"] | None = None
 
 
-# Keys, over batch rows and heads, whose temporaries stay in a CPU's cache.
+# The number of keys, over batch rows and heads, whose temporaries fit in a CPU's cache.
 KEYS_IN_CACHE = 1024
 
 
@@ -43,10 +43,10 @@ def arrange(
     """The layout of T tokens in chunks of C.
 
     Args:
-        keys: rows of one chunk, over its keys, batch rows and heads, for chunks that
-          are computed in groups; None for chunks that follow one another.
-        cu_seqlens: where each sequence starts and the last one ends; every sequence
-          then starts at the start of a chunk.
+        keys: number of keys in one chunk, over batch rows and heads, for chunks that
+          are computed in groups; None for chunks computed one after another.
+        cu_seqlens: the start of each sequence and the end of the last one; every
+          sequence then starts a new chunk.
     """
     M = -(-T // C)
     if cu_seqlens is not None:
@@ -58,14 +58,14 @@ def arrange(
 
 
 def chunks_together(chunks: int, keys: int) -> int:
-    """Chunks to compute by one batched product; groups of them follow in turn.
+    """The number of chunks to compute in one batched product.
 
-    A CPU is fastest while what it works on stays in its cache; other devices want all
-    the work at once.
+    A CPU is fastest while its operands stay in the cache; other devices are fastest
+    with all chunks at once.
 
     Args:
-        chunks: M, those there are.
-        keys: rows of one chunk, as in `arrange`.
+        chunks: M, the number of all chunks.
+        keys: number of keys in one chunk, as in `arrange`.
     """
     if platform() != "cpu":
         return chunks
@@ -110,13 +110,13 @@ def _ragged(cu_seqlens: Int[Array, "S+1"], T: int, C: int, M: int, group: int):
     source = jnp.where(token < ends[sequence][:, None], token, T)
 
     t = jnp.arange(T, dtype=cu_seqlens.dtype)
-    own = owner(cu_seqlens, T)
-    target = chunk_starts[own] * C + t - starts[own]
+    sequence_of_token = owner(cu_seqlens, T)
+    target = chunk_starts[sequence_of_token] * C + t - starts[sequence_of_token]
     return Layout(C, group, source.reshape(-1), target, sequence)
 
 
 def chunk_bounds(cu_seqlens: Int[Array, "S+1"], C: int) -> Int[Array, "S+1"]:
-    """Where the chunks of each sequence start and the last one's end."""
+    """The first chunk of each sequence, and the number of all chunks."""
     chunks = (jnp.diff(cu_seqlens) + C - 1) // C
     return jnp.pad(jnp.cumsum(chunks, dtype=cu_seqlens.dtype), (1, 0))
 
@@ -133,13 +133,13 @@ def by_key(x: Float[Array, "B T N H *d"], layout: Layout) -> Array:
 
 
 def to_tokens(o: Float[Array, "M B H C V"], layout: Layout, T: int) -> Array:
-    """[M, B, H, C, V] to [B, T, H, V]; tokens of no sequence hold anything."""
+    """[M, B, H, C, V] to [B, T, H, V]; undefined for tokens outside all sequences."""
     o = jnp.moveaxis(o, (0, 2), (1, 3))
     return from_rows(o.reshape(o.shape[0], -1, *o.shape[3:]), layout, T)
 
 
 def from_rows(o: Float[Array, "B MC H V"], layout: Layout, T: int) -> Array:
-    """The rows of all chunks to [B, T, H, V]; tokens of no sequence hold anything."""
+    """Rows of all chunks to [B, T, H, V]; undefined for tokens outside sequences."""
     if layout.target is None:
         return o[:, :T]
     return jnp.take(o, layout.target, axis=1, mode="clip")

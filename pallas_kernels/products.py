@@ -1,4 +1,4 @@
-"""Matrix products of a named operand type, precision and accumulation type."""
+"""Matrix products with a given operand type, precision and accumulation type."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ EXACT = jax.lax.Precision.HIGHEST
 
 
 class Product(NamedTuple):
-    """An einsum in given operand type and precision that accumulates in `result`."""
+    """An einsum of `operand` types in a given precision, accumulated in `result`."""
 
     operand: jnp.dtype
     result: jnp.dtype
@@ -28,7 +28,7 @@ class Product(NamedTuple):
 def input_product(inputs, result, precision) -> Product:
     """The product of an operation's inputs, in the widest type among them.
 
-    Without a precision it is exact where that type is the accumulation's; narrower
+    With precision None it is exact if that is also the accumulation type; narrower
     operands are multiplied as they are.
     """
     operand = max((x.dtype for x in inputs), key=lambda dtype: dtype.itemsize)

@@ -1,8 +1,8 @@
-"""Programs of the operations to compile ahead of time, by name; see `aot`.
+"""Programs with the operations, to compile ahead of time by name; see `aot`.
 
-Each returns a function and the `jax.ShapeDtypeStruct` of its arguments. Heads and their
-channels come as one axis, as a model's projections make them, so that a kernel's share
-of the layout is compiled with it.
+Each function returns a program and the `jax.ShapeDtypeStruct` of its arguments. Heads
+and their channels form one axis, as after a model's projections, so that the change of
+layout for a kernel is compiled with it.
 """
 
 from collections.abc import Callable
@@ -32,9 +32,9 @@ def delta_rule(
     sequences: int = 0,
     implementation: str = "pallas_tpu",
 ) -> Program:
-    """The delta rule, N steps a token, or both directions of it.
+    """The delta rule with N steps per token; with `backward`, also its gradient.
 
-    With `sequences` a row holds so many of equal lengths.
+    With `sequences`, a row holds that many sequences of equal length.
     """
     bounds = jnp.linspace(0, T, sequences + 1).astype(jnp.int32) if sequences else None
 
@@ -72,7 +72,7 @@ def linear_attention(
     sequences: int = 0,
     implementation: str = "pallas_tpu",
 ) -> Program:
-    """Gated linear attention, its decay a "head"'s or a "channel"'s."""
+    """Gated linear attention with a decay per "head" or per "channel"."""
     bounds = jnp.linspace(0, T, sequences + 1).astype(jnp.int32) if sequences else None
 
     def forward(q, k, v, g):
@@ -109,7 +109,13 @@ def delta_rule_step(
     @partial(jax.jit, donate_argnums=0)
     def step(state, q, k, v, beta, g):
         return delta_product(
-            *(q, k, v, beta, g), initial_state=state, implementation=implementation
+            q,
+            k,
+            v,
+            beta,
+            g,
+            initial_state=state,
+            implementation=implementation,
         )
 
     shapes = (
@@ -137,7 +143,10 @@ def linear_attention_step(
     @partial(jax.jit, donate_argnums=0)
     def step(state, q, k, v, g):
         return gated_linear_attention(
-            *(q, k, v, None if decay is None else g),
+            q,
+            k,
+            v,
+            None if decay is None else g,
             initial_state=state,
             implementation=implementation,
         )
@@ -167,15 +176,20 @@ def selective_scan(
 ) -> Program:
     """The selective scan.
 
-    With `sequences` a row holds so many of equal lengths, with `segments` so many
-    documents.
+    With `sequences`, a row holds that many sequences of equal length; with `segments`,
+    that many documents.
     """
     bounds = jnp.linspace(0, T, sequences + 1).astype(jnp.int32) if sequences else None
 
     def forward(x, dt, A, in_B, in_C, D):
         ids = jnp.broadcast_to(jnp.arange(T) * segments // T, (B, T))
         return _selective_scan(
-            *(x, dt, A, in_B, in_C, D),
+            x,
+            dt,
+            A,
+            in_B,
+            in_C,
+            D,
             cu_seqlens=bounds,
             segment_ids=ids if segments else None,
             implementation=implementation,
@@ -185,25 +199,26 @@ def selective_scan(
         jax.ShapeDtypeStruct((B, T, E), dtype),
         jax.ShapeDtypeStruct((B, T, E), jnp.float32),
         jax.ShapeDtypeStruct((E, N), jnp.float32),
-        *2 * (jax.ShapeDtypeStruct((B, T, N), dtype),),
+        jax.ShapeDtypeStruct((B, T, N), dtype),
+        jax.ShapeDtypeStruct((B, T, N), dtype),
         jax.ShapeDtypeStruct((E,), jnp.float32),
     )
     return _both(forward) if backward else forward, shapes
 
 
 def with_block_sizes(program: str, sizes: dict[str, int], **arguments) -> Program:
-    """A program of this module, with other block sizes than the table's."""
+    """A program of this module, with block sizes that replace the table's."""
     function, shapes = globals()[program](**arguments)
 
-    def tried(*inputs):
+    def run(*inputs):
         with block_sizes.trying(sizes):
             return function(*inputs)
 
-    return tried, shapes
+    return run, shapes
 
 
 def _both(forward: Callable) -> Callable:
-    """A function with its gradient, that of half the sum of its results' squares."""
+    """A function and its gradient, that of half the sum of its squared results."""
 
     def both(*inputs):
         results, pull_back = jax.vjp(forward, *inputs)

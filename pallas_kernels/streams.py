@@ -1,7 +1,7 @@
-"""Streams of tokens: segments of a row, and sequences behind one another in one row.
+"""Streams of tokens: segments of a row, and sequences one after another in one row.
 
-Padding becomes operands of zero, which leave every state as it is; a reset becomes a
-decay by exactly zero, g = -inf.
+Padding becomes operands of zero, which leave every state unchanged; a reset becomes a
+decay to exactly zero, g = -inf.
 """
 
 from functools import partial
@@ -30,7 +30,7 @@ def run(
         recurrence: called with `tokens`, g, the states [S, B, H, K, V] (S or B is one),
           cu_seqlens, chunk_size, precision and whether the states are known to be empty
           (zero); returns outputs [B, T, H, V] and states.
-        tokens: q [B, T, H, K], v [B, T, ..., V] and all else that a token carries.
+        tokens: q [B, T, H, K], v [B, T, ..., V] and the other arrays over tokens.
         g: log decay [B, T, H] or [B, T, H, K], or None.
     """
     q, v = tokens["q"], tokens["v"]
@@ -91,8 +91,8 @@ def scan(
     """`jax.lax.scan` whose step m reads and writes states[sequence[m]].
 
     Args:
-        step: from a state and operands to the next state and an output.
-        sequence: None where there is a single state.
+        step: maps a state and operands to the next state and an output.
+        sequence: None if there is a single state.
     """
 
     def body(states, operands_and_sequence):
@@ -100,7 +100,7 @@ def scan(
         if s is None:
             state, output = step(states[0], operands)
             return state[None], output
-        # All is read before anything is written, so that no step copies the states.
+        # The state is read before any is written, so that no step copies the states.
         state, states = jax.lax.optimization_barrier((states[s], states))
         state, output = step(state, operands)
         return states.at[s].set(state), output
@@ -111,7 +111,7 @@ def scan(
 def segments(
     segment_ids: Int[Array, "B T"],
 ) -> tuple[Bool[Array, "B T"], Bool[Array, "B T"]]:
-    """Which tokens are no padding, and which of these start a segment but the first."""
+    """Which tokens are not padding, and which of them start a later segment."""
     present = segment_ids >= 0
     t = jnp.arange(segment_ids.shape[1])[None, :]
     latest = jax.lax.cummax(jnp.where(present, t, -1), axis=1)
@@ -121,20 +121,20 @@ def segments(
 
 
 def opaque(x: Array) -> Array:
-    """x, about whose values the compiler learns nothing.
+    """Hide the values of x from the compiler.
 
-    XLA for CPUs multiplies wrongly by a right operand that repeats one number, where a
+    XLA for CPUs gives wrong products with a right operand that repeats one number if a
     reduction is fused with the product, as in ``jnp.sum(x @ jnp.ones((32, 32)), -1)``
-    (tests/kernels/test_compiler.py). A state of zeros, the caller's own too, would be
-    such an operand.
+    (tests/kernels/test_compiler.py). A state of zeros, also one from the caller, would
+    be such an operand.
     """
     return jax.lax.optimization_barrier(x)
 
 
 def vary_like(x: Array, arrays: list[Array]) -> Array:
-    """Inside `jax.shard_map`, let x vary over the mesh axes the arrays vary over.
+    """Inside `jax.shard_map`, let x vary over the mesh axes that the arrays vary over.
 
-    A loop's state must vary as its results do, also where it starts from zeros.
+    A loop's state must vary as its results do, even if it starts from zeros.
     """
 
     def varying(array):
@@ -147,7 +147,7 @@ def vary_like(x: Array, arrays: list[Array]) -> Array:
 
 
 def masked(x: Array, present: Bool[Array, "B T"]) -> Array:
-    """x [B, T, ...], zero where the token is padding."""
+    """x [B, T, ...] with zeros for padding tokens."""
     return jnp.where(_per_row(present, x), x, jnp.zeros((), x.dtype))
 
 
@@ -163,7 +163,7 @@ def inside(cu_seqlens: Int[Array, "S+1"], T: int) -> Bool[Array, "1 T"]:
 
 
 def owner(cu_seqlens: Int[Array, "S+1"], T: int) -> Int[Array, " T"]:
-    """The sequence of each of T tokens; the last one's for tokens of none."""
+    """The sequence of each of T tokens; the last one for tokens outside all."""
     t = jnp.arange(T, dtype=cu_seqlens.dtype)
     sequence = jnp.searchsorted(cu_seqlens[1:], t, side="right")
     return jnp.minimum(sequence, cu_seqlens.shape[0] - 2)

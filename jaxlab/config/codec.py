@@ -19,7 +19,7 @@ def to_json(config: Any) -> dict:
         Dicts, lists and scalars; `from_json` gives back an equal config.
 
     Raises:
-        TypeError: if a field holds anything else (its dotted name is said).
+        TypeError: a field holds anything else; the message gives its dotted name.
     """
     if not is_config(config):
         raise TypeError(f"A config is a dataclass, and {config!r} is not one.")
@@ -50,12 +50,12 @@ def _to_json(value: Any, where: str) -> Any:
 def from_json(data: dict) -> Any:
     """The config that `to_json` wrote; lists become tuples.
 
-    A field that is missing takes its default, so that configs saved before the field
-    was added stay readable.
+    A missing field takes its default, so that configs saved before the field was added
+    stay readable.
 
     Raises:
-        ValueError: a type that nothing defines, that lacks one of the fields given, or
-            that needs one that is not.
+        ValueError: a type is unknown, has no field of a given name, or needs a field
+            that is not given.
     """
     if not isinstance(data, dict):
         raise ValueError(f"A config in JSON is an object with a type, not {data!r}.")
@@ -86,10 +86,10 @@ def _from_json(value: Any) -> Any:
 
 
 def updated(data: dict) -> dict:
-    """A saved config as this version writes it.
+    """A saved config as this version would write it.
 
-    Classes have their present names, and fields that were added since have their
-    defaults. What this version cannot read is left as it was.
+    Classes have their present names, and fields added since have their defaults. A
+    config that this version cannot read is returned unchanged.
     """
     try:
         return to_json(from_json(data))
@@ -100,7 +100,7 @@ def updated(data: dict) -> dict:
 def differences(
     a: dict, b: dict, labels: tuple[str, str] = ("in the first", "in the second")
 ) -> list[str]:
-    """Where two configs in JSON differ: "model.width: 256 in the first, 128 in ..."."""
+    """List what differs in two configs: "model.width: 256 in the first, 128 in ..."."""
     return _differences(a, b, labels, "")
 
 
@@ -108,12 +108,12 @@ def _differences(a: Any, b: Any, labels: tuple[str, str], where: str) -> list[st
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         a, b = dict(enumerate(a)), dict(enumerate(b))
     if isinstance(a, dict) and isinstance(b, dict):
-        found = []
+        differing = []
         for name in (*a, *(name for name in b if name not in a)):
             inner = f"{where}.{name}" if where else str(name)
             pair = a.get(name, _ABSENT), b.get(name, _ABSENT)
-            found += _differences(*pair, labels, inner)
-        return found
+            differing += _differences(*pair, labels, inner)
+        return differing
     if type(a) is type(b) and (a == b or (a != a and b != b)):  # NaN equals NaN here
         return []
     return [f"{where}: {_shown(a)} {labels[0]}, {_shown(b)} {labels[1]}"]
@@ -132,5 +132,5 @@ def _shown(value: Any) -> str:
 
 
 def is_config(value: Any) -> bool:
-    """Whether it is an instance of a dataclass."""
+    """Whether `value` is an instance of a dataclass."""
     return dataclasses.is_dataclass(value) and not isinstance(value, type)

@@ -30,9 +30,9 @@ from jaxlab.config.files import load
 def parse_cli(argv: Sequence[str]) -> Any:
     """The config of a command line: a config file, then overrides of its fields.
 
-    `parse_cli(["configs/tiny.py", "--model.width", "64"])`. A field in a tuple is
-    named by its index: `--model.pattern.0.n-householders 2`. Ends the program with
-    code 2 and a sentence if an option or the file is wrong, with code 0 after --help.
+    `parse_cli(["configs/tiny.py", "--model.width", "64"])`. An entry of a tuple is
+    named by its index: `--model.pattern.0.n-householders 2`. A wrong option or file
+    ends the program with code 2 and a message, --help with code 0.
 
     Args:
         argv: the arguments, without the program's name (`sys.argv[1:]`).
@@ -62,24 +62,24 @@ def parse_cli(argv: Sequence[str]) -> Any:
 
 
 def _classes_of_defaults() -> ConstructorRegistry:
-    """tyro's own rules, but every config inside has the class of its default.
+    """tyro's rules, except that every nested config has the class of its default.
 
-    The annotation of a field may be a union of classes that are all named Config, one
-    a module, and tyro tells the members of a union apart by their names.
+    A field's annotation may be a union of classes from different modules, all named
+    Config, and tyro tells the members of a union apart by their names.
     """
     registry = ConstructorRegistry()
-    asking = False
+    in_rule = False
 
     @registry.struct_rule
     def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
-        nonlocal asking
-        if asking:
+        nonlocal in_rule
+        if in_rule:
             return None
-        asking = True
+        in_rule = True
         try:
             spec = ConstructorRegistry.get_struct_spec(info)
         finally:
-            asking = False
+            in_rule = False
         if not isinstance(spec, StructConstructorSpec):
             return None
         fields = tuple(
@@ -97,9 +97,9 @@ def _classes_of_defaults() -> ConstructorRegistry:
 
 
 def _without_functions(annotation: Any) -> Any:
-    """A union less its functions, which no command line can give."""
-    arms = typing.get_args(annotation)
+    """A union without its function types, which a command line cannot express."""
+    members = typing.get_args(annotation)
     if not isinstance(annotation, types.UnionType):
         return annotation
-    rest = [arm for arm in arms if typing.get_origin(arm) is not Callable]
-    return functools.reduce(operator.or_, rest) if rest else annotation
+    others = [member for member in members if typing.get_origin(member) is not Callable]
+    return functools.reduce(operator.or_, others) if others else annotation

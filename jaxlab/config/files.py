@@ -15,16 +15,16 @@ from jaxlab.config.names import CONFIG_FILE, nearest
 
 
 def load(path: str | Path) -> Any:
-    """The value called `config` in a Python file, which may import those beside it.
+    """The value named `config` in a Python file, which may import files next to it.
 
     Raises:
-        FileNotFoundError: if there is no such file; those beside it are listed.
-        ValueError: if it has no `config`, or calls a dataclass with a field that it
-          does not have.
+        FileNotFoundError: there is no such file; the message lists those in its folder.
+        ValueError: the file assigns no dataclass to `config`, or calls a dataclass with
+            a field that it does not have.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no config file {path}. {_beside(path)}")
+        raise FileNotFoundError(f"There is no config file {path}. {_listing(path)}")
     name = f"{CONFIG_FILE}{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -37,8 +37,8 @@ def load(path: str | Path) -> Any:
     try:
         spec.loader.exec_module(module)
     except TypeError as error:
-        found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        keyword = found[1] if found else ""
+        match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        keyword = match[1] if match else ""
         where = _call_with(keyword, path, error.__traceback__)
         if where is None:
             raise
@@ -63,7 +63,7 @@ def load(path: str | Path) -> Any:
 def _call_with(
     keyword: str, path: Path, traceback: TracebackType | None
 ) -> tuple[int, type] | None:
-    """The line of `keyword` in the call that failed, and the dataclass it makes."""
+    """The line of `keyword` in the call that failed, and the dataclass called."""
     namespace, line = {}, 0
     while traceback is not None:
         if traceback.tb_frame.f_code.co_filename == str(path):
@@ -89,7 +89,7 @@ def _call_with(
 
 
 def _resolve(node: ast.expr, namespace: dict) -> Any:
-    """The value of a name or a chain of attributes, what a call calls, or None."""
+    """The value of a name, of a chain of attributes, or of a call's function."""
     if isinstance(node, ast.Name):
         return namespace.get(node.id)
     if isinstance(node, ast.Attribute):
@@ -99,7 +99,8 @@ def _resolve(node: ast.expr, namespace: dict) -> Any:
     return None
 
 
-def _beside(path: Path) -> str:
+def _listing(path: Path) -> str:
+    """A sentence about the Python files in the folder of a missing file."""
     folder = path.parent
     if not folder.is_dir():
         return f"There is no directory {folder} either."

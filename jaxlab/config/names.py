@@ -1,13 +1,12 @@
-"""The names under which saved configs know their classes.
+"""The names under which the classes of configs are saved.
 
-A class of jaxlab is saved under its public name, wherever its file lies: ``AdamW``, or
+A class of jaxlab is saved under its public name, wherever its file is: ``AdamW``, or
 ``gla.Config`` for the `Config` of the module `gla`. Moving a file changes no
-checkpoint. Versions before this one saved the whole path, which ends in the same name.
-A class that gets another name keeps its former ones in `RENAMED`.
+checkpoint. Earlier versions saved the whole path, which ends in the same name. When a
+class is renamed, `RENAMED` keeps its former names.
 
 A class of your own is saved under its module and name, such as ``my_mixer.Config``, and
-is found again among the modules that are loaded: nothing is imported because a file
-names it.
+is looked up among the loaded modules: nothing is imported because a file names it.
 """
 
 import dataclasses
@@ -21,37 +20,37 @@ from typing import TypeGuard
 import jaxlab
 
 RENAMED: dict[str, str] = {}
-"""Former names of classes of jaxlab, and their present ones."""
+"""Former names of jaxlab's classes, mapped to the present ones."""
 
 CONFIG_FILE = "config_file_"
-"""Begins the module name of a config file, so that it hides no module."""
+"""Prefix of a config file's module name, so that it hides no other module."""
 
 
 def tag(cls: type) -> str:
     """The name under which a class is saved.
 
     Raises:
-        TypeError: a class inside another or in a function, or one of your own whose
-            name would be that of one of jaxlab's.
+        TypeError: the class is nested in another class or in a function, or is your own
+            and would have the name of one of jaxlab's.
     """
     name = f"{cls.__module__.removeprefix(CONFIG_FILE)}.{cls.__qualname__}"
     if "." in cls.__qualname__:
         raise TypeError(
             f"{name} is not at the top level of its module, where a saved config could "
-            "find it again."
+            "find it again; define it there."
         )
     if _is_ours(cls):
         return canonical(name)
     if any(tag(known) == name for known in classes_of_jaxlab()):
         raise TypeError(
-            f"{name} is the name of a class of jaxlab; rename the file of yours, "
+            f"{name} is the name of a class of jaxlab; rename your file "
             f"{sys.modules[cls.__module__].__file__}."
         )
     return name
 
 
 def canonical(name: str) -> str:
-    """The present name of a class that was saved under this one."""
+    """The present name of a class that was saved as `name`."""
     if name.startswith("jaxlab."):
         *_, module, cls = name.split(".")
         name = f"{module}.{cls}" if cls == "Config" else cls
@@ -59,28 +58,28 @@ def canonical(name: str) -> str:
 
 
 def find(name: str) -> type:
-    """The dataclass of a saved name.
+    """The dataclass that was saved as `name`.
 
     Raises:
-        ValueError: no module that is loaded, and none of jaxlab's, defines it; the
-            message says which name is near.
+        ValueError: no loaded module and no module of jaxlab defines it; the message
+            gives the nearest known name.
     """
-    wanted = canonical(name)
-    if cls := _among(_loaded(), wanted):
+    present = canonical(name)
+    if cls := _among(_loaded(), present):
         return cls
-    module, _, attribute = wanted.rpartition(".")
+    module, _, attribute = present.rpartition(".")
     for module_name in (module, CONFIG_FILE + module):
         thing = getattr(sys.modules.get(module_name), attribute, None)
         if _is_config_class(thing) and thing.__module__ == module_name:
             return thing
     classes = list(classes_of_jaxlab())
-    if cls := _among(classes, wanted):
+    if cls := _among(classes, present):
         return cls
-    near = nearest(wanted, map(tag, classes))
+    near = nearest(present, map(tag, classes))
     if module and not name.startswith("jaxlab."):
         raise ValueError(
-            f"The saved config names {name}, which no module that is loaded defines"
-            f"{near}. If it is a class of yours, import its file first."
+            f"The saved config names {name}, which no loaded module defines{near}. If "
+            "it is your own class, import its file first."
         )
     raise ValueError(
         f"This version of jaxlab has no {name}, which the saved config names{near}."
@@ -88,7 +87,7 @@ def find(name: str) -> type:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of a sentence that says which known name is near, if one is."""
+    """The end of an error message: the known name nearest to `name`, if one is near."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f"; the nearest is {close[0]!r}" if close else ""
 
@@ -98,7 +97,7 @@ def _is_ours(cls: type) -> bool:
 
 
 def _is_config_class(thing: object) -> TypeGuard[type]:
-    """Whether it is a dataclass, and no pytree: states are not saved in configs."""
+    """Whether `thing` is a dataclass and not a pytree: states are no configs."""
     return (
         isinstance(thing, type)
         and dataclasses.is_dataclass(thing)
@@ -106,12 +105,12 @@ def _is_config_class(thing: object) -> TypeGuard[type]:
     )
 
 
-def _among(classes: Iterable[type], wanted: str) -> type | None:
-    return next((cls for cls in classes if tag(cls) == wanted), None)
+def _among(classes: Iterable[type], name: str) -> type | None:
+    return next((cls for cls in classes if tag(cls) == name), None)
 
 
 def _loaded() -> Iterator[type]:
-    """The config classes of jaxlab's modules that are loaded."""
+    """The config classes in the loaded modules of jaxlab."""
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] == jaxlab.__name__:
             for thing in list(vars(module).values()):
@@ -122,7 +121,7 @@ def _loaded() -> Iterator[type]:
 
 
 def classes_of_jaxlab() -> Iterator[type]:
-    """All config classes of jaxlab; imports what is not loaded yet."""
+    """All config classes of jaxlab; imports the modules that are not loaded yet."""
     for module in pkgutil.walk_packages(jaxlab.__path__, f"{jaxlab.__name__}."):
         importlib.import_module(module.name)
     yield from _loaded()

@@ -1,4 +1,4 @@
-"""Decoding: tokens drawn one after another from a model's distributions."""
+"""Decoding: tokens drawn one after another from a model."""
 
 from jaxlab.decoding.loop import Completions, decode, prefill
 from jaxlab.decoding.sampling import SamplingParams, adjusted_logits, sample_token

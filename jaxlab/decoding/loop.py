@@ -1,11 +1,11 @@
-"""The decoding loop: one parallel pass over the prompts, then one step a token.
+"""The decoding loop: one parallel pass over the prompts, then one step per token.
 
-All completions of a prompt go on from its state, so a prompt is read once and not once
-for each. A pure function of any parameters whose weights are `jaxlab.params` leaves, so
-a population of low-rank members is one `jax.vmap`.
+All completions of a prompt continue from its state, so each prompt is read once. The
+weights may be any leaves of `jaxlab.params`, and the functions are pure, so decoding
+with a population of low-rank members is one `jax.vmap`.
 
-Dimension key: B prompts, P tokens of a prompt, N tokens of a completion, R rows, which
-are B times the completions a prompt, W vocabulary.
+Dimension key: B prompts, P tokens of a prompt, N tokens of a completion, R rows (B
+times the completions per prompt), W vocabulary.
 """
 
 from typing import Any
@@ -25,10 +25,10 @@ class Completions:
     """Tokens that followed the prompts.
 
     Attributes:
-        tokens: int32 ``[R, N]``; behind the end of a row the (first) stop token.
-        log_probabilities: float32 ``[R, N]``, of the distribution drawn from, 0 behind
-            the end.
-        mask: float32 ``[R, N]``, 1 up to the first stop token, which it includes.
+        tokens: int32 ``[R, N]``; after the end of a row, the first of the stop tokens.
+        log_probabilities: float32 ``[R, N]``, under the distribution drawn from; 0
+            after the end of a row.
+        mask: float32 ``[R, N]``, 1 up to and including the token that ends the row.
     """
 
     tokens: Int[Array, "R N"]
@@ -49,36 +49,36 @@ def decode(
 ) -> Completions:
     """Draw tokens y_t ~ softmax(logits(prompt, y_<t) / temperature), cut to `top_p`.
 
-    The loop ends with `how.max_tokens`, or where every row has met a stop token. It has
-    no reverse-mode gradient; the log-probability of given tokens has
-    (`jaxlab.rl.log_probabilities`).
+    The loop ends after `how.max_tokens` tokens, or once every row has drawn a stop
+    token. It has no reverse-mode gradient; `jaxlab.rl.log_probabilities`, of given
+    tokens, has one.
 
     Args:
         params: the model's parameters.
         prompts: int ``[B, P]`` token ids, the shorter ones padded on the left.
         cfg: the model.
         how: how many tokens, how they are drawn, and which end a row; its seed is not
-            read.
-        key: of the draws.
+            used.
+        key: PRNG key of the draws.
         segment_ids: int ``[B, P]``, -1 for padding; a row's last token is real. None
             for prompts of one length.
-        samples: completions a prompt; those of prompt b are the rows from
+        samples: completions per prompt; those of prompt b are the rows from
             ``b * samples`` on.
-        vocab_size: the tokenizer's ids, which are all that is drawn from; None takes
-            the model's, which may be more.
+        vocab_size: only ids below it are drawn, such as the size of the tokenizer; None
+            for the model's, which may be larger.
 
     Returns:
-        The completions, `how.max_tokens` tokens a row.
+        The completions, `how.max_tokens` tokens per row.
 
     Raises:
-        ValueError: shapes that do not fit, an empty prompt, or `samples` below 1.
+        ValueError: the shapes do not fit, a prompt is empty, or `samples` is below 1.
     """
     N, vocab_size = how.max_tokens, vocab_size or cfg.vocab_size
     stop = jnp.asarray(how.stop, jnp.int32)
     keys = jax.random.split(key, N)
 
     def draw(t, x, out: Completions, ended):
-        """Write token t of the rows that have not ended."""
+        """Draw token t from hidden states `x` for the rows that have not ended."""
         logits = models.logits(params, x, cfg)[:, :vocab_size]
         tokens = sample_token(logits, keys[t], how)
         log_p = -models.token_nats(adjusted_logits(logits, how), tokens)
@@ -92,11 +92,11 @@ def decode(
         )
         return out, ended | jnp.isin(tokens, stop)
 
-    def goes_on(carry):
+    def unfinished(carry):
         t, _, ended, _ = carry
         return (t < N) & ~_all(ended) if how.stop else t < N
 
-    def one(carry):
+    def next_token(carry):
         t, out, ended, state = carry
         x, state = models.hidden_step(params, out.tokens[:, t - 1], cfg, state)
         out, ended = draw(t, x, out, ended)
@@ -117,7 +117,7 @@ def decode(
         jnp.zeros((rows, N)),
     )
     out, ended = draw(0, x, blank, jnp.zeros(rows, bool))
-    return jax.lax.while_loop(goes_on, one, (1, out, ended, state))[1]
+    return jax.lax.while_loop(unfinished, next_token, (1, out, ended, state))[1]
 
 
 def prefill(
@@ -135,22 +135,23 @@ def prefill(
         params: the model's parameters.
         prompts: int ``[B, P]`` token ids, the shorter ones padded on the left.
         cfg: the model.
-        max_tokens: tokens that will follow, for which attention layers have room.
+        max_tokens: how many tokens will follow; attention layers leave room for them.
         segment_ids: int ``[B, P]``, -1 for padding; a row's last token is real. None
             for prompts of one length.
-        samples: rows a prompt; those of prompt b are the rows from ``b * samples`` on.
+        samples: rows per prompt; those of prompt b are the rows from ``b * samples``
+            on.
 
     Returns:
-        The hidden states ``[R, d]`` after each prompt, which `models.logits` takes, and
-        the state of R rows.
+        The hidden states ``[R, d]`` after each prompt, for `models.logits`, and the
+        state of R rows.
 
     Raises:
-        ValueError: shapes that do not fit, an empty prompt, or `samples` below 1.
+        ValueError: the shapes do not fit, a prompt is empty, or `samples` is below 1.
     """
     if prompts.ndim != 2 or prompts.shape[1] == 0:
         raise ValueError(
             f"The prompts have shape {prompts.shape}; give [prompts, tokens] with at "
-            "least one token (the tokenizer's separator starts a new document)."
+            "least one token, such as the tokenizer's separator to start a document."
         )
     if segment_ids is not None and segment_ids.shape != prompts.shape:
         raise ValueError(
@@ -158,7 +159,7 @@ def prefill(
             "one shape, [prompts, tokens]."
         )
     if samples < 1:
-        raise ValueError(f"samples={samples}; ask for at least one a prompt.")
+        raise ValueError(f"samples={samples}; ask for at least one per prompt.")
     B, P = prompts.shape
     state = models.init_state(cfg, B, P + max_tokens)
     x, state = models.hidden(params, prompts, cfg, state=state, segment_ids=segment_ids)
@@ -173,9 +174,9 @@ def _all(ended: Bool[Array, " R"]) -> Bool[Array, ""]:
 
 @_all.def_vmap
 def _all_of_batch(axis_size, in_batched, ended):
-    """One answer for a whole batch, so that its loops end together.
+    """One condition for a whole batch of loops, so that they end together.
 
-    A loop with an answer for each would copy its state in every turn, to keep what has
-    ended as it is; here the rows see to that themselves.
+    With a condition for each, every iteration would copy the state, to keep that of the
+    loops that have ended; here rows that have ended stay unchanged without it.
     """
     return _all(ended.reshape(-1)), False

@@ -1,4 +1,4 @@
-"""Choosing tokens from logits."""
+"""Drawing tokens from logits."""
 
 import dataclasses
 import math
@@ -7,19 +7,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# A running sum of float32 probabilities is not known better than to this share.
+# The relative error of a running sum of float32 probabilities.
 ROUNDING = 2e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are drawn, and when a row ends."""
+    """Settings of the distribution that tokens are drawn from and of a row's end."""
 
     max_tokens: int = 256  # tokens to generate
     temperature: float = 0.8  # 0 takes the likeliest token
-    top_p: float = 1.0  # keep the likeliest tokens that hold this probability
+    top_p: float = 1.0  # draw from the likeliest tokens with this total probability
     seed: int = 0
-    stop: tuple[int, ...] = ()  # tokens that end a row; none: rows of max_tokens
+    stop: tuple[int, ...] = ()  # tokens that end a row; if empty, only max_tokens does
 
     def __post_init__(self):
         if self.max_tokens < 1:
@@ -48,7 +48,7 @@ def adjusted_logits(
 
     That is ``softmax(logits / temperature)``, cut to the nucleus: the smallest set of
     likeliest tokens whose probabilities add to at least `top_p` (Holtzman et al., arXiv
-    1904.09751). Of tokens that are equally likely at its border, the lowest ids are in.
+    1904.09751). Among equally likely tokens at its border, it keeps the lowest ids.
 
     Args:
         logits: ``[B, W]``.
@@ -56,15 +56,15 @@ def adjusted_logits(
             token.
 
     Returns:
-        float32 ``[B, W]``, at most 0, and -inf for what is cut.
+        float32 ``[B, W]``, at most 0, and -inf for tokens outside the nucleus.
     """
     logits = logits.astype(jnp.float32)
     if how.temperature == 0:
         likeliest = jnp.argmax(logits, axis=-1, keepdims=True)
         ids = jnp.arange(logits.shape[-1])[None]
         return jnp.where(ids == likeliest, 0.0, -jnp.inf)
-    # The maximum goes first and the divisor is a normal float32, so that the largest
-    # logit is 0 however low the temperature.
+    # The maximum is subtracted first and the divisor is a normal float32, so that the
+    # largest logit is 0 however low the temperature.
     logits -= jnp.max(logits, axis=-1, keepdims=True)
     logits /= max(how.temperature, float(jnp.finfo(jnp.float32).tiny))
     if how.top_p == 1:
@@ -84,11 +84,11 @@ def adjusted_logits(
 def sample_token(
     logits: Float[Array, "B W"], key: Array, how: SamplingParams
 ) -> Int[Array, " B"]:
-    """Draw one token a row from the distribution of `adjusted_logits`.
+    """Draw one token per row from the distribution of `adjusted_logits`.
 
     Args:
         logits: ``[B, W]``.
-        key: of the draws; without effect at temperature 0.
+        key: PRNG key of the draws; not used at temperature 0.
         how: temperature and `top_p`.
 
     Returns:

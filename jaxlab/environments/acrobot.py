@@ -1,4 +1,4 @@
-"""Acrobot: swing the tip of two links above the bar by a torque at the joint between.
+"""Acrobot: swing the tip of two links above a bar by a torque at their common joint.
 
 With theta_1 the first link's angle from hanging down and theta_2 the second's from the
 first, the equations of motion are
@@ -14,12 +14,12 @@ where c_i is the distance of a link's centre from its joint, I_i its moment of i
             + (m_1 c_1 + m_2 l_1) g sin theta_1 + phi_2
     phi_2 = m_2 c_2 g sin(theta_1 + theta_2).
 
-A step is one of Runge and Kutta's fourth order; then the angles are brought into
-[-pi, pi] and the speeds clipped. Constants are those of Gymnasium's Acrobot-v1.
+A step is one fourth-order Runge-Kutta step; then the angles are wrapped into [-pi, pi]
+and the speeds clipped. Constants are those of Gymnasium's Acrobot-v1.
 
-Differs from the paper in: one step of 0.2 s by Runge and Kutta, not four of 0.05 s by
-Euler. The equations are the book's, which have the term in theta_1'^2 that the paper's
-do not.
+Differs from the paper in: one Runge-Kutta step of 0.2 s, not four Euler steps of
+0.05 s; and the equations are the book's, with a term in theta_1'^2 that the paper's do
+not have.
 
 Reference: Sutton, Generalization in reinforcement learning, 1996; Sutton and Barto,
 Reinforcement Learning: An Introduction, 1998, section 11.3.
@@ -42,15 +42,15 @@ class Acrobot:
     Attributes:
         gravity: g.
         masses: m_1 and m_2.
-        length: l_1, of each link.
+        length: l_1, the length of each link.
         centre: c_1 and c_2, from a link's joint to its centre of mass.
         inertia: I_1 and I_2, about the centre of mass.
-        torque: of an action.
+        torque: the torque of action 2.
         max_speeds: largest absolute values of theta_1' and theta_2'.
-        height: the tip has to rise this far above the bar, in lengths of a link.
-        dt: seconds a step.
+        height: how far the tip has to rise above the bar, in lengths of a link.
+        dt: seconds per step.
         start: largest absolute value of every entry of the first state.
-        max_steps: limit of an episode.
+        max_steps: largest number of steps in an episode.
     """
 
     gravity: float = 9.8
@@ -95,7 +95,7 @@ class Acrobot:
     def step(
         self, state: Float[Array, "4"], action: Int[Array, ""], key: Array
     ) -> Step:
-        """Turn for `dt`; the reward is -1, and 0 for the step that is done."""
+        """Apply the torque for `dt`; the reward is -1, or 0 for the last step."""
         u = self.torque * (action.astype(jnp.float32) - 1)
         h = self.dt
         k1 = self._velocities(state, u)
@@ -103,18 +103,17 @@ class Acrobot:
         k3 = self._velocities(state + h / 2 * k2, u)
         k4 = self._velocities(state + h * k3, u)
         state = state + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-        most = jnp.asarray(self.max_speeds)
-        speeds = jnp.clip(state[2:], -most, most)
+        limits = jnp.asarray(self.max_speeds)
+        speeds = jnp.clip(state[2:], -limits, limits)
         state = jnp.concatenate([angle(state[:2]), speeds])
         done = -jnp.cos(state[0]) - jnp.cos(state[0] + state[1]) > self.height
         return Step(state, _observe(state), jnp.where(done, 0.0, -1.0), done)
 
     def _velocities(self, state, u):
-        """d state / dt: the first equation solved for theta_1'' put into the second."""
+        """d state / dt, with theta_1'' of the first equation put into the second."""
         theta_1, theta_2, speed_1, speed_2 = state
-        (m_1, m_2), l, c, I, g = (
-            *(self.masses, self.length, self.centre, self.inertia, self.gravity),
-        )
+        m_1, m_2 = self.masses
+        l, c, I, g = self.length, self.centre, self.inertia, self.gravity
         sin, cos = jnp.sin(theta_2), jnp.cos(theta_2)
         d_1 = m_1 * c**2 + m_2 * (l**2 + c**2 + 2 * l * c * cos) + 2 * I
         d_2 = m_2 * (c**2 + l * c * cos) + I

@@ -1,15 +1,15 @@
-"""Environments of gymnax and brax, as those of this package.
+"""Adapters for the environments of gymnax and brax.
 
     environment = Gymnax.make("CartPole-v1")
     environment = Brax.make("ant", backend="spring")
 
-Both libraries start a new episode by themselves where one ends: gymnax within `step`,
-brax by a wrapper of `brax.envs.create`. An episode here ends with it, so the adapters
-call what lies beneath, gymnax's `reset_env` and `step_env`, which also have the same
-results in all its versions, and `brax.envs.get_environment`. Observations become one
-float32 vector.
+Both libraries start a new episode when one ends: gymnax within `step`, brax in a
+wrapper from `brax.envs.create`. An episode of this package ends instead, so the
+adapters call the functions underneath: gymnax's `reset_env` and `step_env`, whose
+results are also the same in all its versions, and `brax.envs.get_environment`.
+Observations become one float32 vector.
 
-The libraries are the extra `rl`, and imported only by `make`.
+Both libraries belong to the extra `rl` and are imported only by `make`.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class Gymnax:
     """An environment of gymnax.
 
     Attributes:
-        environment: with `reset_env`, `step_env` and `action_space`.
+        environment: an object with `reset_env`, `step_env` and `action_space`.
         parameters: its constants, such as `environment.default_params`.
     """
 
@@ -48,31 +48,30 @@ class Gymnax:
 
     @property
     def observation_size(self) -> int:
-        """Entries of the observation, as one vector."""
+        """The number of entries of the observation, as one vector."""
         return _size(self.environment.reset_env, jax.random.key(0), self.parameters)
 
     @property
     def actions(self) -> int | Box:
-        """How many there are, or the bounds of the entries.
+        """The number of actions, or the bounds of an action's entries.
 
         Raises:
-            TypeError: the space is neither of the two.
+            TypeError: the action space is neither discrete nor one box.
         """
         space = self.environment.action_space(self.parameters)
         if hasattr(space, "n"):
             return int(space.n)
         if not hasattr(space, "low"):
             raise TypeError(
-                f"The actions are {space}, but only a space of numbered actions or one "
-                "box of bounded entries can be acted in; wrap the environment in one "
-                "that has such actions."
+                f"The action space is {space}, but it must be discrete or one box; "
+                "wrap the environment in one with such a space."
             )
         bounds = (np.broadcast_to(b, space.shape) for b in (space.low, space.high))
         return Box(*(tuple(b.ravel().tolist()) for b in bounds))
 
     @property
     def max_steps(self) -> int:
-        """The library's own limit."""
+        """The limit in gymnax's parameters."""
         return int(self.parameters.max_steps_in_episode)
 
     def reset(self, key: Array) -> tuple[Any, Float[Array, " n"]]:
@@ -81,7 +80,7 @@ class Gymnax:
         return state, _vector(observation)
 
     def step(self, state: Any, action: Array, key: Array) -> Step:
-        """What follows an action, a number or a vector as `actions` says."""
+        """Take an action, a number or a vector as given by `actions`."""
         space = self.environment.action_space(self.parameters)
         observation, state, reward, done, _ = self.environment.step_env(
             key, state, action.reshape(space.shape), self.parameters
@@ -94,8 +93,8 @@ class Brax:
     """An environment of brax.
 
     Attributes:
-        environment: with `reset`, `step` and `action_size`.
-        max_steps: limit of an episode.
+        environment: an object with `reset`, `step` and `action_size`.
+        max_steps: largest number of steps in an episode.
     """
 
     environment: Any
@@ -112,16 +111,16 @@ class Brax:
 
     @property
     def observation_size(self) -> int:
-        """Entries of the observation, as one vector."""
+        """The number of entries of the observation, as one vector."""
 
-        def first(key):
+        def reset(key):
             return (self.environment.reset(key).obs,)
 
-        return _size(first, jax.random.key(0))
+        return _size(reset, jax.random.key(0))
 
     @property
     def actions(self) -> Box:
-        """Entries between -1 and 1."""
+        """Vectors with entries between -1 and 1."""
         n = self.environment.action_size
         return Box((-1.0,) * n, (1.0,) * n)
 
@@ -131,7 +130,7 @@ class Brax:
         return state, _vector(state.obs)
 
     def step(self, state: Any, action: Float[Array, " k"], key: Array) -> Step:
-        """What follows an action; nothing in it is random."""
+        """Take an action; nothing is random, so `key` is not used."""
         state = self.environment.step(state, action)
         return _step(state, state.obs, state.reward, state.done)
 
@@ -146,9 +145,9 @@ def _library(name: str) -> Any:
         ) from error
 
 
-def _size(first: Any, *arguments: Any) -> int:
-    """Entries of the observation that `first` returns before all else."""
-    observation = jax.eval_shape(first, *arguments)[0]
+def _size(reset: Any, *arguments: Any) -> int:
+    """The number of entries of the observation that `reset` returns first."""
+    observation = jax.eval_shape(reset, *arguments)[0]
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(observation))
 
 

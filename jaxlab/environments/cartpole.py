@@ -1,15 +1,15 @@
 """CartPole: keep a pole upright on a cart by pushing the cart left or right.
 
-With x the place of the cart, theta the pole's angle from upright, l half the pole's
+With x the position of the cart, theta the pole's angle from upright, l half the pole's
 length and the uniform pole's moment of inertia m l^2 / 3, the equations of motion are
 
     (M + m) x'' + m l theta'' cos(theta) - m l theta'^2 sin(theta) = F
     m l x'' cos(theta) + 4/3 m l^2 theta'' - m g l sin(theta) = 0.
 
-Constants, limits and Euler's explicit step are those of Gymnasium's CartPole-v1.
+Constants, limits and the explicit Euler step are those of Gymnasium's CartPole-v1.
 
 Differs from the paper in: no friction of cart and joint; the reward is 1 for every
-step, also the one with which the pole falls, and not -1 for the fall.
+step, including the one in which the pole falls, and not -1 for the fall.
 
 Reference: Barto, Sutton and Anderson, Neuronlike adaptive elements that can solve
 difficult learning control problems, 1983.
@@ -34,12 +34,12 @@ class CartPole:
         cart_mass: M.
         pole_mass: m.
         half_length: l, from the joint to the pole's centre.
-        force: of a push.
-        dt: seconds a step.
-        x_limit: farthest place of the cart.
-        angle_limit: farthest angle of the pole.
+        force: the force of a push.
+        dt: seconds per step.
+        x_limit: largest absolute value of x.
+        angle_limit: largest absolute value of theta.
         start: largest absolute value of every entry of the first state.
-        max_steps: limit of an episode.
+        max_steps: largest number of steps in an episode.
     """
 
     gravity: float = 9.8
@@ -78,7 +78,7 @@ class CartPole:
     def step(
         self, state: Float[Array, "4"], action: Int[Array, ""], key: Array
     ) -> Step:
-        """Push for `dt`; done where cart or pole is beyond its limit."""
+        """Push for `dt`; done when the cart or the pole is beyond its limit."""
         x, x_dot, theta, theta_dot = state
         force = jnp.where(action == 1, self.force, -self.force)
         x_ddot, theta_ddot = self._accelerations(force, theta, theta_dot)
@@ -90,7 +90,7 @@ class CartPole:
         return Step(state, state, jnp.ones(()), fallen)
 
     def _accelerations(self, force, theta, theta_dot):
-        """x'' and theta'': the second equation put into the first."""
+        """x'' and theta'', with x'' of the first equation put into the second."""
         l, m = self.half_length, self.pole_mass
         share = m / (self.cart_mass + m)
         sin, cos = jnp.sin(theta), jnp.cos(theta)

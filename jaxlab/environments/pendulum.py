@@ -1,13 +1,13 @@
-"""Pendulum: swing a rod up by a torque too weak to lift it at once, and hold it there.
+"""Pendulum: swing a rod up with a torque too weak to lift it, and hold it there.
 
 With theta the angle from upright, and the uniform rod's moment of inertia m l^2 / 3,
 
     theta'' = 3 g / (2 l) sin(theta) + 3 / (m l^2) u.
 
-The speed is advanced first and clipped, then the angle by the new speed (semi-implicit
-Euler). An action costs angle^2 + 0.1 theta'^2 + 0.001 u^2 of the state it is taken in,
-with the angle in [-pi, pi]. Constants are those of Gymnasium's Pendulum-v1; it is never
-done.
+The speed is advanced and clipped first, then the angle advances by the new speed
+(semi-implicit Euler). The reward is -(angle^2 + 0.1 theta'^2 + 0.001 u^2) in the state
+before the step, with the angle in [-pi, pi]. The task never ends by itself. Constants
+are those of Gymnasium's Pendulum-v1.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ class Pendulum:
         length: l.
         max_torque: largest absolute value of u.
         max_speed: largest absolute value of theta'.
-        dt: seconds a step.
-        max_steps: limit of an episode.
+        dt: seconds per step.
+        max_steps: largest number of steps in an episode.
     """
 
     gravity: float = 10.0
@@ -56,13 +56,13 @@ class Pendulum:
 
     @property
     def actions(self) -> Box:
-        """The torque; what is outside is clipped."""
+        """The torque; `step` clips values outside these bounds."""
         return Box((-self.max_torque,), (self.max_torque,))
 
     def reset(self, key: Array) -> tuple[Float[Array, "2"], Float[Array, "3"]]:
-        """A first state [theta, theta'], any angle and a speed in [-1, 1]."""
-        most = jnp.asarray([math.pi, 1.0])
-        state = jax.random.uniform(key, (2,), minval=-most, maxval=most)
+        """A first state [theta, theta'] with any angle and a speed in [-1, 1]."""
+        limits = jnp.asarray([math.pi, 1.0])
+        state = jax.random.uniform(key, (2,), minval=-limits, maxval=limits)
         return state, _observe(state)
 
     def step(

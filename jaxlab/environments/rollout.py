@@ -1,13 +1,13 @@
-"""What an environment is, and the episodes of a policy in it.
+"""The interface of an environment, and episodes of a policy in it.
 
-An environment is a value with two pure functions of one environment, `reset` and
-`step`; `jax.vmap` makes many of it. `step` says `done` where the task itself ends; the
-limit `max_steps` is the episode's affair, and a step after `done` means nothing.
+An environment has two pure functions of a single state, `reset` and `step`; `jax.vmap`
+runs many at once. `step` returns `done` when the task itself ends; the limit
+`max_steps` is applied by `episode`, and a step after `done` has no meaning.
 
-An episode is a `jax.lax.while_loop`, which has no backward pass and needs none here. By
-itself it takes as many steps as it lasts; under vmap, over a population, as many as the
-longest, where a `jax.lax.scan` would take `max_steps` always. A weight that the whole
-population shares stays shared within the loop.
+An episode is a `jax.lax.while_loop`, which has no backward pass and needs none here.
+Alone, it runs for as many steps as the episode has; under vmap, over a population, for
+as many as the longest one, where a `jax.lax.scan` would always run for `max_steps`. A
+weight that the whole population shares stays shared within the loop.
 """
 
 import dataclasses
@@ -49,18 +49,18 @@ class Box:
 
     @property
     def size(self) -> int:
-        """Entries of an action."""
+        """The number of entries of an action."""
         return len(self.low)
 
 
 class Step(NamedTuple):
-    """What follows an action.
+    """The result of an action.
 
     Attributes:
-        state: the next.
-        observation: of the next state.
-        reward: for the action.
-        done: whether the task ended with it.
+        state: the next state.
+        observation: the observation of the next state.
+        reward: the reward of the action.
+        done: whether the action ended the task.
     """
 
     state: Any
@@ -70,21 +70,21 @@ class Step(NamedTuple):
 
 
 class Environment(Protocol):
-    """What `episode` needs of an environment."""
+    """The interface that `episode` needs."""
 
     @property
     def observation_size(self) -> int:
-        """Entries of an observation."""
+        """The number of entries of an observation."""
         ...
 
     @property
     def actions(self) -> int | Box:
-        """How many actions there are, 0 to n - 1; or the bounds of a vector."""
+        """The number n of actions 0 to n - 1, or the bounds of an action vector."""
         ...
 
     @property
     def max_steps(self) -> int:
-        """Steps after which an episode ends in any case."""
+        """The largest number of steps in an episode."""
         ...
 
     def reset(self, key: Array) -> tuple[Any, Float[Array, " n"]]:
@@ -92,17 +92,17 @@ class Environment(Protocol):
         ...
 
     def step(self, state: Any, action: Array, key: Array) -> Step:
-        """What follows `action` in `state`; `key` is for what is random in it."""
+        """Take `action` in `state`; `key` draws whatever is random."""
         ...
 
 
 class Episode(NamedTuple):
-    """What became of an episode.
+    """The result of an episode.
 
     Attributes:
-        total: sum of its rewards.
-        steps: how many it took.
-        done: whether the task ended; False where the limit of steps ended it.
+        total: sum of the rewards.
+        steps: number of steps.
+        done: whether the task ended; False if the limit on steps ended the episode.
     """
 
     total: Float[Array, ""]
@@ -117,30 +117,30 @@ def episode(
     *,
     max_steps: int | None = None,
 ) -> Episode:
-    """One episode: the sum of the rewards up to `done` or the limit of steps.
+    """Run one episode, up to `done` or the limit on steps, and sum the rewards.
 
     Args:
         policy: (observation, key) to an action.
-        environment: its `reset` and `step` are called.
-        key: draws the first state and, with the number of the step, what is random in
-            the policy and in the environment.
-        max_steps: another limit than the environment's.
+        environment: the environment to act in.
+        key: draws the first state and, folded with the number of the step, whatever is
+            random in the policy and in the environment.
+        max_steps: the limit; None for the environment's.
 
     Raises:
-        ValueError: a limit below 1.
+        ValueError: the limit is below 1.
     """
     limit = environment.max_steps if max_steps is None else max_steps
     if limit < 1:
         raise ValueError(f"max_steps is {limit}, but an episode has at least 1 step.")
-    of_reset, of_steps = jax.random.split(key)
+    reset_key, step_key = jax.random.split(key)
 
-    def goes_on(carry):
+    def unfinished(carry):
         _, _, so_far = carry
         return ~so_far.done & (so_far.steps < limit)
 
     def act(carry):
         state, observation, so_far = carry
-        keys = jax.random.split(jax.random.fold_in(of_steps, so_far.steps))
+        keys = jax.random.split(jax.random.fold_in(step_key, so_far.steps))
         action = policy(observation, keys[0])
         state, observation, reward, done = environment.step(state, action, keys[1])
         return (
@@ -149,9 +149,9 @@ def episode(
             Episode(so_far.total + reward, so_far.steps + 1, done),
         )
 
-    nothing = Episode(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), bool))
-    start = (*environment.reset(of_reset), nothing)
-    return jax.lax.while_loop(goes_on, act, start)[2]
+    empty = Episode(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+    start = (*environment.reset(reset_key), empty)
+    return jax.lax.while_loop(unfinished, act, start)[2]
 
 
 def returns(
@@ -162,7 +162,7 @@ def returns(
     *,
     max_steps: int | None = None,
 ) -> Float[Array, " episodes"]:
-    """Total rewards of episodes with different keys; the rest as `episode`."""
+    """Total rewards of several episodes with different keys; see `episode`."""
 
     def total(key):
         return episode(policy, environment, key, max_steps=max_steps).total
@@ -171,5 +171,5 @@ def returns(
 
 
 def angle(x: Float[Array, ""]) -> Float[Array, ""]:
-    """The same angle in [-pi, pi], for the environments that need it."""
+    """Wrap an angle into [-pi, pi]."""
     return jnp.mod(x + math.pi, 2 * math.pi) - math.pi

@@ -1,4 +1,4 @@
-"""Generating text."""
+"""Generating tokens from a prompt."""
 
 from jaxlab.decoding import SamplingParams, sample_token
 from jaxlab.inference.generate import generate

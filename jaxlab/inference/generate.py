@@ -1,4 +1,4 @@
-"""Continue a prompt, as one compiled program."""
+"""Continuing a prompt, in one compiled program."""
 
 import dataclasses
 import functools
@@ -19,24 +19,24 @@ def generate(
     *,
     vocab_size: int | None = None,
 ) -> Int[Array, "B max_tokens"]:
-    """Tokens that follow `prompt`.
+    """Draw the tokens that follow `prompt`.
 
     Args:
         params: the model's parameters.
         prompt: int ``[B, T]`` with T at least 1.
         cfg: the model.
         how: how many tokens, how they are drawn, and which end a row.
-        vocab_size: the tokenizer's ids, which are all that is drawn from; None takes
-            the model's, which may be more.
+        vocab_size: only ids below it are drawn, such as the size of the tokenizer; None
+            for the model's, which may be larger.
 
     Returns:
-        int32 ``[B, max_tokens]``; behind the end of a row the first stop token.
+        int32 ``[B, max_tokens]``; after the end of a row, the first stop token.
 
     Raises:
-        ValueError: an empty prompt.
+        ValueError: the prompt is empty.
     """
     key = jax.random.key(how.seed)
-    how = dataclasses.replace(how, seed=0)  # another seed is no other program
+    how = dataclasses.replace(how, seed=0)  # a new seed needs no new compilation
     return _generate(params, prompt, key, cfg, how, vocab_size)
 
 

@@ -1,4 +1,4 @@
-"""Models built of mixers."""
+"""Models built from mixers."""
 
 from jaxlab.models.language_model import (
     LMConfig,

@@ -4,10 +4,10 @@
     for each block:  x = x + mixer(norm(x));  x = x + feedforward(norm(x))
     logits = norm(x) W_head
 
-`forward` is `hidden`, all up to the last norm, and then `logits`. The pattern repeats
-``n_layers / len(pattern)`` times under one `jax.lax.scan`, so compile time does not
-grow with depth; a hybrid is a longer pattern, for example seven recurrent blocks and
-one of attention.
+`forward` is `hidden`, which ends with the last norm, followed by `logits`. The pattern
+repeats ``n_layers / len(pattern)`` times under one `jax.lax.scan`, so compile time does
+not grow with depth; a hybrid is a longer pattern, for example seven recurrent blocks
+and one attention block.
 
 Dimension key: B batch, T time, d width, W vocabulary, L repeats of the pattern.
 """
@@ -32,7 +32,7 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "block": jax.checkpoint_policies.nothing_saveable,
 }
-"""What the backward pass keeps of a block: everything, matrix products, nothing."""
+"""Policies for what the backward pass keeps of a block: all, its products, nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +40,14 @@ class LMConfig:
     """Sizes of a language model."""
 
     vocab_size: int = 264  # at least the tokenizer's; 257 for bytes, rounded up
-    width: int = 256  # of the residual stream
+    width: int = 256  # size of the residual stream
     n_layers: int = 4  # a multiple of len(pattern)
     pattern: tuple[Any, ...] = (delta_product.Config(256),)  # mixers in order
     feedforward: Any = swiglu.Config(256)  # the layer after every mixer
-    mlp_hidden: int | None = None  # short for its `hidden`; None once it is there
+    mlp_hidden: int | None = None  # sets feedforward.hidden, then becomes None
     tie_embeddings: bool = True  # the head is the embedding table transposed
-    compute_dtype: str = "float32"  # of activations; parameters are float32
-    remat: str = "none"  # what the backward pass keeps: none recomputed, dots, block
+    compute_dtype: str = "float32"  # dtype of activations; parameters are float32
+    remat: str = "none"  # recompute nothing, all but products ("dots") or the "block"
     norm_eps: float = 1e-6
 
     def __post_init__(self):
@@ -71,7 +71,7 @@ class LMConfig:
         for mixer in self.pattern:
             mixer_of(mixer)
         feedforward_of(self.feedforward)
-        # The model's width is the layers' too: one number to change.
+        # The layers take the model's width, so that it is set in one place.
         pattern = tuple(dataclasses.replace(m, width=self.width) for m in self.pattern)
         feedforward = dataclasses.replace(self.feedforward, width=self.width)
         if self.mlp_hidden is not None:
@@ -88,7 +88,7 @@ class LMConfig:
 
 
 def spec(cfg: LMConfig) -> dict[str, Any]:
-    """Parameters: an embedding, the stacked blocks, a final norm, perhaps a head."""
+    """Specs: an embedding, the stacked blocks, a final norm and, if untied, a head."""
     scale = p.ParamSpec((cfg.width,), (None,), initializers.ones, "scale")
 
     def block(mixer):
@@ -123,12 +123,12 @@ def init(cfg: LMConfig, key: Array) -> dict[str, Any]:
 
 
 def init_state(cfg: LMConfig, batch: int, max_length: int) -> dict[str, Any]:
-    """Every layer's state before the first token, stacked like the parameters.
+    """The state of every layer before the first token, stacked like the parameters.
 
     Args:
         cfg: the model.
-        batch: how many sequences.
-        max_length: tokens that attention layers keep; the others ignore it.
+        batch: number of sequences.
+        max_length: tokens that attention layers keep; other layers ignore it.
     """
     repeats = cfg.n_layers // len(cfg.pattern)
     dtype = jnp.dtype(cfg.compute_dtype)
@@ -150,18 +150,18 @@ def hidden(
     state: Any = None,
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T d"], Any]:
-    """Hidden states after each token: the normalised output of the last block.
+    """The hidden state after each token: the normalised output of the last block.
 
     Args:
-        params: from `init`, or any tree whose weights are `params` leaves.
+        params: from `init`, or any tree whose weights are `jaxlab.params` leaves.
         tokens: int ``[B, T]`` ids below `cfg.vocab_size`.
         cfg: the model.
         state: from `init_state` or an earlier call, to continue; None to start.
         segment_ids: documents of packed rows, see `jaxlab.mixers`.
 
     Returns:
-        ``[B, T, d]`` of `cfg.compute_dtype`, which `logits` takes, and the state after
-        the last token (None where none was given).
+        ``[B, T, d]`` of `cfg.compute_dtype`, for `logits`, and the state after the last
+        token (None if none was given).
     """
     x, state, _ = _run(params, tokens, cfg, state, _mix_sequences(segment_ids))
     return x, state
@@ -174,29 +174,29 @@ def hidden_with_auxiliary_loss(
     *,
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T d"], Float[Array, ""]]:
-    """`hidden` from the start, and the loss that the layers add to the training loss.
+    """`hidden` without a state, and the loss that layers add to the training loss.
 
     Returns:
         The hidden states ``[B, T, d]``, and a float32 scalar: the mean of
         `auxiliary_loss` over the layers whose mixer has one, plus its mean over the
-        feed-forward layers; 0 where none has.
+        feed-forward layers, if they have one; 0 if no layer has.
     """
 
     def mixer_loss(mixer, block, x):
         if has_auxiliary_loss(mixer):
-            own_loss = mixer_of(mixer).auxiliary_loss
-            return own_loss(block, x, mixer, segment_ids=segment_ids)
+            auxiliary_loss = mixer_of(mixer).auxiliary_loss
+            return auxiliary_loss(block, x, mixer, segment_ids=segment_ids)
 
     def feedforward_loss(block, x):
         if has_auxiliary_loss(cfg.feedforward):
-            own_loss = feedforward_of(cfg.feedforward).auxiliary_loss
-            return own_loss(block, x, cfg.feedforward, segment_ids=segment_ids)
+            auxiliary_loss = feedforward_of(cfg.feedforward).auxiliary_loss
+            return auxiliary_loss(block, x, cfg.feedforward, segment_ids=segment_ids)
 
     mix = _mix_sequences(segment_ids)
     losses = mixer_loss, feedforward_loss
     x, _, losses = _run(params, tokens, cfg, None, mix, losses)
     total = jnp.zeros((), jnp.float32)
-    for kind in losses:  # an [L] for each place in the pattern that has such a loss
+    for kind in losses:  # an array [L] for each place in the pattern with such a loss
         if arrays := jax.tree.leaves(kind):
             total += jnp.mean(jnp.stack(arrays))
     return x, total
@@ -236,8 +236,8 @@ def forward(
         params, tokens, cfg, state, segment_ids: as for `hidden`.
 
     Returns:
-        float32 logits ``[B, T, W]``, and the state after the last token (None where
-        none was given).
+        float32 logits ``[B, T, W]``, and the state after the last token (None if none
+        was given).
     """
     x, state = hidden(params, tokens, cfg, state=state, segment_ids=segment_ids)
     return logits(params, x, cfg), state
@@ -250,7 +250,7 @@ def forward_with_auxiliary_loss(
     *,
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T W"], Float[Array, ""]]:
-    """`forward` from the start, and the loss that the layers add to the training loss.
+    """`forward` without a state, and the loss that layers add to the training loss.
 
     Returns:
         float32 logits ``[B, T, W]``, and the loss of `hidden_with_auxiliary_loss`.
@@ -260,7 +260,7 @@ def forward_with_auxiliary_loss(
 
 
 def has_auxiliary_loss(cfg: Any) -> bool:
-    """Whether a layer adds a loss of its own; for an LMConfig, whether any layer does.
+    """Whether a layer adds to the training loss; for an LMConfig, whether any does.
 
     Args:
         cfg: a mixer's or a feed-forward layer's Config, or the model's.
@@ -273,7 +273,7 @@ def has_auxiliary_loss(cfg: Any) -> bool:
 def step(
     params: Any, tokens: Int[Array, " B"], cfg: LMConfig, state: Any
 ) -> tuple[Float[Array, "B W"], Any]:
-    """`forward` of one token a sequence, from `state`."""
+    """`forward` for one token per sequence, from `state`."""
     x, state = hidden_step(params, tokens, cfg, state)
     return logits(params, x, cfg), state
 
@@ -281,21 +281,21 @@ def step(
 def hidden_step(
     params: Any, tokens: Int[Array, " B"], cfg: LMConfig, state: Any
 ) -> tuple[Float[Array, "B d"], Any]:
-    """`hidden` of one token a sequence, from `state`."""
+    """`hidden` for one token per sequence, from `state`."""
 
-    def mix(mixer, block, x, own_state):
-        return mixer_of(mixer).step(block, x, mixer, own_state)
+    def mix(mixer, block, x, layer_state):
+        return mixer_of(mixer).step(block, x, mixer, layer_state)
 
     x, state, _ = _run(params, tokens, cfg, state, mix)
     return x, state
 
 
 def _mix_sequences(segment_ids):
-    def mix(mixer, block, x, own_state):
-        y, own_state = mixer_of(mixer).forward(
-            block, x, mixer, state=own_state, segment_ids=segment_ids
+    def mix(mixer, block, x, layer_state):
+        y, layer_state = mixer_of(mixer).forward(
+            block, x, mixer, state=layer_state, segment_ids=segment_ids
         )
-        return p.constrain(y, "batch", "time", None), own_state
+        return p.constrain(y, "batch", "time", None), layer_state
 
     return mix
 
@@ -305,10 +305,10 @@ def _no_loss(*_):
 
 
 def _run(params, tokens, cfg: LMConfig, state, mix, losses=(_no_loss, _no_loss)):
-    """The blocks, under a scan; `mix` runs one mixer on ``[B, T, d]`` or ``[B, d]``.
+    """Scan over the blocks; `mix` runs one mixer on ``[B, T, d]`` or ``[B, d]``.
 
-    Returns the hidden states, the layers' states, and the two `losses` of the inputs of
-    each mixer and of each feed-forward layer.
+    Returns the hidden states, the layers' states, and two trees: the first of `losses`
+    at the input of each mixer, the second at that of each feed-forward layer.
     """
     mixer_loss, feedforward_loss = losses
     feedforward = functools.partial(
@@ -319,20 +319,20 @@ def _run(params, tokens, cfg: LMConfig, state, mix, losses=(_no_loss, _no_loss))
     def repeat(x, layer):
         blocks, states = layer
         new_states = None if states is None else {}
-        of_mixers, of_feedforwards = {}, {}
+        mixer_losses, feedforward_losses = {}, {}
         for i, mixer in enumerate(cfg.pattern):
             block = blocks[str(i)]
-            own_state = None if states is None else states[str(i)]
+            layer_state = None if states is None else states[str(i)]
             normed = rms_norm(x, p.value(block["mixer_norm"]), cfg.norm_eps)
-            y, own_state = mix(mixer, block["mixer"], normed, own_state)
-            of_mixers[str(i)] = mixer_loss(mixer, block["mixer"], normed)
+            y, layer_state = mix(mixer, block["mixer"], normed, layer_state)
+            mixer_losses[str(i)] = mixer_loss(mixer, block["mixer"], normed)
             x = x + y
             normed = rms_norm(x, p.value(block["mlp_norm"]), cfg.norm_eps)
-            of_feedforwards[str(i)] = feedforward_loss(block["mlp"], normed)
+            feedforward_losses[str(i)] = feedforward_loss(block["mlp"], normed)
             x = x + feedforward(block["mlp"], normed)
             if new_states is not None:
-                new_states[str(i)] = own_state
-        return x, (new_states, (of_mixers, of_feedforwards))
+                new_states[str(i)] = layer_state
+        return x, (new_states, (mixer_losses, feedforward_losses))
 
     if cfg.remat != "none":
         repeat = jax.checkpoint(repeat, policy=REMAT[cfg.remat], prevent_cse=False)

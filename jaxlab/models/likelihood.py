@@ -1,8 +1,8 @@
 """The likelihood of tokens, from logits and from hidden states.
 
 The logits of all positions are a model's largest array, ``[B, T, W]``. `map_logits`
-computes them for a block of positions at a time, in the backward pass again, so that
-no more than one block exists at once; `next_token_nats` is the loss by it.
+computes them for one block of positions at a time, and again in the backward pass, so
+that only one block exists at once; `next_token_nats` computes the loss this way.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from jaxlab.models.language_model import LMConfig, logits
 
 BLOCK = 512
-"""Positions of each row whose logits exist at once, unless a caller says otherwise."""
+"""The default number of positions of each row whose logits exist at once."""
 
 
 def token_nats(
@@ -28,8 +28,8 @@ def token_nats(
 
     Args:
         logits: ``[..., W]``.
-        tokens: int ``[...]``, a token for each distribution.
-        temperature: of the distributions, above 0.
+        tokens: int ``[...]``, one token for each distribution.
+        temperature: divides the logits; above 0.
 
     Returns:
         float32 ``[...]``, in nats.
@@ -46,37 +46,38 @@ def map_logits(
     *operands: Array,
     block: int = BLOCK,
 ) -> Any:
-    """``function(logits(params, x, cfg), *operands)``, a block of positions at a time.
+    """``function(logits(params, x, cfg), *operands)`` by blocks of positions.
 
     Args:
-        function: of float32 logits ``[B, t, W]`` and the same positions of the
-            operands, each position by itself; returns a tree of arrays ``[B, t, ...]``.
+        function: takes float32 logits ``[B, t, W]`` and the same positions of the
+            operands, and returns a tree of arrays ``[B, t, ...]``; the results at a
+            position must not depend on the others.
         params: the model's parameters.
         x: hidden states ``[B, T, d]`` from `hidden`.
         cfg: the model.
         operands: arrays ``[B, T, ...]``.
-        block: the most positions of each row at a time.
+        block: the largest number of positions of each row in a block.
 
     Returns:
-        The tree that `function` returns, of arrays ``[B, T, ...]``.
+        The tree that `function` returns, with arrays ``[B, T, ...]``.
 
     Raises:
-        ValueError: a block below 1.
+        ValueError: `block` is below 1.
     """
     if block < 1:
         raise ValueError(f"block={block} must be at least 1 position.")
 
-    def one(part):
-        x, *rest = part
-        return function(logits(params, x, cfg), *rest)
+    def apply(part):
+        x, *operands = part
+        return function(logits(params, x, cfg), *operands)
 
     T = x.shape[1]
     count = -(-T // block)
     if count <= 1:
-        return one((x, *operands))
+        return apply((x, *operands))
     length = -(-T // count)
 
-    # Interleaved, so that a block takes positions from every device's share.
+    # Interleaved, so that every block has positions of all devices.
     def split(a):
         a = jnp.pad(a, [(0, 0), (0, length * count - T)] + [(0, 0)] * (a.ndim - 2))
         return jnp.moveaxis(a.reshape(a.shape[0], length, count, *a.shape[2:]), 2, 0)
@@ -87,7 +88,7 @@ def map_logits(
 
     parts = jax.tree.map(split, (x, *operands))
     return jax.tree.map(
-        join, jax.lax.map(jax.checkpoint(one, prevent_cse=False), parts)
+        join, jax.lax.map(jax.checkpoint(apply, prevent_cse=False), parts)
     )
 
 
@@ -100,21 +101,21 @@ def next_token_nats(
     temperature: float = 1.0,
     block: int = BLOCK,
 ) -> Float[Array, "B T"]:
-    """``-log softmax(logits(x) / temperature)[target]``, by blocks, with a gradient.
+    """``-log softmax(logits(x) / temperature)[target]``, by `map_logits`.
 
     Args:
         params: the model's parameters.
         x: hidden states ``[B, T, d]`` from `hidden`.
         targets: int ``[B, T]``, the token after each position.
         cfg: the model.
-        temperature: of the distributions, above 0.
-        block: the most positions of each row whose logits exist at once.
+        temperature: divides the logits; above 0.
+        block: the largest number of positions of each row whose logits exist at once.
 
     Returns:
         float32 ``[B, T]``, in nats.
 
     Raises:
-        ValueError: a block below 1.
+        ValueError: `block` is below 1.
     """
 
     def nats(logits, targets):

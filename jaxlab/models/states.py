@@ -1,7 +1,7 @@
-"""States of a model as values: rows taken, put in and repeated.
+"""Taking, replacing and repeating rows of a model's state.
 
-Every array of `init_state` is ``[L, B, ...]``: layers are stacked in front, and a row
-of the batch is one index of axis 1. Only this file needs to know.
+Every array of `init_state` is ``[L, B, ...]``: the layers are stacked along axis 0, and
+axis 1 is the batch. Only this file relies on that.
 """
 
 from typing import Any
@@ -15,8 +15,8 @@ def take_rows(state: Any, rows: Int[Array, " R"]) -> Any:
     """The state of some rows of a batch.
 
     Args:
-        state: of a batch of B rows.
-        rows: int ``[R]`` from 0 to B - 1; a row may come twice.
+        state: state of a batch of B rows.
+        rows: int ``[R]`` from 0 to B - 1; a row may appear more than once.
 
     Returns:
         The state of a batch of R rows.
@@ -25,12 +25,12 @@ def take_rows(state: Any, rows: Int[Array, " R"]) -> Any:
 
 
 def insert_rows(state: Any, rows: Int[Array, " R"], other: Any) -> Any:
-    """`state` with some of its rows replaced: those of `take_rows`, put back.
+    """`state` with some of its rows replaced, such as those from `take_rows`.
 
     Args:
-        state: of a batch of B rows.
-        rows: int ``[R]`` from 0 to B - 1, no two the same.
-        other: the state of a batch of R rows, whose row i becomes row ``rows[i]``.
+        state: state of a batch of B rows.
+        rows: int ``[R]`` from 0 to B - 1, all different.
+        other: state of a batch of R rows; its row i becomes row ``rows[i]``.
 
     Returns:
         The state of a batch of B rows, with the dtypes of `state`.
@@ -39,11 +39,11 @@ def insert_rows(state: Any, rows: Int[Array, " R"], other: Any) -> Any:
 
 
 def repeat_rows(state: Any, count: int) -> Any:
-    """The state of a batch in which every row stands `count` times in a row.
+    """The state of a batch with `count` consecutive copies of every row.
 
     Args:
-        state: of a batch of B rows.
-        count: copies; those of row b are the rows from ``b * count`` on.
+        state: state of a batch of B rows.
+        count: copies per row; those of row b are the rows from ``b * count`` on.
 
     Returns:
         The state of a batch of ``B * count`` rows.

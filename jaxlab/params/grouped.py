@@ -7,10 +7,10 @@ matrix would.
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import sequential_vmap  # ragged_dot has no rule of its own
+from jax.custom_batching import sequential_vmap  # ragged_dot has no batching rule
 from jaxtyping import Array, Float, Int
 
-ROWS = 256  # of a block: enough for a fast product, few beside those of a group
+ROWS = 256  # in a block: enough for a fast product, few compared with a group
 
 
 @jax.custom_vjp
@@ -20,9 +20,9 @@ def grouped_matmul(
     """``y_n = x_n w_m`` for the rows n of group m; 0 past the last group.
 
     Args:
-        x: rows, those of a group behind one another, groups in order.
-        w: a matrix a group, in the dtype of `x`.
-        sizes: rows a group, summing to at most N.
+        x: rows, sorted by group.
+        w: one matrix per group, in the dtype of `x`.
+        sizes: number of rows in each group, summing to at most N.
     """
     return _multiply(x, w, sizes)
 
@@ -72,8 +72,8 @@ def _outer_ragged(x, dy, sizes):
 def _blocks(sizes, N: int, R: int):
     """Group, first row and number of rows of each block; no block crosses groups.
 
-    The rows past the last group are group M, with nothing to multiply them: their
-    blocks have 0 rows.
+    The rows past the last group form group M, which has no matrix: its blocks have 0
+    rows.
     """
     M = sizes.shape[0]
     sizes = jnp.append(sizes, N - jnp.sum(sizes))
@@ -88,13 +88,13 @@ def _blocks(sizes, N: int, R: int):
 
 
 def _pad(x):
-    """Rows for the last block to reach past the end, and the size of a block."""
+    """Append rows for the last block to reach into; also returns the block size."""
     R = min(ROWS, x.shape[0])
     return jnp.pad(x, ((0, R), (0, 0))), R
 
 
 def _multiply_blocks(x, w, sizes):
-    """A block writes rows past its group too, which the next block overwrites."""
+    """Each block also writes rows past its group, which the next block overwrites."""
     N = x.shape[0]
     x, R = _pad(x)
 
@@ -115,11 +115,11 @@ def _outer_blocks(x, dy, sizes):
 
     def block(dw, operands):
         m, start, rows = operands
-        own = (jnp.arange(R) < rows)[:, None]
-        x_own = jax.lax.dynamic_slice_in_dim(x, start, R)
-        x_own = jnp.where(own, x_own, jnp.zeros((), dtype))
-        dy_own = jax.lax.dynamic_slice_in_dim(dy, start, R)
-        part = jnp.matmul(x_own.mT, dy_own, preferred_element_type=dw.dtype)
+        in_group = (jnp.arange(R) < rows)[:, None]
+        x_block = jax.lax.dynamic_slice_in_dim(x, start, R)
+        x_block = jnp.where(in_group, x_block, jnp.zeros((), dtype))
+        dy_block = jax.lax.dynamic_slice_in_dim(dy, start, R)
+        part = jnp.matmul(x_block.mT, dy_block, preferred_element_type=dw.dtype)
         sum_m = jax.lax.dynamic_index_in_dim(dw, m, keepdims=False) + part
         return jax.lax.dynamic_update_index_in_dim(dw, sum_m, m, 0), None
 

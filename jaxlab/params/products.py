@@ -1,14 +1,14 @@
 """A weight knows how to multiply.
 
 Models use weights only through `linear`, `linear_t`, `grouped_linear`, `embed` and
-`value`. A weight is an array ``[in, out]`` or a `Leaf`, whose methods of these names
-say what it does, so that every model works with all of them and never asks which it
-holds. Each kind of leaf is a file in `jaxlab.params.leaves`, and they nest; one of your
-own is a class with the methods that your model needs:
+`value`. A weight is an array ``[in, out]`` or a `Leaf` with methods of these names, so
+that a model works with every kind of weight and never asks which it holds. Each kind of
+leaf is a file in `jaxlab.params.leaves`, and they nest; to add your own, write a class
+with the methods that your model needs:
 
     linear(x)                  x w          x [*rows, in] to [*rows, out]
     linear_t(x)                x w^T        x [*rows, out] to [*rows, in]
-    grouped_linear(x, sizes)   x_n w_m      rows in groups, a stacked weight a group
+    grouped_linear(x, sizes)   x_n w_m      rows in groups, one stacked weight for each
     embed(ids, dtype)          rows of w    ids [*rows] to [*rows, out]
     value()                    the array that it stands for
 
@@ -28,7 +28,7 @@ Weight = Any  # an array, or a Leaf
 
 
 class Leaf:
-    """A weight that is no array. It refuses what would silently drop its structure."""
+    """A weight that is not an array; implicit conversion to one raises TypeError."""
 
     def _refuse(self, *_args, **_kwargs):
         raise TypeError(
@@ -60,9 +60,10 @@ def grouped_linear(
     """``y_n = x_n w_m`` for the rows n of group m, in the dtype of `x`.
 
     Args:
-        x: rows, those of a group behind one another, groups in order.
+        x: rows, sorted by group.
         w: M weights, stacked.
-        sizes: rows a group, summing to at most N; the rows left over give 0.
+        sizes: number of rows in each group, summing to at most N; the remaining rows
+            give 0.
     """
     if isinstance(w, Leaf):
         return _operation(w, "grouped_linear")(x, sizes)
@@ -84,16 +85,15 @@ def value(w: Weight) -> Array:
 
 
 def _operation(w: Leaf, name: str) -> Callable:
-    """The method of a leaf.
+    """The method `name` of a leaf.
 
     Raises:
-        TypeError: the leaf has none of this name.
+        TypeError: the leaf has no such method.
     """
     method = getattr(w, name, None)
     if method is None:
         raise TypeError(
             f"{type(w).__name__} has no operation {name!r}, which the model uses; give "
-            "the class a method of this name (jaxlab.params.products says what each "
-            "does)."
+            "the class a method of this name (jaxlab.params.products describes each)."
         )
     return method

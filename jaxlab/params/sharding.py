@@ -35,7 +35,7 @@ RULES: Rules = {
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; -1 in one of them takes the devices that are left."""
+    """Sizes of the mesh axes; -1 for one of them means all remaining devices."""
 
     data: int = -1  # copies of the parameters, each with its share of the batch
     fsdp: int = 1  # shards of parameters, gathered when used; also splits the batch
@@ -47,7 +47,7 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over all devices (or those given), with automatic axis types.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices.
+        ValueError: the product of the sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = dataclasses.asdict(cfg)
@@ -60,7 +60,8 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     if math.prod(sizes.values()) != len(devices):
         raise ValueError(
             f"Mesh sizes {sizes} do not multiply to the {len(devices)} devices here; "
-            "choose sizes whose product divides them, with -1 for what is left."
+            "choose sizes with that product, or write -1 for one of them, which then "
+            "takes the remaining devices."
         )
     return jax.make_mesh(
         tuple(sizes[name] for name in MESH_AXES),
@@ -79,7 +80,7 @@ def partition_spec(axes: Sequence[str | None], rules: Rules = RULES) -> Partitio
     """Mesh axes for logical `axes`.
 
     Raises:
-        ValueError: a name that the table lacks, or a mesh axis used twice.
+        ValueError: a name is not in the table, or a mesh axis is used twice.
     """
     unknown = [axis for axis in axes if axis is not None and axis not in rules]
     if unknown:
@@ -89,7 +90,7 @@ def partition_spec(axes: Sequence[str | None], rules: Rules = RULES) -> Partitio
     if len(used) != len(set(used)):
         raise ValueError(
             f"Axes {tuple(axes)} map to {entries}: one mesh axis cannot split two "
-            "dimensions of the same array; change the rules."
+            "dimensions of one array; change the rules."
         )
     return PartitionSpec(*entries)
 
@@ -98,10 +99,11 @@ def shardings(specs: Any, mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> An
     """`NamedSharding` for each parameter of a spec tree.
 
     Raises:
-        ValueError: a dimension that its mesh axes do not divide; names the parameter.
+        ValueError: the mesh axes of a dimension do not divide it; the message names
+            the parameter.
     """
 
-    def one(path, spec: ParamSpec) -> NamedSharding:
+    def sharding_of(path, spec: ParamSpec) -> NamedSharding:
         sharding = NamedSharding(mesh, partition_spec(spec.axes, rules))
         for axis, size, entry in zip(spec.axes, spec.shape, sharding.spec, strict=True):
             names = axis_names(entry)
@@ -114,14 +116,14 @@ def shardings(specs: Any, mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> An
                 )
         return sharding
 
-    return jax.tree_util.tree_map_with_path(one, specs)
+    return jax.tree_util.tree_map_with_path(sharding_of, specs)
 
 
 def constrain(x: Array, *axes: str | None, rules: Rules = RULES) -> Array:
     """Fix the sharding of an activation by logical axis names.
 
-    Without a mesh, or under one that is not of `make_mesh` (a layer used by itself),
-    there is nothing to fix and `x` returns.
+    Outside a mesh from `make_mesh`, as where a layer is used by itself, `x` is returned
+    unchanged.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.axis_names != MESH_AXES or all(size == 1 for size in mesh.axis_sizes):
@@ -134,21 +136,24 @@ def constrain(x: Array, *axes: str | None, rules: Rules = RULES) -> Array:
 def over_batch_shards(
     function: Callable[[Any, Any], Any], params: Any, rows: Any, rules: Rules = RULES
 ) -> Any:
-    """``function(params, rows)``, computed apart for each device's share of the rows.
+    """``function(params, rows)``, computed separately for each device's share of rows.
 
-    For work that mixes the rows of a batch without need, such as sorting them together:
-    left to the compiler, every device would do the whole. What the mesh splits besides
-    the batch stays with the compiler. A batch that its mesh axes do not divide, and one
-    outside a mesh of `make_mesh`, is computed whole.
+    For functions that handle the rows of a batch together without needing to, such as
+    by one sort of all of them: the compiler would repeat the whole on every device. The
+    other mesh axes are left to the compiler. The batch is computed whole outside a mesh
+    from `make_mesh`, and where its mesh axes do not divide it.
 
     Args:
-        function: of whole rows, each of which it treats by itself.
+        function: takes `params` and any number of whole rows; the result of a row must
+            not depend on the others.
         params: tree of weights, the same for all rows.
-        rows: tree of arrays, batch first; the results likewise.
+        rows: tree of arrays, batch first; so are the results.
     """
     mesh, spec = jax.sharding.get_abstract_mesh(), partition_spec(("batch",), rules)
     names = (spec[0],) if isinstance(spec[0], str) else spec[0] or ()
-    if mesh.axis_names != MESH_AXES or any(k != AxisType.Auto for k in mesh.axis_types):
+    if mesh.axis_names != MESH_AXES or any(
+        kind != AxisType.Auto for kind in mesh.axis_types
+    ):
         return function(params, rows)
     parts = math.prod(mesh.shape[name] for name in names)
     if parts == 1 or any(leaf.shape[0] % parts for leaf in jax.tree.leaves(rows)):

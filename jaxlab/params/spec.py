@@ -21,7 +21,7 @@ from jaxlab.params.paths import named_leaves, path_name
 Initializer = Callable[[Array, tuple[int, ...], Any], Array]
 
 ROLES = ("matrix", "embedding", "head", "convolution", "scale", "bias", "decay")
-"""What a parameter does: `matrix` multiplies activations, `embedding` is looked up,
+"""The roles of parameters: `matrix` multiplies activations, `embedding` is looked up,
 `head` makes logits, `convolution` holds short filters, `scale` and `bias` act on
 channels, `decay` parametrises a forget gate. Optimizers label parameters by it."""
 
@@ -35,11 +35,11 @@ class ParamSpec:
 
     Attributes:
         shape: the array's shape; matrices are ``[in, out]``.
-        axes: one logical axis name (or None) a dimension; `params.sharding` maps
+        axes: one logical axis name (or None) per dimension; `params.sharding` maps
             them to mesh axes.
         init: initializer ``(key, shape, dtype) -> array``.
-        role: one of `ROLES`; "matrix" takes two axes besides "layers".
-        dtype: storage type; activations' type is the model's own choice.
+        role: one of `ROLES`; a "matrix" has at least two axes not named "layers".
+        dtype: type in storage; the model chooses the type of activations.
     """
 
     shape: tuple[int, ...]
@@ -52,7 +52,8 @@ class ParamSpec:
         if len(self.shape) != len(self.axes):
             raise ValueError(
                 f"shape {self.shape} has {len(self.shape)} dimensions but axes "
-                f"{self.axes} names {len(self.axes)}; give one name (or None) each."
+                f"{self.axes} names {len(self.axes)}; give each dimension a name or "
+                "None."
             )
         if any(size < 1 for size in self.shape):
             raise ValueError(f"shape {self.shape} has a dimension below 1.")
@@ -61,15 +62,15 @@ class ParamSpec:
         if self.role == "matrix" and sum(axis != "layers" for axis in self.axes) < 2:
             raise ValueError(
                 f"shape {self.shape} with axes {self.axes} has the role 'matrix', but "
-                "a matrix is [*stack, in, out]; give it the role of what it does, "
-                "such as 'scale' or 'bias'."
+                "a matrix is [*stack, in, out]; give it another role, such as 'scale' "
+                "or 'bias'."
             )
 
 
 def stack(specs: Any, count: int) -> Any:
     """The same parameters for `count` layers, stacked along a new leading axis."""
 
-    def one(spec: ParamSpec) -> ParamSpec:
+    def stack_one(spec: ParamSpec) -> ParamSpec:
         def init(key, shape, dtype):
             keys = jax.random.split(key, shape[0])
             return jax.vmap(lambda k: spec.init(k, shape[1:], dtype))(keys)
@@ -81,15 +82,15 @@ def stack(specs: Any, count: int) -> Any:
             init=init,
         )
 
-    return jax.tree.map(one, specs)
+    return jax.tree.map(stack_one, specs)
 
 
 def init(specs: Any, key: Array) -> Any:
     """Arrays for a spec tree.
 
     Each parameter's key is `key` folded with a hash of its path, so adding or removing
-    a parameter leaves the others as they were. Under a mesh, jit this function with
-    ``out_shardings=params.shardings(specs, mesh)`` and no device holds the whole.
+    a parameter leaves the others unchanged. Under a mesh, jit this function with
+    ``out_shardings=params.shardings(specs, mesh)``, and no device holds all of it.
 
     Args:
         specs: tree of `ParamSpec`.
@@ -99,11 +100,11 @@ def init(specs: Any, key: Array) -> Any:
         A tree of arrays with the same structure.
     """
 
-    def one(path, spec: ParamSpec) -> Array:
-        own_key = jax.random.fold_in(key, zlib.crc32(path_name(path).encode()))
-        return spec.init(own_key, spec.shape, spec.dtype)
+    def init_one(path, spec: ParamSpec) -> Array:
+        leaf_key = jax.random.fold_in(key, zlib.crc32(path_name(path).encode()))
+        return spec.init(leaf_key, spec.shape, spec.dtype)
 
-    return jax.tree_util.tree_map_with_path(one, specs)
+    return jax.tree_util.tree_map_with_path(init_one, specs)
 
 
 def abstract(specs: Any) -> Any:
@@ -117,7 +118,7 @@ def count(specs: Any) -> int:
 
 
 def select[T](specs: Any, rules: Sequence[tuple[str, T]]) -> Any:
-    """Give every parameter the value of the first rule that names it.
+    """Give every parameter the value of the first rule that matches it.
 
     Args:
         specs: tree of `ParamSpec`.
@@ -126,11 +127,11 @@ def select[T](specs: Any, rules: Sequence[tuple[str, T]]) -> Any:
             that must match the whole path name (``"blocks/.*/w_[qk]"``, ``".*"``).
 
     Returns:
-        A tree shaped like `specs` with one value a parameter.
+        A tree with the structure of `specs` and one value per parameter.
 
     Raises:
-        ValueError: a parameter that no rule covers, or a path pattern that matches
-            no parameter (nearly always a typing mistake); the message names them.
+        ValueError: no rule covers a parameter, or a path pattern matches no parameter
+            (nearly always a typing mistake); the message names them.
     """
 
     def matches(pattern: str, name: str, spec: ParamSpec) -> bool:

@@ -1,17 +1,16 @@
-"""What the compilers for TPUs and GPUs say of a kernel, on a machine without either.
+"""Compiling kernels ahead of time for TPUs and GPUs, on a computer without either.
 
-The packages hold the real compilers. `tpu` says whether a kernel is legal for a chip,
-how much VMEM it takes and how many cycles; `gpu` which registers and shared memory it
-takes, and how many bytes do not fit into registers.
+The packages contain the real compilers. `tpu` reports whether a kernel is legal for a
+chip, and how much VMEM and how many cycles it takes; `gpu` reports its registers and
+shared memory, and how many bytes do not fit into registers.
 
-A program to compile is named, ``"module:function"``, because compilation happens in
-another process: what is switched on by environment variables must be so before the
-compiler is loaded, and a compiler ends the process on what it cannot do. The function
-takes JSON values and returns a function to compile and its arguments, as
-`jax.ShapeDtypeStruct`.
+A program to compile is given by name, ``"module:function"``, because another process
+compiles it: environment variables have to be set before a compiler is loaded, and a
+compiler ends the process on what it does not support. The function takes JSON values
+and returns a function to compile and its arguments, as `jax.ShapeDtypeStruct`.
 
-All that is undocumented about a compiler is in its file: flags, and the fields of what
-it writes.
+Everything undocumented about a compiler is in its file: flags, and the fields of its
+output.
 """
 
 from pallas_kernels.aot.gpu import CHIPS as GPUS

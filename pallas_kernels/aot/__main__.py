@@ -1,4 +1,4 @@
-"""The other process: ``python -m pallas_kernels.aot`` compiles its standard input."""
+"""The compiling process: ``python -m pallas_kernels.aot`` reads jobs from stdin."""
 
 from pallas_kernels.aot.jobs import work
 

@@ -1,11 +1,11 @@
 """The GPU compiler of JAX's CUDA plugin, which needs no driver.
 
-It says whether a Mosaic GPU kernel is legal for a chip, how many registers a thread
-takes, how many bytes it spills from them, and how much shared memory a block takes.
-It estimates no time.
+It reports whether a Mosaic GPU kernel is legal for a chip, how many registers a thread
+uses, how many bytes it spills from them, and how much shared memory a block uses. It
+does not estimate time.
 
 JAX finds the plugin as `jax_plugins.xla_cuda13` on Python's path, and loads it for a
-described topology also where `JAX_PLATFORMS` is cpu. The assembler, `ptxas`, is in the
+described topology even if `JAX_PLATFORMS` is cpu. The assembler, `ptxas`, is in the
 package nvidia-cuda-nvcc, and the library of mathematical functions in nvidia-nvvm.
 """
 
@@ -23,11 +23,11 @@ from pallas_kernels.aot.lowering import compile_on
 
 CHIPS = ("h100",)
 JOBS_A_PROCESS = 1
-"""A process assembles a kernel once, and says nothing of it in a later job."""
+"""A process assembles a kernel only once, and so does not report it in a later job."""
 
 CUDA = pathlib.Path(__file__).parents[2] / ".cache" / "cuda"
-"""Where the packages are looked for besides the environment, which they need not be
-part of: there they make JAX look for a GPU in every process."""
+"""The directory in which packages are looked for first; they need not be installed in
+the environment, where they would make JAX look for a GPU in every process."""
 
 HOW_TO_INSTALL = (
     "Compiling for a GPU needs packages of JAX's own version: pip install --no-deps "
@@ -41,8 +41,8 @@ _SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
 _SHARED = re.compile(r"dynamic_shared_memory_size %c(\d+)_i32")
 
-# What the compiler asks of a device, from NVIDIA's data sheet and occupancy tables, as
-# text of XLA's GpuTargetConfigProto. "Accelerated features" are sm_90a, with WGMMA.
+# The compiler's description of a device, as text of XLA's GpuTargetConfigProto, from
+# NVIDIA's data sheet and occupancy tables. "Accelerated features": sm_90a, with WGMMA.
 _H100 = """
 platform_name: "CUDA"
 device_description_str: "NVIDIA H100 80GB HBM3"
@@ -75,10 +75,10 @@ class Kernel(NamedTuple):
     """A Mosaic GPU kernel of a compiled program.
 
     Attributes:
-        name: of the kernel's body.
-        registers: a thread.
-        stored, loaded: bytes of registers that are spilled, a thread.
-        shared: bytes of shared memory, a block.
+        name: name of the kernel's body.
+        registers: registers per thread.
+        stored, loaded: bytes per thread that are spilled from registers.
+        shared: bytes of shared memory per block.
     """
 
     name: str
@@ -89,14 +89,14 @@ class Kernel(NamedTuple):
 
 
 def nvcc_version() -> str:
-    """Of the assembler that is found; figures are of one version.
+    """The version of the assembler in use, to record with its figures.
 
     Raises:
-        StopIteration: there is none.
+        StopIteration: there is no assembler.
     """
     path = [str(CUDA), *sys.path]
-    found = importlib.metadata.distributions(name="nvidia-cuda-nvcc", path=path)
-    return next(iter(found)).version
+    packages = importlib.metadata.distributions(name="nvidia-cuda-nvcc", path=path)
+    return next(iter(packages)).version
 
 
 def available() -> bool:
@@ -106,17 +106,17 @@ def available() -> bool:
 
 
 def _find(part: str) -> pathlib.Path | None:
-    """A part of the packages, beside the environment or in it."""
+    """The path of a file of the packages, in `CUDA` or in the environment."""
     places = (place / part for place in (CUDA, *map(pathlib.Path, sys.path)))
     return next((place for place in places if place.exists()), None)
 
 
 def environment(dump: str, estimate: bool) -> dict[str, str]:
-    """What the process that compiles needs.
+    """The environment variables of the compiling process.
 
     Args:
         dump: a directory that the compiler writes to.
-        estimate: unused, there is none.
+        estimate: unused; there are no estimates.
     """
     del estimate
     assembler = _find(_ASSEMBLER)
@@ -136,7 +136,7 @@ def environment(dump: str, estimate: bool) -> dict[str, str]:
 
 def compile_for(chip: str, function, *shapes):
     """Lower and compile a function for one chip; this process must find the plugin."""
-    del chip  # there is one
+    del chip  # there is only one
     topology = topologies.get_topology_desc(
         "h100", "cuda", target_config=_H100, topology="1x1x1"
     )
@@ -146,24 +146,24 @@ def compile_for(chip: str, function, *shapes):
 def kernels(compiled, dump: str) -> list[Kernel]:
     """The Mosaic GPU kernels of the one program that this process compiles.
 
-    Of kernels of one name in a program the shared memory is that of the largest.
+    If several kernels of a program have one name, the shared memory is the largest.
     """
-    found, directory = [], pathlib.Path(dump)
+    reports, directory = [], pathlib.Path(dump)
     for path in sorted(directory.glob("*.ptxas")):
-        said, name = path.read_text(), path.stem.rpartition("_")[0]
-        spills, registers = _SPILLS.search(said), _REGISTERS.search(said)
+        output, name = path.read_text(), path.stem.rpartition("_")[0]
+        spills, registers = _SPILLS.search(output), _REGISTERS.search(output)
         lowered = directory.glob(f"{name}_*.after_layout_inference.txt")
         sizes = [_SHARED.search(text.read_text()) for text in lowered]
         if spills is None or registers is None:
-            raise RuntimeError(f"ptxas says nothing known of {name}: {said}")
+            raise RuntimeError(f"The output of ptxas for {name} is unknown: {output}")
         stored, loaded = map(int, spills.groups())
         shared = max((int(size.group(1)) for size in sizes if size), default=0)
-        found.append(Kernel(name, int(registers.group(1)), stored, loaded, shared))
-    if not found and "mosaic_gpu" in (compiled.as_text() or ""):
-        raise RuntimeError("The program has GPU kernels, but ptxas wrote of none.")
-    return found
+        reports.append(Kernel(name, int(registers.group(1)), stored, loaded, shared))
+    if not reports and "mosaic_gpu" in (compiled.as_text() or ""):
+        raise RuntimeError("The program has GPU kernels, but ptxas reported none.")
+    return reports
 
 
 def program_cycles(compiled) -> None:
-    """There is no estimate for a GPU."""
+    """None: there is no estimate for a GPU."""
     del compiled

@@ -1,4 +1,4 @@
-"""Programs to compile for chips, each compiled in another process."""
+"""Jobs: programs to compile for a chip, in another process."""
 
 import importlib
 import json
@@ -23,13 +23,15 @@ class Job(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What compiling a job gave: its kernels, or the reason why there are none.
+    """The result of a job: its kernels, or the reason why there are none.
 
     Attributes:
         kernels: each a `tpu.Kernel` or a `gpu.Kernel`.
-        moved: bytes that the operations of the whole program read and write, kernels
-          by their cost estimates; also where they stay in VMEM. Zero for a GPU.
-        program_cycles: of the whole program; see `tpu.program_cycles`.
+        moved: bytes that the operations of the whole program read and write, including
+          those that stay in VMEM; for kernels, by their cost estimates. 0 for a GPU.
+        program_cycles: cycles of the whole program; see `tpu.program_cycles`.
+        seconds: duration of the compilation.
+        error: the error message; None if the job was compiled.
     """
 
     kernels: tuple[Any, ...]
@@ -40,7 +42,7 @@ class Report(NamedTuple):
 
     @property
     def cycles(self) -> int:
-        """Of all kernels.
+        """Estimated cycles of all kernels.
 
         Raises:
             RuntimeError: the job was not compiled, or a kernel has no estimate.
@@ -54,22 +56,22 @@ class Report(NamedTuple):
 
 
 def available(chip: str = "v5e") -> bool:
-    """Whether there is a compiler for a chip."""
+    """Whether a compiler for a chip is installed."""
     return _compiler(chip).available()
 
 
 def compile_jobs(jobs: Iterable[Job], estimate: bool = True) -> list[Report]:
-    """Compile every job, one after the other; a crash of the compiler is a report.
+    """Compile the jobs one after another; a crash of the compiler becomes a report.
 
     Args:
         jobs: the programs.
-        estimate: whether to estimate a TPU's cycles too. The estimate cannot model all
-          copies (strided ones, and tables in SMEM on some chips) and then ends the
-          process, and it takes VMEM itself.
+        estimate: whether to estimate a TPU's cycles too. The estimator uses VMEM
+          itself, and ends the process on copies that it cannot model (strided ones,
+          and tables in SMEM on some chips).
 
     Raises:
-        ModuleNotFoundError: a compiler is not there.
-        ValueError: a chip is not known.
+        ModuleNotFoundError: a compiler is not installed.
+        ValueError: a chip is unknown.
     """
     reports, waiting = [], list(jobs)
     for job in waiting:
@@ -79,12 +81,12 @@ def compile_jobs(jobs: Iterable[Job], estimate: bool = True) -> list[Report]:
     while waiting:
         compiler = _compiler(waiting[0].chip)
         others = (i for i, j in enumerate(waiting) if _compiler(j.chip) != compiler)
-        # Up to 6 GiB an estimate, which the compiler does not give back.
-        together = 1 if estimate else compiler.JOBS_A_PROCESS
-        alike = waiting[: next(others, len(waiting))][:together]
-        done = _compile_until_crash(alike, estimate)
-        reports += done
-        waiting = waiting[len(done) :]
+        # An estimate takes up to 6 GiB, which the compiler does not free.
+        most = 1 if estimate else compiler.JOBS_A_PROCESS
+        batch = waiting[: next(others, len(waiting))][:most]
+        new_reports = _compile_until_crash(batch, estimate)
+        reports += new_reports
+        waiting = waiting[len(new_reports) :]
     return reports
 
 
@@ -93,11 +95,13 @@ def _compiler(chip: str):
         if chip in compiler.CHIPS:
             return compiler
     known = ", ".join((*tpu.CHIPS, *gpu.CHIPS))
-    raise ValueError(f"There is no compiler for the chip {chip!r}; choose of {known}.")
+    raise ValueError(
+        f"There is no compiler for the chip {chip!r}; choose one of {known}."
+    )
 
 
 def _compile_until_crash(jobs: Sequence[Job], estimate: bool) -> list[Report]:
-    """The reports up to the first crash and of that, at least one."""
+    """The reports of the jobs up to and including the first crash; at least one."""
     compiler = _compiler(jobs[0].chip)
     with tempfile.TemporaryDirectory() as dump:
         started = time.monotonic()
@@ -118,11 +122,11 @@ def _compile_until_crash(jobs: Sequence[Job], estimate: bool) -> list[Report]:
 
 
 def _crash(stderr: str, job: Job) -> str:
-    """What the compiler said before it ended the process, without the trace."""
+    """The error message for a crash: the compiler's last words, without the trace."""
     lines = stderr.splitlines()
     fatal = [i for i, line in enumerate(lines) if re.match(r"F\d{4} ", line)]
-    said = lines[fatal[0] :][:3] if fatal else lines[-3:]
-    return f"The compiler ended on {job}: {' '.join(said)}"
+    message = lines[fatal[0] :][:3] if fatal else lines[-3:]
+    return f"The compiler ended the process on {job}: {' '.join(message)}"
 
 
 def _from_json(fields: dict[str, Any], compiler) -> Report:
@@ -131,7 +135,7 @@ def _from_json(fields: dict[str, Any], compiler) -> Report:
 
 
 def work() -> None:
-    """Compile the jobs of the standard input; a line of JSON a report."""
+    """Compile the jobs from the standard input; print one line of JSON per report."""
     jobs, dump = json.loads(sys.stdin.read())
     for program, arguments, chip in jobs:
         started = time.monotonic()
@@ -146,7 +150,7 @@ def work() -> None:
             kernels = compiler.kernels(compiled, dump)
             moved = (compiled.cost_analysis() or {}).get("bytes accessed", 0.0)
             cycles = compiler.program_cycles(compiled)
-        except Exception as exception:  # whatever it is, it is this job's result
+        except Exception as exception:  # any error is the result of the job
             error = f"{type(exception).__name__}: {exception}"
         seconds = time.monotonic() - started
         report = Report(tuple(kernels), moved, cycles, seconds, error)

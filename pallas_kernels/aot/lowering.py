@@ -1,4 +1,4 @@
-"""Lower and compile for a device that is not here."""
+"""Lowering and compiling for a device that is not present."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ def compile_on(device, platform: str, function, *shapes):
 
     Args:
         platform: "tpu" or "cuda".
-        function: jitted already where arguments are donated.
+        function: to donate arguments, pass a jitted function.
     """
     sharding = NamedSharding(Mesh(np.array([device]), ("x",)), PartitionSpec())
     shapes = jax.tree.map(

@@ -1,9 +1,9 @@
 """The TPU compiler of the package `libtpu`.
 
-It says whether a kernel is legal for a chip, how much VMEM it takes, and how many
-cycles its bundles take, simulated with a model of the copies between HBM and VMEM: the
-same number on every run, good for comparing two forms of a kernel, and not a
-measurement.
+It reports whether a kernel is legal for a chip, how much VMEM it uses, and how many
+cycles its bundles take, simulated with a model of the copies between HBM and VMEM. The
+number of cycles is the same on every run and useful for comparing two forms of a
+kernel, but it is not a measurement.
 """
 
 import importlib.metadata
@@ -23,13 +23,13 @@ CHIPS = {"v5e": "v5e:1x1", "v5p": "v5p:1x1x1", "v6e": "v6e:1x1", "tpu7x": "tpu7x
 """The topology of one chip of each generation."""
 
 FLOPS_A_CYCLE = {"v5e": 2**17, "v5p": 2**18, "v6e": 2**19, "tpu7x": 2**19}
-"""Of bfloat16 in all matrix units of a device; with the peak it gives the clock."""
+"""bfloat16 operations in all matrix units of a device; the peak / this is the clock."""
 
-JOBS_A_PROCESS = None  # all
+JOBS_A_PROCESS = None  # no limit
 
 LIBTPU = pathlib.Path(__file__).parents[2] / ".cache" / "libtpu"
-"""Where libtpu is looked for besides the environment, which it need not be part of:
-there it makes JAX look for a TPU in every process."""
+"""The directory in which libtpu is looked for first; it need not be installed in the
+environment, where it would make JAX look for a TPU in every process."""
 
 HOW_TO_INSTALL = (
     "Compiling for a TPU needs the package libtpu: pip install --no-deps "
@@ -57,8 +57,8 @@ class Kernel(NamedTuple):
     """A Pallas kernel of a compiled program.
 
     Attributes:
-        name: as given to `pallas_call`.
-        cycles: estimated, over the whole grid; None where the compiler says nothing.
+        name: name given to `pallas_call`.
+        cycles: estimated cycles of the whole grid; None if the compiler gives none.
         vmem: bytes of VMEM.
     """
 
@@ -68,15 +68,15 @@ class Kernel(NamedTuple):
 
 
 def roofline(chip: str, flops: float, moved: float) -> float:
-    """Cycles that a device needs at least.
+    """A lower bound for the cycles that a device needs.
 
     Args:
-        chip: of `CHIPS`.
-        flops: of bfloat16 products.
+        chip: one of `CHIPS`.
+        flops: operations in bfloat16 products.
         moved: bytes between HBM and the core.
     """
     version = {"tpu7x": "TPU_7X"}.get(chip, f"TPU_{chip.upper()}")
-    cores = 2 if chip == "v5p" else 1  # of what is one device
+    cores = 2 if chip == "v5p" else 1  # per device
     info = pltpu.get_tpu_info_for_chip(pltpu.ChipVersion[version], cores)
     clock = info.bf16_ops_per_second / FLOPS_A_CYCLE[chip]
     return max(
@@ -85,27 +85,27 @@ def roofline(chip: str, flops: float, moved: float) -> float:
 
 
 def available() -> bool:
-    """Whether there is a libtpu to compile with."""
-    there = (LIBTPU / "libtpu").is_dir()
-    return there or importlib.util.find_spec("libtpu") is not None
+    """Whether libtpu is installed."""
+    in_cache = (LIBTPU / "libtpu").is_dir()
+    return in_cache or importlib.util.find_spec("libtpu") is not None
 
 
 def libtpu_version() -> str:
-    """Of the libtpu that is found; figures are of one version.
+    """The version of the libtpu in use, to record with its figures.
 
     Raises:
-        StopIteration: there is none.
+        StopIteration: there is no libtpu.
     """
     path = [str(LIBTPU), *sys.path]
-    found = importlib.metadata.distributions(name="libtpu", path=path)
-    return next(iter(found)).version
+    packages = importlib.metadata.distributions(name="libtpu", path=path)
+    return next(iter(packages)).version
 
 
 def environment(dump: str, estimate: bool) -> dict[str, str]:
-    """What the process that compiles needs.
+    """The environment variables of the compiling process.
 
     Args:
-        dump: a directory that the estimate writes to.
+        dump: a directory that the estimator writes to.
         estimate: whether to estimate cycles.
     """
     added = {}
@@ -120,7 +120,7 @@ def compile_for(chip: str, function, *shapes):
     """Lower and compile a function for one chip; this process must find libtpu.
 
     Args:
-        function: jitted already where arguments are donated.
+        function: to donate arguments, pass a jitted function.
     """
     topology = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip])
     return compile_on(topology.devices[0], "tpu", function, *shapes)
@@ -129,26 +129,26 @@ def compile_for(chip: str, function, *shapes):
 def kernels(compiled, dump: str) -> list[Kernel]:
     """The Pallas kernels of a compiled program."""
     del dump
-    found = []
+    reports = []
     for line in (compiled.as_text() or "").splitlines():
         if "tpu_custom_call" not in line:
             continue
         cycles, vmem, name = (p.search(line) for p in (_CYCLES, _VMEM, _NAME))
-        found.append(
+        reports.append(
             Kernel(
                 name.group(1) if name else "",
                 int(cycles.group(1)) if cycles else None,
                 int(vmem.group(1)) if vmem else 0,
             )
         )
-    return found
+    return reports
 
 
 def program_cycles(compiled) -> int | None:
-    """Cycles of a whole program: XLA's operations by its own cost model, and kernels.
+    """Cycles of a whole program: its kernels, and XLA's operations by its cost model.
 
-    Loops count by the bound in their condition. Copies have no estimate and count
-    nothing. None where a kernel has no estimate, a loop no bound, or where the program
+    Loops count as often as the bound in their condition. Copies have no estimate and
+    count as 0. None if a kernel has no estimate, a loop has no bound, or the program
     branches or calls.
     """
     computations, entry, lines = {}, "", []

@@ -1,14 +1,14 @@
-"""Matrix products to more than the accuracy of their type.
+"""Matrix products with more than the precision of their type.
 
-Reflections (beta = 2 along a unit key) neither shrink nor forget. The rounding of k.k
-is the same at every step that uses k, so its effect grows with the number of steps,
-where the roundings of the recurrence, of random sign, grow with its root only. Hence
-K K^T is computed as the unrounded sum of two parts, and W, which carries every state
-across a chunk, is corrected by its residual.
+Reflections (beta = 2 along a unit key) neither shrink nor forget. The rounding error of
+k.k is the same at every step that uses k, so its effect grows with the number of steps,
+while the rounding errors of the recurrence, with random signs, grow only with its root.
+Hence K K^T is computed as the unrounded sum of two parts, and W, which carries every
+state across a chunk, is corrected by its residual.
 
-A product is exact once its factors are split into a multiple of a power of two, coarse
-enough for sums of products of multiples to fit the significand, and a rest. The powers
-depend on one row at most, so that no token changes the roundings of an earlier one.
+To make a product exact, its factors are split into a rest and a multiple of a power of
+two that is so coarse that sums of products of multiples fit the significand. The power
+depends on at most one row, so that no token changes the rounding of an earlier one.
 """
 
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from pallas_kernels.products import EXACT
 def gram(
     k: Float[Array, "*batch n K"],
 ) -> tuple[Float[Array, "*batch n n"], Float[Array, "*batch n n"]]:
-    """K K^T as its rounding and the rest."""
+    """K K^T as its rounded value and the rest."""
     bits = _significand(k.dtype) // 2 - 1
     norm = jnp.sqrt(jnp.sum(k * k, axis=-1, keepdims=True))
     _, exponent = jnp.frexp(norm)  # norm < 2^exponent
@@ -36,10 +36,10 @@ def residual(
     Y: Float[Array, "*batch n d"],
     X: Float[Array, "*batch n d"],
 ) -> Float[Array, "*batch n d"]:
-    """Y - (I + L + L_rest) X, of which all but the roundings cancels.
+    """Y - (I + L + L_rest) X, in which everything but rounding errors cancels.
 
-    The steps suit unit keys, |L| <= 2 and |X| < 8 d^-1/2. Where these are exceeded the
-    coarse product is rounded as usual, and the residual is of the usual accuracy.
+    The powers of two suit unit keys, |L| <= 2 and |X| < 8 d^-1/2. Beyond these limits
+    the coarse product is rounded as usual, and the residual has the usual accuracy.
     """
     n, d = X.shape[-2:]
     bits = (_significand(X.dtype) - (n - 1).bit_length()) // 2
@@ -59,7 +59,7 @@ def split(x, step):
 
 
 def two_sum(a, b):
-    """a + b as its rounding and the rest (Knuth)."""
+    """a + b as its rounded value and the rest (Knuth)."""
     total = a + b
     b_part = total - a
     return total, (a - (total - b_part)) + (b - b_part)

@@ -12,19 +12,19 @@ SOLVE_BLOCK = 16
 
 
 def chunk_size(tokens: int, steps: int, head_dim: int) -> int:
-    """Tokens a chunk where the caller names none, a power of two.
+    """The default number of tokens in a chunk, a power of two.
 
     Args:
-        tokens: T, the tokens there are.
-        steps: N, the keys a token.
+        tokens: T, the number of all tokens.
+        steps: N, the number of keys per token.
         head_dim: the larger of K and V.
     """
     keys = 64 if head_dim >= 128 else 32
-    most = max(1, 3 * keys // (2 * steps))  # up to half more, for N = 3
-    at_most = round_up_to_power_of_two(most + 1) // 2
-    return min(at_most, keys, round_up_to_power_of_two(tokens))
+    most = max(1, 3 * keys // (2 * steps))  # up to 1.5 times as many, for N = 3
+    rounded_down = round_up_to_power_of_two(most + 1) // 2
+    return min(rounded_down, keys, round_up_to_power_of_two(tokens))
 
 
 def solve_block(keys: int) -> int:
-    """Rows a diagonal block: the largest power of two that divides a chunk's keys."""
+    """Rows of a diagonal block: the largest power of two that divides the keys."""
     return min(SOLVE_BLOCK, keys & -keys)

@@ -1,17 +1,18 @@
 """The delta rule in chunks: matrix products instead of a step per token.
 
-Per head and chunk of C tokens with N C keys, incoming state S, and decay factors
-Gamma_ij (token j to token i), gamma_i (chunk start to i), epsilon_j (j to chunk end):
+Per head and chunk of C tokens with N C keys, with incoming state S, and with decay
+factors Gamma_ij (token j to token i), gamma_i (chunk start to i) and epsilon_j (j to
+chunk end):
 
     A = strict_tril(K K^T * Gamma),  L = diag(beta) A,  P = tril(Q K^T * Gamma)
     (I + L) [U0 W] = diag(beta) [V  diag(gamma) K]
-    U  = U0 - W S                                       what is written at each key
+    U  = U0 - W S                                       written at each key
     S' = gamma_C S + (diag(epsilon) K)^T U
     O  = diag(gamma) Q S + P U
 
-Only the two lines for U and S' run one chunk after the other; everything else is a
+Only the two lines for U and S' run one chunk after another; everything else is a
 batched product over a group of chunks. The N keys of a token share its decay factors,
-and a token sees all of its own keys; queries exist once a token.
+and a token sees all of its own keys; there is one query per token.
 
 Reference: Yang et al., Gated Delta Networks, arXiv 2412.06464; Siems et al.,
 DeltaProduct, arXiv 2502.10297.
@@ -31,7 +32,7 @@ from pallas_kernels.products import EXACT, Product, input_product
 
 
 class Products(NamedTuple):
-    """Products of the inputs, in their type, and products that solve for U."""
+    """Products of the inputs, in their type, and products in the solution for U."""
 
     inputs: Product
     solution: Product
@@ -62,12 +63,12 @@ def chunked(
     """Run the chunked form; arguments and results as in `reference.token_recurrence`.
 
     Args:
-        cu_seqlens: where each sequence starts and the last one ends (B is 1), or None
-          for one sequence a batch row.
-        chunk_size: tokens a chunk, rounded up to a power of two.
+        cu_seqlens: the start of each sequence and the end of the last one (B is 1);
+          None for one sequence per batch row.
+        chunk_size: tokens per chunk, rounded up to a power of two.
         precision: of the products with inputs and states; None takes HIGHEST for
           operands of 32 bits and more.
-        empty: the states are zero; a single chunk does not read them.
+        empty: whether the states are zero; a single chunk does not read them then.
     """
     T, N = k.shape[1:3]
     if chunk_size is None:
@@ -101,14 +102,14 @@ def delta_chunks(
 ) -> tuple[Float[Array, "M B H C V"], Float[Array, "S B H K V"]]:
     """Outputs and final states; chunk m reads and writes states[sequence[m]].
 
-    Without states there is one chunk, and nothing before it: U = U0, and the compiler
-    drops the solution for W, which only meets the state.
+    Without states there is a single chunk, with a state of zeros before it: U = U0, and
+    the compiler drops the solution for W, which only multiplies the state.
     """
     return _forward(products, chunks, states, sequence)[0]
 
 
 class Prepared(NamedTuple):
-    """What the chunks' systems give before any state is known."""
+    """The results of the chunks' systems that do not depend on a state."""
 
     factors: Decay
     A: Float[Array, "M B H NC NC"]
@@ -170,12 +171,12 @@ def _forward(products, chunks, states, sequence):
 
 
 def _backward(products, residuals, gradients):
-    """Gradients by hand: the solved systems are solved once more, transposed.
+    """Gradients by hand: the systems are solved again, transposed.
 
     With dO and dS' given,
         dU = P^T dO + diag(epsilon) K dS',      (I + L)^T dR = dU
         dS = gamma_C dS' + (diag(gamma) Q)^T dO - W^T dU
-    after which every other gradient is a batched product over all chunks.
+    and then every other gradient is a batched product over all chunks.
     """
     chunks, sequence, prepared, U, S = residuals
     dO, d_states = gradients
@@ -215,7 +216,7 @@ def chunk_gradients(
     dU: Float[Array, "M B H NC V"],
     dS_next: Float[Array, "M B H K V"],
 ) -> Chunks:
-    """Gradients of every chunk alone, once those of U and of the states are known.
+    """Gradients for the operands of each chunk, from those for U and the states.
 
     Without S the states are zero.
 
@@ -280,10 +281,10 @@ NO_DECAY = Decay(*[None] * 4)  # pyright: ignore[reportArgumentType]
 
 
 def _scores(products, chunks, factors):
-    """A and P: how strongly each key meets the earlier keys and the queries.
+    """A and P: the decayed products of keys with keys and of queries with keys.
 
-    A comes in two parts, its rounding and the rest; without the rest (None) where the
-    products themselves are of less than the state's accuracy.
+    A is returned as its rounded value and the rest; the rest is None if the products
+    themselves have less precision than the states.
     """
     q, k = chunks.q, chunks.k
     steps = k.shape[-2] // q.shape[-2]
@@ -294,21 +295,21 @@ def _scores(products, chunks, factors):
     else:
         kk, kk_rest = products.inputs("mbhik,mbhjk->mbhij", k, k), None
 
-    def meet(x):
+    def decayed(x):
         return _strictly_causal(_decayed(x, factors.within, steps, steps))
 
-    return meet(kk), None if kk_rest is None else meet(kk_rest), P
+    return decayed(kk), None if kk_rest is None else decayed(kk_rest), P
 
 
 def _causal(x, steps):
-    """Zero where the key's token lies after the query's."""
+    """x, but zero where the key's token is later than the query's."""
     token, key = x.shape[-2:]
     visible = jnp.arange(token)[:, None] >= jnp.arange(key)[None, :] // steps
     return jnp.where(visible, x, jnp.zeros((), x.dtype))
 
 
 def _strictly_causal(x):
-    """Zero on and above the diagonal."""
+    """x, but zero on and above the diagonal."""
     return jnp.tril(x, -1)
 
 
@@ -321,12 +322,12 @@ def _decayed(x, within, row_steps, column_steps):
 
 
 def scaled(x, factor):
-    """diag(factor) x; no factor, no work."""
+    """diag(factor) x; just x without a factor."""
     return x if factor is None else factor[..., None] * x
 
 
 def _shrunk(S, total):
-    """total S; no factor, no work."""
+    """total S; just S without a factor."""
     return S if total is None else total[..., None, None] * S
 
 

@@ -1,10 +1,11 @@
-"""The delta rule token by token: the definition, and what the other forms must equal.
+"""The delta rule token by token: the definition, which other forms must match.
 
-    S <- e^{g_t} S                                        once a token
+    S <- e^{g_t} S                                        once per token
     S <- S + beta_tn k_tn (v_tn - S^T k_tn)^T             for each step n
     o_t = S^T q_t
 
-All of it in the accumulation type (float32, or float64 for float64 inputs).
+Everything is computed in the accumulation type (float32, or float64 for float64
+inputs).
 """
 
 import jax
@@ -31,10 +32,11 @@ def token_recurrence(
 
     Args:
         states: the state of each sequence before its first token.
-        cu_seqlens: where each sequence starts and the last one ends (B is 1); tokens
-          outside have beta and g zero. None for one sequence a batch row (S is 1).
-        chunk_size, precision, empty: unused; there are no chunks, all is exact, and
-          every state is read.
+        cu_seqlens: the start of each sequence and the end of the last one (B is 1);
+          beta and g are zero for tokens outside. None for one sequence per batch row
+          (S is 1).
+        chunk_size, precision, empty: unused; there are no chunks, products are exact,
+          and every state is read.
 
     Returns:
         The outputs before scaling and the states after the last token of each sequence.

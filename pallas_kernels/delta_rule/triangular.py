@@ -1,8 +1,8 @@
 """Unit lower triangular systems (I + L) X = Y by block substitution.
 
 Only the diagonal blocks are inverted, row by row, which is exact up to rounding for
-every L. Products of powers of L and Newton's iteration are shorter but overflow for
-repeated keys and beta near 2, where the powers of L are far larger than the inverse.
+every L. Products of powers of L or Newton's iteration need fewer steps, but overflow
+for repeated keys and beta near 2, where the powers of L far exceed the inverse.
 """
 
 import jax
@@ -19,7 +19,7 @@ def invert_diagonal_blocks(
 
     Args:
         L: strictly lower triangular.
-        block: rows a block; divides n.
+        block: rows per block; divides n.
     """
     *batch, n, _ = L.shape
     L = L.reshape(*batch, n // block, block, n // block, block)
@@ -40,7 +40,7 @@ def solve(
     inverses: Float[Array, "*batch m b b"],
     Y: Float[Array, "*batch n d"],
 ) -> Float[Array, "*batch n d"]:
-    """X with (I + L) X = Y, one block of rows after the other."""
+    """X with (I + L) X = Y, one block of rows after another."""
     block = inverses.shape[-1]
     X = []
     for i in range(inverses.shape[-3]):

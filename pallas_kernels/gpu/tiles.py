@@ -1,4 +1,4 @@
-"""Pieces of Mosaic GPU kernels: what is multiplied lies in tiles of shared memory."""
+"""Pieces of Mosaic GPU kernels; operands of products are tiles of shared memory."""
 
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 
 def product(*pairs) -> Float[Array, "rows columns"]:
-    """The sum of the products of pairs of tiles, in float32."""
+    """The sum of the products of pairs of tiles, accumulated in float32."""
 
     def multiply(accumulator):
         for x, y in pairs:

@@ -1,4 +1,4 @@
-"""Linear attention with a decay a head or a channel."""
+"""Linear attention with a decay per head or per channel."""
 
 from pallas_kernels.linear_attention.api import gated_linear_attention
 

@@ -1,4 +1,4 @@
-"""The public gated linear attention: checks its arguments, then calls one form."""
+"""The public gated linear attention: checks arguments and calls an implementation."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from pallas_kernels.linear_attention.reference import token_recurrence
 
 NAME = "gated_linear_attention"
 
-# The axes of every argument, a letter each; equal letters are equal sizes.
+# The axes of every argument, one letter per axis; equal letters are equal sizes.
 AXES = {
     "q": "BTHK",
     "k": "BTHK",
@@ -40,7 +40,7 @@ def gated_linear_attention(
     precision: jax.lax.Precision | str | None = None,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
-    """Gated linear attention: a state that decays and adds what it holds for a key.
+    """Gated linear attention: a decaying state to which each key adds its value.
 
         S_t = diag(e^{g_t}) S_{t-1} + k_t v_t^T
         o_t = scale S_t^T q_t
@@ -51,49 +51,54 @@ def gated_linear_attention(
         v: values [B, T, H, V].
         g: natural logarithm of the decay, <= 0: [B, T, H] for a head's whole state
           (RetNet, Mamba-2), or [B, T, H, K] for each of its channels (GLA); None for
-          no decay. -inf forgets exactly; what g > 0 gives is not defined.
+          no decay. -inf resets the state exactly; g > 0 is undefined.
         scale: factor of the output; None for K**-0.5.
         initial_state: [B, H, K, V], or [S, H, K, V] with `cu_seqlens`; None for zero.
         segment_ids: [B, T]; the state is zeroed where the id changes. The initial state
-          belongs to the first segment. A token with id < 0 is padding: it touches no
+          belongs to the first segment. A token with id < 0 is padding: it changes no
           state, its output is 0, and ids are compared across it.
         cu_seqlens: [S + 1], non-decreasing from 0; sequence s is tokens cu_seqlens[s]
-          to cu_seqlens[s + 1] of the only batch row and has its own states. Tokens past
+          to cu_seqlens[s + 1] of the only batch row and has its own state. Tokens past
           the last sequence are padding. A sequence may be empty.
         chunk_size: tokens computed together, rounded up to a power of two; None for a
-          good one. "reference" has no chunks.
+          tuned default. "reference" has no chunks.
         precision: of the matrix products, a `jax.lax.Precision` or its name. None takes
           HIGHEST for float32; bfloat16 operands are multiplied as they are and
-          accumulated in float32. Decays and states never go below float32.
+          accumulated in float32. Decays and states are at least float32.
         implementation: "pallas_tpu", "pallas_gpu", "xla", "reference", or None for the
-          best that can run. On a TPU that is the kernel, by estimates, where it takes
-          the arguments, for 256 tokens and more, on one device or under
-          `jax.set_mesh` with axes that all divide rows and heads.
+          best that can run. On a TPU this is the kernel, by estimates, if it takes the
+          arguments, for 256 tokens and more, on one device or under `jax.set_mesh`
+          with axes that all divide rows and heads.
 
     Returns:
         o [B, T, H, V] in v's dtype, and the state after the last token, shaped like
         `initial_state`, float32 (float64 where an argument is float64).
 
     Raises:
-        ValueError: shapes that do not fit each other, or an impossible option.
-        TypeError: an array of another dtype.
+        ValueError: the shapes do not fit each other, or a setting is out of range.
+        TypeError: an array has an unsupported dtype.
         NotImplementedError: the named implementation cannot run here.
 
-    Gradients are of reverse mode; "reference" has forward mode too.
+    Gradients are reverse-mode; "reference" has forward mode too.
 
     Reference: Yang et al., Gated Linear Attention Transformers, arXiv 2312.06635.
     """
     shape = () if g is None else jnp.shape(g)
     if g is not None and len(shape) not in (3, 4):
         raise ValueError(
-            f"{NAME}: g has shape {shape}, but it must be [B, T, H], a decay a head, "
-            "or [B, T, H, K], a decay a channel."
+            f"{NAME}: g has shape {shape}, but it must be [B, T, H], a decay per head, "
+            "or [B, T, H, K], a decay per channel."
         )
     arrays = check_arrays(
         NAME,
         CHANNEL_AXES if len(shape) == 4 else AXES,
-        *(q, k, v, g),
-        *(segment_ids, cu_seqlens, initial_state),
+        q,
+        k,
+        v,
+        g,
+        segment_ids,
+        cu_seqlens,
+        initial_state,
     )
     settings = check_settings(NAME, chunk_size, precision)
     B, T, H, _ = arrays["q"].shape

@@ -8,10 +8,10 @@ from pallas_kernels.layout import round_up_to_power_of_two
 
 
 def chunk_size(tokens: int, head_dim: int) -> int:
-    """Tokens a chunk where the caller names none, a power of two.
+    """The default number of tokens in a chunk, a power of two.
 
     Args:
-        tokens: T, the tokens there are.
+        tokens: T, the number of all tokens.
         head_dim: the larger of K and V.
     """
     return min(64 if head_dim >= 64 else 32, round_up_to_power_of_two(tokens))

@@ -1,7 +1,7 @@
 """Gated linear attention in chunks: matrix products instead of a step per token.
 
-Per head and chunk of C tokens, incoming state S, with the decayed scores P and queries
-and keys Q~ and K~ of `scores.py`:
+Per head and chunk of C tokens, with incoming state S, and with the decayed scores P and
+queries and keys Q~ and K~ of `scores.py`:
 
     S' = diag(gamma_C) S + K~^T V
     O  = Q~ S + P V
@@ -27,7 +27,7 @@ from pallas_kernels.products import Product, input_product
 
 
 class Chunks(NamedTuple):
-    """The operands, C tokens a chunk."""
+    """The operands, in chunks of C tokens."""
 
     q: Float[Array, "M B H C K"]
     k: Float[Array, "M B H C K"]
@@ -49,12 +49,12 @@ def chunked(
     """Run the chunked form; arguments and results as in `reference.token_recurrence`.
 
     Args:
-        cu_seqlens: where each sequence starts and the last one ends (B is 1), or None
-          for one sequence a batch row.
-        chunk_size: tokens a chunk, rounded up to a power of two.
+        cu_seqlens: the start of each sequence and the end of the last one (B is 1);
+          None for one sequence per batch row.
+        chunk_size: tokens per chunk, rounded up to a power of two.
         precision: of the products with inputs and states; None takes HIGHEST for
           operands of 32 bits and more.
-        empty: the states are zero; a single chunk does not read them.
+        empty: whether the states are zero; a single chunk does not read them then.
     """
     T = q.shape[1]
     if chunk_size is None:
@@ -80,7 +80,7 @@ def attend(
 ) -> tuple[Float[Array, "M B H C V"], Float[Array, "S B H K V"]]:
     """Outputs and final states; chunk m reads and writes states[sequence[m]].
 
-    Without states there is one chunk, and nothing before it.
+    Without states there is a single chunk, with a state of zeros before it.
     """
     return _forward(product, chunks, states, sequence)[0]
 
@@ -107,15 +107,15 @@ def _backward(product, residuals, gradients):
 
     With dO and dS' given,
         dS = diag(gamma_C) dS' + Q~^T dO
-    after which every other gradient is a batched product over the group:
+    and then every other gradient is a batched product over the group:
         dP = dO V^T,   dQ~ = dO S^T,   dK~ = V dS'^T,   dV = P^T dO + K~ dS'
     """
     chunks, sequence, P, S = residuals
     dO, d_states = gradients
     q, k, v, g = chunks
-    # Again, to spare memory: what P costs is not computed, since nothing uses it.
+    # Recomputed to save memory; the compiler drops P, which nothing uses.
     _, q_entry, k_exit, total = scores(product, q, k, g)
-    if S is None:  # the state before the chunk has no gradient, the one after it has
+    if S is None:  # only the state after the chunk has a gradient
         d_states, dS_next = None, d_states
         d_q_entry = jnp.zeros(q.shape, product.result)
         d_total = jnp.zeros(dS_next.shape[:-1], product.result)

@@ -1,18 +1,18 @@
-"""How the tokens of a chunk meet each other and the state, for each kind of decay.
+"""Decayed scores within a chunk and with its states, for each kind of decay.
 
 Along channel c the decay from after token j to after token i is e^{D_ijc}, with D_ijc =
 sum_{j < m <= i} g_mc, and the scores are
 
     P_ij = sum_c q_ic k_jc e^{D_ijc}      for j <= i, zero above the diagonal.
 
-One decay for all channels is a factor of q_i.k_j. A decay a channel is not, and the
+One decay for all channels is a factor of q_i.k_j. A decay per channel is not, and the
 factors e^{G_i} and e^{-G_j} of its cumulative sums overflow. Between the two halves of
-a block it does split, at the middle:
+a block it can be split at the middle:
 
     e^{D_ij} = e^{D_i,mid} e^{D_mid,j}      for j <= mid < i
 
-with both factors at most 1 and products of just their own tokens' decays. So the rows
-of the right half meet the columns of the left half in one matrix product, in blocks of
+where both factors are at most 1 and products of only the decays they span. So the rows
+of the right half and the columns of the left half need one matrix product, in blocks of
 2, 4, .. C tokens.
 """
 
@@ -26,14 +26,13 @@ from pallas_kernels.products import Product
 
 
 class Scores(NamedTuple):
-    """All that the decay does in a chunk.
+    """The operands of a chunk after the decay.
 
     Attributes:
         pairs: P.
-        q: queries as they meet the state before the chunk.
-        k: keys as they enter the state after the chunk.
-        total: the factor by which each channel of the state shrinks, or the one for
-          all.
+        q: queries to multiply the state before the chunk.
+        k: keys to add to the state after the chunk.
+        total: the factor by which each channel of the state shrinks, or one for all.
     """
 
     pairs: Float[Array, "*batch C C"]
@@ -70,11 +69,11 @@ def score_gradients(
     pairs: Float[Array, "*batch C C"],
     d: Scores,
 ) -> tuple[Array, Array, Array | None]:
-    """Gradients for q, k and g, from P and from those for the scores.
+    """Gradients for q, k and g, from P and the gradients for the scores.
 
     Args:
-        d: `d.pairs` may hold anything above the diagonal; `d.total`
-          [*batch, K] is the gradient as if every channel had its own.
+        d: `d.pairs` is ignored above the diagonal; `d.total` [*batch, K] is the
+          gradient as if every channel had its own factor.
     """
     if g is None:
         M = jnp.tril(d.pairs)
@@ -98,12 +97,12 @@ def score_gradients(
 
 
 def _levels(g):
-    """Factors of the decay inside blocks of 1, 2, .. C tokens, by doubling.
+    """Factors of the decay within blocks of 1, 2, .. C tokens, by doubling.
 
     Returns:
-        For each size but C: from the start of a right half to after each of its tokens,
-        and from after each token of a left half to its end, both [*batch, C / (2 size),
-        size, K]. Then the same two for the whole chunk, [*batch, C, K].
+        For each size below C, the factors from the start of a right half to after each
+        of its tokens, and from after each token of a left half to its end, both
+        [*batch, C / (2 size), size, K]. Then both for the whole chunk, [*batch, C, K].
     """
     start = jnp.exp(g)[..., :, None, :]
     end = jnp.ones_like(start)
@@ -131,11 +130,12 @@ def _pairs(product, q, k, levels):
 
 
 def _channel_gradients(product, q, k, g, d):
-    """Back through the levels, from the chunk to its tokens.
+    """Go back through the levels, from the chunk to its tokens.
 
     The gradient for the logarithm of a factor is a query times the query's gradient, or
     a key times the key's; `d_start`, `d_end` and `d_total` hold it for the factors of
-    the present blocks: to their tokens, from them, and across.
+    the current blocks: from their start to a token, from a token to their end, and
+    across them.
     """
     levels, (start, end) = _levels(g)
     d_q, d_k = d.q * start, d.k * end

@@ -1,4 +1,4 @@
-"""The public paged attention: checks its arguments, then calls one implementation."""
+"""The public paged attention: checks its arguments and calls an implementation."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch, partition
-from pallas_kernels.derivatives import refused
+from pallas_kernels.derivatives import not_differentiable
 from pallas_kernels.paged_attention import pallas_gpu, pallas_tpu
 from pallas_kernels.paged_attention.blocked import blocked_attention
 from pallas_kernels.paged_attention.checks import NAME, check_arrays, check_masks
@@ -37,50 +37,50 @@ def paged_attention(
     return_log_sum_exp: bool = False,
     implementation: str | None = None,
 ) -> Array | tuple[Array, Array]:
-    """Causal attention of new tokens to the keys and values of their sequences' pages.
+    """Causal attention of new tokens to the paged keys and values of their sequences.
 
         s_j = soft_cap tanh(scale q . k_j / soft_cap)
         o = sum_j softmax(s)_j v_j
 
     over the positions j that the query sees: j <= p, and j > p - window. Query i of a
-    sequence stands at p = kv_len - q_len + i, so a decoding sequence (q_len 1), a chunk
-    of a prompt (any q_len) and the verification of guesses go together in one call. The
-    new tokens' keys and values must be in the pages already.
+    sequence has position p = kv_len - q_len + i, so one call can mix decoding (q_len
+    1), chunks of prompts (any q_len) and the verification of drafted tokens. The keys
+    and values of the new tokens must already be in the pages.
 
     Args:
-        q: queries [Tq, Hq, D], one sequence behind the other; float32, bfloat16 or
+        q: queries [Tq, Hq, D], one sequence after another; float32, bfloat16 or
           float64.
         k_pages, v_pages: [P, page, Hkv, D] in those dtypes or quantised (int8,
-          float8_e4m3fn, float8_e5m2). Hq / Hkv query heads share one of theirs.
-        page_table: [S, pages_per_seq]; the pages of each sequence in order. An entry
-          past a sequence's length may be anything, and so may what is in pages, and in
-          slots of a page, that no sequence has reached.
-        kv_lens: [S], the keys of each sequence, counting the new tokens; at most
-          pages_per_seq * page.
+          float8_e4m3fn, float8_e5m2). Hq / Hkv query heads share a head of keys.
+        page_table: [S, pages_per_seq]; the pages of each sequence in order. Entries
+          past a sequence's length may be anything, and so may pages, and slots of a
+          page, that no sequence has reached.
+        kv_lens: [S], the number of keys of each sequence, including the new tokens; at
+          most pages_per_seq * page.
         cu_q_lens: [S + 1], non-decreasing from 0: sequence s has the queries
           cu_q_lens[s] to cu_q_lens[s + 1]. A sequence may have none.
         scale: factor of the scores; None for D**-0.5.
-        window: how many keys a query sees, itself the last of them; None for all.
+        window: the number of keys that a query sees, including its own; None for all.
         soft_cap: bounds the scores, after the scale and before the mask; None for none.
-        k_scale, v_scale: what the pages' values are multiplied by: a number, or one for
-          each token and head [P, page, Hkv]; None for 1.
-        return_log_sum_exp: whether to return it too.
+        k_scale, v_scale: factors of the pages' values: one number, or one for each
+          token and head [P, page, Hkv]; None for 1.
+        return_log_sum_exp: whether to return the log-sum-exps too.
         implementation: "pallas_tpu", "pallas_gpu", "xla", "reference", or None for the
-          best that can run. A kernel is taken only where it is named, until one is
-          measured; that for a GPU takes bfloat16 on Hopper, and is for decoding.
-          Under `jax.set_mesh` the mesh axis `tensor` divides the heads.
+          best that can run. A kernel runs only if it is named, since none is measured
+          yet; the GPU's takes bfloat16 on Hopper and is meant for decoding. Under
+          `jax.set_mesh` the mesh axis `tensor` divides the heads.
 
     Returns:
-        o [Tq, Hq, D] in q's dtype. With `return_log_sum_exp` also log sum_j e^{s_j}
-        [Tq, Hq] in float32 (float64 for float64 queries), which `merge_partials` takes.
-        A query that sees no key, and rows past the last sequence: 0, and -inf.
+        o [Tq, Hq, D] in q's dtype. With `return_log_sum_exp`, also log sum_j e^{s_j}
+        [Tq, Hq] in float32 (float64 for float64 queries), for `merge_partials`. Queries
+        that see no key, and rows past the last sequence, have 0 and -inf.
 
     Raises:
-        ValueError: shapes that do not fit each other, or an impossible option; lengths
-          or page numbers out of range, where they are known before the program runs.
-        TypeError: an array of another dtype.
-        NotImplementedError: the named implementation cannot run here; or a gradient is
-          asked of another than "reference".
+        ValueError: the shapes do not fit each other, or a setting is out of range;
+          also lengths or page numbers, if they are known before the program runs.
+        TypeError: an array has an unsupported dtype.
+        NotImplementedError: the named implementation cannot run here, or the gradient
+          of an implementation other than "reference" is needed.
 
     Reference: Kwon et al., PagedAttention, arXiv 2309.06180.
     """
@@ -131,7 +131,7 @@ def paged_attention(
 
 
 def by_heads(kernel: Callable) -> Callable:
-    """`kernel`, under a mesh on every device's part of the heads."""
+    """`kernel`; under a mesh, on every device's share of the heads."""
 
     def run(operands, masks):
         def on_device(*arrays):
@@ -143,18 +143,18 @@ def by_heads(kernel: Callable) -> Callable:
 
 
 def without_gradient(run: Callable) -> Callable:
-    """`run`, with a sentence instead of a derivative."""
+    """`run`, which raises NotImplementedError when it is differentiated."""
     sentence = (
-        f"{NAME} serves a cache and has no gradient; differentiate "
+        f"{NAME} is for inference and has no gradient; differentiate "
         "implementation='reference', or attention without pages."
     )
-    return refused(run, sentence, static=(1,))
+    return not_differentiable(run, sentence, static=(1,))
 
 
 def _operands(arrays, scale) -> tuple[Operands, Array]:
-    """The operands of every implementation, and what their result is multiplied by.
+    """The operands of every implementation, and the factor of their result.
 
-    A scale that is one number goes to the scores or to the result.
+    A scale that is one number is applied to the scores or to the result.
     """
     q, k_pages = arrays["q"], arrays["k_pages"]
     dtype = accumulation(q.dtype)

@@ -1,4 +1,4 @@
-"""Block sizes of the forms of paged attention, and what the TPU kernel has room for."""
+"""Block sizes of paged attention, and the memory limits of its TPU kernel."""
 
 import jax.numpy as jnp
 
@@ -8,8 +8,11 @@ from pallas_kernels.platform import platform
 
 
 def queries(tokens: int, sequences: int, limit: int) -> int:
-    """Queries an item, a power of two: about what a sequence has, so that decoding
-    wastes no rows and a chunk of a prompt reads its keys few times."""
+    """The number of queries in an item, a power of two.
+
+    About as many as a sequence has, so that decoding wastes no rows and a chunk of a
+    prompt reads its keys only a few times.
+    """
     mean = round_up_to_power_of_two(max(-(-tokens // sequences), 1))
     return min(mean, round_up_to_power_of_two(max(limit, 1)))
 
@@ -17,10 +20,10 @@ def queries(tokens: int, sequences: int, limit: int) -> int:
 def blocked(
     tokens: int, sequences: int, heads: int, page: int, pages_per_seq: int
 ) -> tuple[int, int, int]:
-    """Of the form in plain JAX: queries an item, pages a block, units a step.
+    """Sizes in plain JAX: queries per item, pages per block, units per step.
 
-    A block has about 128 keys. A step has up to 2^20 scores where many cores want work;
-    a CPU is fastest with what stays in its cache.
+    A block has about 128 keys. A step has up to 2^20 scores, to occupy many cores; a
+    CPU is fastest with as many as stay in its cache.
     """
     block_q = queries(tokens, sequences, 64)
     pages = min(max(128 // page, 1), pages_per_seq)
@@ -30,11 +33,11 @@ def blocked(
 
 
 VMEM_LIMIT = 48 * 2**20
-"""Bytes of VMEM the kernel asks for; the smallest chip (tpu7x) has 64 MiB a core."""
+"""Bytes of VMEM the kernel asks for; the smallest chip (tpu7x) has 64 MiB per core."""
 VMEM_BUDGET = 32 * 2**20
-"""Of these, bytes for blocks; the rest is left to the compiler."""
+"""Bytes of these for blocks; the rest is left to the compiler."""
 SMEM_BUDGET = 960 * 2**10
-"""Bytes of scalar memory for the page table and the schedule, of 1 MiB a core."""
+"""Bytes of scalar memory for the page table and the schedule, of 1 MiB per core."""
 
 
 def tile_rows(rows: int, dtype) -> int:
@@ -44,9 +47,9 @@ def tile_rows(rows: int, dtype) -> int:
 
 
 def tpu(operands: Operands) -> tuple[int, int]:
-    """Of the TPU kernel: queries an item, pages a block.
+    """Sizes of the TPU kernel: queries per item, pages per block.
 
-    A block has 512 keys and an item up to 512 rows, less where VMEM does not hold them.
+    A block has 512 keys and an item up to 512 rows, or fewer if VMEM is too small.
     """
     (tokens, Hq, _), page = operands.q.shape, operands.k_pages.shape[1]
     S, Hkv = operands.page_table.shape[0], operands.k_pages.shape[2]
@@ -64,19 +67,19 @@ def tpu(operands: Operands) -> tuple[int, int]:
 def vmem_bytes(
     operands: Operands, block_q: int, block: int, heads: int | None = None
 ) -> int:
-    """Bytes of VMEM for the kernel's buffers, with `block` keys a block.
+    """Bytes of VMEM for the kernel's buffers, with `block` keys per block.
 
-    Arrays come in tiles of 128 lanes, and two of all that is copied.
+    Arrays are padded to tiles of 128 lanes, and copied arrays have two buffers.
 
     Args:
-        heads: the heads of keys; None for those there are.
+        heads: the number of heads of keys; None for that of the operands.
     """
     (_, Hq, D), pages = operands.q.shape, operands.k_pages.dtype
     group = Hq // operands.k_pages.shape[2]
     Hkv = operands.k_pages.shape[2] if heads is None else heads
     lanes, product = -(-D // 128) * 128, jnp.dtype(operands.product)
     rows = tile_rows(group * block_q, product)
-    # Keys and values as they come, and in float32.
+    # Keys and values as copied, and in float32.
     keys = 2 * block * Hkv * lanes * (2 * pages.itemsize + 4)
     queries_and_results = 2 * Hkv * rows * lanes * (product.itemsize + 4)
     accumulators = Hkv * rows * (2 * 128 + lanes) * 4

@@ -1,8 +1,8 @@
 """Paged attention in plain JAX: the online softmax over blocks of pages.
 
 A unit of work is an item (a few queries of one sequence) with a block of its pages. A
-loop takes as many units a step as it computes side by side, in order, through all that
-exist: its bytes and its time follow the pages in use, whichever sequences they are of.
+loop goes through all units in order, several in each step, so that its memory traffic
+and its time depend only on the pages in use, whichever sequences they belong to.
 
     m' = max(m, max_j s_j),  l' = e^{m - m'} l + sum_j e^{s_j - m'}
     o' = e^{m - m'} o + sum_j e^{s_j - m'} v_j
@@ -35,8 +35,12 @@ def blocked_attention(
     product = Product(operands.product, dtype, precision)
 
     plan = schedule.make(
-        *(operands.kv_lens, operands.cu_q_lens),
-        **{"tokens": tokens, "block_q": block_q, "page": page, "window": masks.window},
+        operands.kv_lens,
+        operands.cu_q_lens,
+        tokens=tokens,
+        block_q=block_q,
+        page=page,
+        window=masks.window,
     )
     q_WHRD = schedule.fold(operands, plan, block_q)
     W = q_WHRD.shape[0]

@@ -1,4 +1,4 @@
-"""Checks of the arguments of paged attention: mistakes, told in sentences."""
+"""Checks of the arguments of paged attention."""
 
 import numbers
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from pallas_kernels.arguments import check_axes
 
 NAME = "paged_attention"
 
-# The axes of every argument, a name each; equal names are equal sizes.
+# The names of every argument's axes; equal names are equal sizes.
 AXES = {
     "q": ("Tq", "Hq", "D"),
     "k_pages": ("P", "page", "Hkv", "D"),
@@ -30,10 +30,10 @@ QUANTISED = ("int8", "float8_e4m3fn", "float8_e5m2")
 
 
 def check_arrays(arrays: Mapping[str, jax.Array | None]) -> None:
-    """Check dtypes and shapes, and where they are known the lengths and the table.
+    """Check dtypes and shapes, and the lengths and the table if they are known.
 
     Args:
-        arrays: by the names of `AXES`; a scale that is None or a scalar has no axes.
+        arrays: arguments by the names of `AXES`; a scale may be None or a scalar.
     """
     sizes, source = {}, {}
     for name, array in arrays.items():
@@ -58,7 +58,7 @@ def check_arrays(arrays: Mapping[str, jax.Array | None]) -> None:
     if keys != values:
         raise TypeError(
             f"{NAME}: k_pages has dtype {keys} and v_pages {values}, but they must "
-            "have the same."
+            "have the same dtype."
         )
     if sizes["Hq"] % sizes["Hkv"]:
         raise ValueError(
@@ -79,22 +79,21 @@ def _check_dtype(name, dtype):
     if str(dtype) not in allowed:
         raise TypeError(
             f"{NAME}: {name} has dtype {dtype}, but it must be one of "
-            f"{', '.join(allowed)}; cast it first (float16 is not among them because "
-            "scores outgrow its range)."
+            f"{', '.join(allowed)}; cast it first (scores would overflow float16)."
         )
 
 
 def _check_values(arrays, sizes):
-    """Of lengths and table, where they are known before the program runs."""
-    given = [arrays[name] for name in INTEGERS]
-    if any(isinstance(array, Tracer) for array in given):
+    """Check lengths and table, if they are known before the program runs."""
+    integers = [arrays[name] for name in INTEGERS]
+    if any(isinstance(array, Tracer) for array in integers):
         return
-    table, lengths, bounds = map(np.asarray, given)
+    table, lengths, bounds = map(np.asarray, integers)
     if bounds[0] != 0 or np.any(np.diff(bounds) < 0) or bounds[-1] > sizes["Tq"]:
         raise ValueError(
             f"{NAME}: cu_q_lens is {bounds.tolist()}, but it must rise from 0 to at "
-            f"most Tq = {sizes['Tq']} without falling: where each sequence's queries "
-            "start, and where the last one's end."
+            f"most Tq = {sizes['Tq']} without falling: the start of each sequence's "
+            "queries, and the end of the last one's."
         )
     room = sizes["pages_per_seq"] * sizes["page"]
     if np.any((lengths < 0) | (lengths > room)):
@@ -136,5 +135,5 @@ def check_masks(window, soft_cap) -> None:
         if not 0 < float(soft_cap) < float("inf"):
             raise ValueError(
                 f"{NAME}: soft_cap is {soft_cap}, but it must be above 0 and finite; "
-                "None leaves the scores as they are."
+                "None leaves the scores unbounded."
             )

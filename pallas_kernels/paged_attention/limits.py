@@ -1,4 +1,4 @@
-"""Why a kernel cannot serve a call, in sentences; None where it can."""
+"""Reasons why a kernel cannot serve a call, as sentences; None if it can."""
 
 import jax
 
@@ -13,14 +13,17 @@ GPU_ROWS = 64  # query heads that share keys
 
 
 def misfit(operands: Operands) -> str | None:
-    """The sentence for sizes and types that the kernel has no room or no code for."""
+    """Why the TPU kernel cannot take these sizes and types, or None."""
     operands = _of_device(operands)
     _, page, Hkv, _ = operands.k_pages.shape
     if sizes := _sizes_misfit(operands, HEAD_SIZES):
         return sizes
     for name, dtype in (("q", operands.q.dtype), ("k_pages", operands.k_pages.dtype)):
         if dtype == "float64":
-            return f"{name} has dtype float64, which a TPU has not; cast it to float32."
+            return (
+                f"{name} has dtype float64, which a TPU does not have; cast it to "
+                "float32."
+            )
     block_q, pages = block_sizes.tpu(operands)
 
     def vmem(heads):
@@ -30,14 +33,14 @@ def misfit(operands: Operands) -> str | None:
         fits = (h for h in range(Hkv, 0, -1) if vmem(h) <= block_sizes.VMEM_BUDGET)
         return (
             f"a block of {pages * page} tokens with {Hkv} heads of keys takes "
-            f"{vmem(Hkv)} bytes of VMEM and may take {block_sizes.VMEM_BUDGET}; shard "
+            f"{vmem(Hkv)} bytes of VMEM where it has {block_sizes.VMEM_BUDGET}; shard "
             f"the heads, at most {next(fits, 0)} a device, or use smaller pages."
         )
     return _table_misfit(operands, block_q)
 
 
 def gpu_misfit(operands: Operands) -> str | None:
-    """The sentence for sizes and types that the GPU kernel is not for."""
+    """Why the GPU kernel cannot take these sizes and types, or None."""
     if sizes := _sizes_misfit(operands, GPU_HEAD_SIZES):
         return sizes
     group = operands.q.shape[1] // operands.k_pages.shape[2]
@@ -55,18 +58,18 @@ def gpu_misfit(operands: Operands) -> str | None:
     for name in ("k_scale", "v_scale"):
         if getattr(operands, name) is not None:
             return (
-                f"{name} has a number for each token and head, but the kernel is for "
+                f"{name} has a number for each token and head, but the kernel takes "
                 "one number; pass implementation='xla'."
             )
     return None
 
 
 def _of_device(operands: Operands) -> Operands:
-    """The operands with a device's part of the heads; see `partition`."""
+    """The operands' shapes with a device's share of the heads; see `partition`."""
     Hkv = operands.k_pages.shape[2]
     parts = Hkv // partition.part("H", Hkv)
 
-    def of_device(x, axes):
+    def on_device(x, axes):
         if x is None:
             return None
         sizes = (
@@ -75,7 +78,7 @@ def _of_device(operands: Operands) -> Operands:
         )
         return jax.ShapeDtypeStruct(tuple(sizes), x.dtype)
 
-    return Operands._make(map(of_device, operands, AXES))
+    return Operands._make(map(on_device, operands, AXES))
 
 
 def _sizes_misfit(operands: Operands, head_sizes: tuple[int, ...]) -> str | None:
@@ -84,7 +87,7 @@ def _sizes_misfit(operands: Operands, head_sizes: tuple[int, ...]) -> str | None
         nearest = next((size for size in head_sizes if size > D), head_sizes[-1])
         return (
             f"heads have size {D}, but the kernel is for {_listed(head_sizes)}; "
-            f"{nearest} is the nearest, smaller heads can be padded with zeros."
+            f"{nearest} is the nearest, and smaller heads can be padded with zeros."
         )
     if page not in PAGES:
         nearest = min(PAGES, key=lambda size: abs(size - page))
@@ -103,11 +106,11 @@ def _table_misfit(operands: Operands, block_q: int) -> str | None:
     if table <= room:
         return None
     wider = next((p for p in PAGES if p > page and table * page <= p * room), None)
-    also = f"pages of {wider} tokens or " if wider else ""
+    larger_pages = f"pages of {wider} tokens or " if wider else ""
     fewer = max(room // (4 * columns), 0)
     return (
-        f"page_table [{S}, {columns}] takes {table} bytes of scalar memory and may "
-        f"take {max(room, 0)}; use {also}at most {fewer} sequences a call."
+        f"page_table [{S}, {columns}] takes {table} bytes of scalar memory, but may "
+        f"take {max(room, 0)}; use {larger_pages}at most {fewer} sequences per call."
     )
 
 

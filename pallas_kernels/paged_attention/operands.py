@@ -1,4 +1,4 @@
-"""What every implementation of paged attention is called with."""
+"""The operands and masks of every implementation of paged attention."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# Of a score that is masked: finite, so that no difference of two of them is NaN.
+# The value of a masked score: finite, so that the difference of two is not NaN.
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 
@@ -21,11 +21,11 @@ class Operands(NamedTuple):
     Attributes:
         q: [Tq, Hq, D], Tq >= 1.
         k_pages, v_pages: [P, page, Hkv, D].
-        page_table: [S, pages_per_seq] int32; every entry is a page there is.
+        page_table: [S, pages_per_seq] int32; every entry is a valid page.
         kv_lens: [S] int32, at most pages_per_seq * page.
         cu_q_lens: [S + 1] int32, from 0 to at most Tq.
         k_scale, v_scale: [P, page, Hkv] in the accumulation type, or None.
-        scale: of the scores; holds the keys' scale where that is one number.
+        scale: factor of the scores; includes the keys' scale if that is one number.
     """
 
     q: Float[Array, "Tq Hq D"]
@@ -40,36 +40,36 @@ class Operands(NamedTuple):
 
     @property
     def accumulation(self) -> jnp.dtype:
-        """Of sums and results: float32, or float64 for float64 queries."""
+        """The dtype of sums and results: float32, or float64 for float64 queries."""
         return accumulation(self.q.dtype)
 
     @property
     def product(self) -> jnp.dtype:
-        """What is multiplied: the wider of queries and pages.
+        """The dtype of the products' operands: the wider of queries and pages.
 
-        Quantised pages are multiplied in the queries' dtype, which holds each of their
+        Quantised pages are multiplied in the queries' dtype, which represents all their
         values exactly.
         """
         return max(self.q.dtype, self.k_pages.dtype, key=lambda dtype: dtype.itemsize)
 
 
 AXES = ("QHD", "PLHD", "PLHD", "SN", "S", "Z", "PLH", "PLH", "")
-"""The axes of each of the operands, a letter each, for `partition`; Z = S + 1."""
+"""The axes of each operand, one letter per axis, for `partition`; Z = S + 1."""
 
 
 class Masks(NamedTuple):
-    """What a query sees of its scores; known before compilation.
+    """The mask and the bound of the scores; known before compilation.
 
     Attributes:
-        window: the keys a query sees, itself and those before it; None for all.
-        soft_cap: c in c tanh(s / c); None for the scores as they are.
+        window: the number of keys a query sees, including its own; None for all.
+        soft_cap: c in c tanh(s / c); None for unbounded scores.
     """
 
     window: int | None
     soft_cap: float | None
 
     def seen(self, q_position: jax.Array, k_position: jax.Array) -> jax.Array:
-        """Whether a query sees a key; positions of shapes that broadcast."""
+        """Whether a query sees a key, for positions with shapes that broadcast."""
         seen = k_position <= q_position
         if self.window is None:
             return seen

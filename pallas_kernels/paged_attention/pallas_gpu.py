@@ -1,12 +1,13 @@
-"""Paged attention on a Hopper GPU: a kernel for decoding, right for any ragged batch.
+"""Paged attention on a Hopper GPU: a kernel for decoding, correct for any ragged batch.
 
 A block of four warps has one query and all its heads that share keys, as rows of one
-matrix, of which a product has 64. It walks over blocks of the sequence's keys, copied
-page by page from where the page table says, two blocks at a time: while one is worked
-on the next is on its way. Online softmax in float32, normalised once at the end.
+matrix, which is padded to the 64 rows of a product. It walks over blocks of the
+sequence's keys, copied page by page according to the page table, with two buffers:
+while one block is processed, the next is being copied. The online softmax is in
+float32, normalised once at the end.
 
-Differs from the paper in: new keys and values are written by the caller. Queries of one
-sequence share nothing, so a chunk of a prompt reads its keys once a query; long
+Differs from the paper in: the caller writes new keys and values; queries of one
+sequence share nothing, so a chunk of a prompt reads its keys once per query; long
 sequences are not divided among blocks.
 
 Reference: Kwon et al., PagedAttention, arXiv 2309.06180.
@@ -23,8 +24,8 @@ from pallas_kernels.paged_attention import schedule
 from pallas_kernels.paged_attention.limits import GPU_ROWS as ROWS
 from pallas_kernels.paged_attention.operands import MASKED, Masks, Operands
 
-KEYS = 64  # a block
-SLOTS = 2  # blocks in shared memory
+KEYS = 64  # keys per block
+SLOTS = 2  # blocks of keys in shared memory
 
 
 def attention(
@@ -39,14 +40,18 @@ def attention(
     _, page, Hkv, _ = operands.k_pages.shape
     pages_per_seq = operands.page_table.shape[1]
     plan = schedule.make(
-        *(operands.kv_lens, operands.cu_q_lens),
-        **{"tokens": tokens, "block_q": 1, "page": page, "window": masks.window},
+        operands.kv_lens,
+        operands.cu_q_lens,
+        tokens=tokens,
+        block_q=1,
+        page=page,
+        window=masks.window,
     )
     q = schedule.fold(operands, plan, 1)
     W, _, used, _ = q.shape
     q = jnp.pad(q, ((0, 0), (0, 0), (0, ROWS - used), (0, 0)))
     stored = -(-used // 8) * 8  # rows of results, whole tiles
-    part = min(page, KEYS)  # keys that lie together
+    part = min(page, KEYS)  # keys in one copy
 
     def body(q_ref, k_ref, v_ref, scale_ref, count_ref, *refs):
         (sequence_ref, last_ref, first_ref, end_ref, table_ref), refs = (
@@ -68,7 +73,7 @@ def attention(
                 slot = jax.lax.rem(block, SLOTS)
                 for i in range(KEYS // part):
                     key = start + block * KEYS + i * part
-                    # Past the end the last ones again: so many copies are waited for.
+                    # Past the end, copy the last ones again: the barrier counts copies.
                     key = jnp.minimum(key, end - part)
                     column = jax.lax.div(key, page)
                     place = table_ref[sequence * pages_per_seq + column]
@@ -89,19 +94,21 @@ def attention(
                 k_position = first + _iota((ROWS, KEYS), 1)
                 s = jnp.where(masks.seen(last, k_position), masks.cap(s), MASKED)
                 new = jnp.maximum(m, s.max(axis=1))
-                p = jnp.exp(s - _beside(new, s.shape))
+                p = jnp.exp(s - _to_columns(new, s.shape))
                 decay = jnp.exp(m - new)
                 l = decay * l + p.sum(axis=1)
                 p_tile[...] = p.astype(p_tile.dtype)
 
                 @pl.when(first + KEYS > last + 1)
-                def _():  # what nothing was written to may be NaN; so is 0 * NaN
+                def _():  # slots never written may be NaN, and 0 * NaN is NaN
                     v = v_slots[slot]
                     written = first + _iota(v.shape, 0) <= last
                     v_slots[slot] = jnp.where(written, v, jnp.zeros_like(v))
 
                 plgpu.commit_smem()
-                o = _beside(decay, o.shape) * o + product((p_tile, v_slots.at[slot]))
+                o = _to_columns(decay, o.shape) * o + product(
+                    (p_tile, v_slots.at[slot])
+                )
                 pl.when(block + SLOTS < blocks)(lambda: load(block + SLOTS))
                 return new, l, o
 
@@ -118,7 +125,7 @@ def attention(
                 ),
             )
             m, l, o = jax.lax.fori_loop(0, blocks, attend, carry)
-            o_tile[...] = o / _beside(l, o.shape)
+            o_tile[...] = o / _to_columns(l, o.shape)
             lse_tile[...] = m + jnp.log(l)
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(o_tile.at[pl.ds(0, stored)], o_ref.at[w, head])
@@ -149,16 +156,23 @@ def attention(
             plgpu.Barrier(num_arrivals=2 * KEYS // part, num_barriers=SLOTS),
         ],
     )(
-        *(q, operands.k_pages, operands.v_pages, operands.scale[None]),
-        *(plan.count[None], plan.sequence, plan.last, plan.first_page, plan.end_page),
+        q,
+        operands.k_pages,
+        operands.v_pages,
+        operands.scale[None],
+        plan.count[None],
+        plan.sequence,
+        plan.last,
+        plan.first_page,
+        plan.end_page,
         operands.page_table.reshape(-1),
     )
     o = schedule.unfold(o[:, :, :used], plan, 1, 0.0)
     return o, schedule.unfold(lse[:, :, :used], plan, 1, -jnp.inf)
 
 
-def _beside(x, shape):
-    """A number a row, for all of its columns."""
+def _to_columns(x, shape):
+    """Broadcast one number per row to all columns."""
     return jax.lax.broadcast_in_dim(x, shape, [0])
 
 

@@ -2,20 +2,20 @@
 
 The grid runs over the items of the schedule, a few queries of one sequence each. For
 an item the kernel walks over blocks of its pages, copied from HBM page by page, with
-two buffers: while one block is worked on, the next is on its way, also when it is the
-next item's. Only pages that the item's queries see are copied.
+two buffers: while one block is processed, the next is being copied, even if it belongs
+to the next item. Only pages that the item's queries see are copied.
 
 Query heads that share keys are rows of one matrix. A block is widened to float32 in
-VMEM, whatever the pages' dtype; where a page holds the heads of a token side by side,
-a head's keys are then every Hkv-th row. Online softmax in float32, normalised once at
-the end.
+VMEM, whatever the pages' dtype; where a page has the heads of a token side by side, the
+keys of a head are then every Hkv-th row. The online softmax is in float32, normalised
+once at the end.
 
-The pages must be row-major in HBM, or XLA copies the whole cache before each call. A
-TPU's own choice is row-major for heads of 128 and 256; for heads of 64 the cache needs
+The pages must be row-major in HBM, or XLA copies the whole cache before each call. On a
+TPU that is the default for heads of 128 and 256; for heads of 64 the cache needs
 `jax.experimental.layout.Format`. Pages of 64 tokens and more make fewer, larger copies.
 
-Differs from the paper in: new keys and values are written by the caller; one kernel for
-all kinds of requests, where the paper has three.
+Differs from the paper in: the caller writes new keys and values; one kernel serves all
+kinds of requests, where the paper has three.
 
 Reference: Jiang et al., Ragged Paged Attention, arXiv 2604.15464.
 """
@@ -37,15 +37,16 @@ LANES = 128
 
 
 class Static(NamedTuple):
-    """What the kernel is compiled for.
+    """The static parameters of the kernel.
 
     Attributes:
-        block_q: queries an item.
-        pages: a block.
-        page: tokens a page.
-        pages_per_seq: entries of the page table a sequence.
+        masks: the window and the soft cap.
+        block_q: queries per item.
+        pages: pages per block.
+        page: tokens per page.
+        pages_per_seq: entries of the page table per sequence.
         heads_first: whether a page is [Hkv, page, D], else [page, Hkv, D].
-        scaled: whether keys, and whether values, have a scale a token and head.
+        scaled: whether keys, and whether values, have a scale per token and head.
     """
 
     masks: Masks
@@ -69,15 +70,19 @@ def attention(
     _, page, Hkv, _ = operands.k_pages.shape
     block_q, pages = block_sizes.tpu(operands)
     plan = schedule.make(
-        *(operands.kv_lens, operands.cu_q_lens),
-        **{"tokens": tokens, "block_q": block_q, "page": page, "window": masks.window},
+        operands.kv_lens,
+        operands.cu_q_lens,
+        tokens=tokens,
+        block_q=block_q,
+        page=page,
+        window=masks.window,
     )
     q = schedule.fold(operands, plan, block_q).astype(operands.product)
     W, _, used, _ = q.shape
     rows = block_sizes.tile_rows(used, q.dtype)
     q = jnp.pad(q, ((0, 0), (0, 0), (0, rows - used), (0, 0)))
 
-    # XLA keeps heads outside of tokens where one token's heads do not fill 32 bits.
+    # XLA puts heads before tokens if the heads of one token do not fill 32 bits.
     heads_first = Hkv * operands.k_pages.dtype.itemsize < 4
     streams = [operands.k_pages, operands.v_pages]
     if heads_first:
@@ -88,12 +93,17 @@ def attention(
             streams.append(_by_sequence(scale, operands.page_table, pages))
             buffers.append(pltpu.VMEM((2, Hkv, pages * page), jnp.float32))
 
-    def of_item(w, count, *_):
+    def item_block(w, count, *_):
         return jnp.minimum(w, jnp.maximum(count[0] - 1, 0)), 0, 0, 0
 
     prefetched = (
-        *(plan.count[None], plan.sequence, plan.position, plan.last),
-        *(plan.first_page, plan.end_page, operands.page_table.reshape(-1)),
+        plan.count[None],
+        plan.sequence,
+        plan.position,
+        plan.last,
+        plan.first_page,
+        plan.end_page,
+        operands.page_table.reshape(-1),
     )
     static = Static(
         masks=masks,
@@ -104,7 +114,7 @@ def attention(
         heads_first=heads_first,
         scaled=(operands.k_scale is not None, operands.v_scale is not None),
     )
-    # Rows are taken with a stride from matrices of at most one tile's lanes.
+    # Strided reads of rows need matrices of at most one tile's lanes.
     lanes = min(D, LANES)
     widened = pltpu.VMEM((D // lanes, pages * page * Hkv, lanes), jnp.float32)
     o, lse = pl.pallas_call(
@@ -114,12 +124,12 @@ def attention(
             grid=(W,),
             in_specs=[
                 pl.BlockSpec(memory_space=pltpu.SMEM),
-                pl.BlockSpec((None, Hkv, rows, D), of_item),
+                pl.BlockSpec((None, Hkv, rows, D), item_block),
                 *[pl.BlockSpec(memory_space=pl.ANY)] * len(streams),
             ],
             out_specs=[
-                pl.BlockSpec((None, Hkv, rows, D), of_item),
-                pl.BlockSpec((None, Hkv, 1, rows), of_item),
+                pl.BlockSpec((None, Hkv, rows, D), item_block),
+                pl.BlockSpec((None, Hkv, 1, rows), item_block),
             ],
             scratch_shapes=[
                 buffers,
@@ -146,10 +156,10 @@ def attention(
 
 
 def _by_sequence(scale, page_table, pages):
-    """The scales of the tables' pages, a row a sequence and head: [S, Hkv, tokens].
+    """The scales of the pages in the table, by sequence and head: [S, Hkv, tokens].
 
-    The tokens are rounded up to whole blocks. A few bytes in a hundred of the pages',
-    but of every entry of the table.
+    The tokens are rounded up to whole blocks. This gathers every entry of the table,
+    but only a few per cent of the pages' bytes.
     """
     S, columns = page_table.shape
     _, page, Hkv = scale.shape
@@ -158,7 +168,7 @@ def _by_sequence(scale, page_table, pages):
 
 
 def _kernel(
-    # By scalar prefetch.
+    # Prefetched scalars.
     count,
     sequence,
     position,
@@ -182,20 +192,20 @@ def _kernel(
     precision = EXACT if q.dtype == jnp.float32 else None
 
     def in_use(item, block):
-        """The pages of a block that the item's queries see, counted from its first."""
+        """The range of pages of a block that the item's queries see."""
         first = jnp.maximum(first_page[item] - block * pages, 0)
         return first, jnp.minimum(end_page[item] - block * pages, pages)
 
     def copies(item, block, slot, act):
-        """Do `act` with every copy of a block."""
+        """Call `act` with every copy of a block."""
 
-        def one_page(i, _):
+        def copy_page(i, _):
             page_id = table[sequence[item] * pages_per_seq + block * pages + i]
             for n in range(2):
                 target, done = buffers[n].at[slot, i], semaphores.at[slot, n]
                 act(pltpu.make_async_copy(streams[n].at[page_id], target, done))
 
-        jax.lax.fori_loop(*in_use(item, block), one_page, None)
+        jax.lax.fori_loop(*in_use(item, block), copy_page, None)
         tokens = pl.ds(pl.multiple_of(block * N, N), N)
         for n in range(2, len(streams)):
             source = streams[n].at[sequence[item], :, tokens]
@@ -206,7 +216,7 @@ def _kernel(
         copies(item, block, slot, lambda copy: copy.start())
 
     def widen(slot, i):
-        """Bring a page to float32, and to rows that `of_head` finds."""
+        """Widen a page to float32, in the order of rows that `head_rows` reads."""
         for buffer, wide in zip(buffers[:2], widened, strict=True):
             x = buffer[slot, i].astype(jnp.float32)
             if heads_first:
@@ -214,13 +224,13 @@ def _kernel(
             else:
                 parts = [(i * page * Hkv, page * Hkv, x.reshape(page * Hkv, D))]
             for first, size, part in parts:
-                here = pl.ds(pl.multiple_of(first, page), size)
+                place = pl.ds(pl.multiple_of(first, page), size)
                 for c, lanes in enumerate(lane_tiles):
-                    wide[c, here] = part[:, lanes]
+                    wide[c, place] = part[:, lanes]
 
-    def of_head(wide, h):
-        here = pl.ds(h * N, N) if heads_first else pl.ds(h, N, stride=Hkv)
-        tiles = [wide[c, here] for c in range(len(lane_tiles))]
+    def head_rows(wide, h):
+        place = pl.ds(h * N, N) if heads_first else pl.ds(h, N, stride=Hkv)
+        tiles = [wide[c, place] for c in range(len(lane_tiles))]
         return jnp.concatenate(tiles, axis=-1)
 
     def dot(x, y, contracted):
@@ -237,9 +247,9 @@ def _kernel(
         k_position = block * N + jax.lax.broadcasted_iota(jnp.int32, (rows, N), 1)
         query = jax.lax.broadcasted_iota(jnp.int32, (rows, N), 0) & (block_q - 1)
         seen = masks.seen(jnp.minimum(position[w] + query, last[w]), k_position)
-        # What no page was copied to, or nothing written, may be NaN; so is 0 * NaN.
-        down = block * N + jax.lax.broadcasted_iota(jnp.int32, (N, D), 0)
-        usable = (down <= last[w]) & (down >= first_page[w] * page)
+        # Rows that were not copied or never written may be NaN, and 0 * NaN is NaN.
+        v_position = block * N + jax.lax.broadcasted_iota(jnp.int32, (N, D), 0)
+        usable = (v_position <= last[w]) & (v_position >= first_page[w] * page)
         scales = iter(buffers[2:])
         k_scale = next(scales)[slot] if scaled[0] else None
         v_scale = next(scales)[slot] if scaled[1] else None
@@ -247,7 +257,7 @@ def _kernel(
             v_scale = jnp.where(k_position[:1] <= last[w], v_scale, 0.0)
 
         for h in range(Hkv):
-            s = dot(q[h], of_head(widened[0], h), ((1,), (1,))) * scale[0]
+            s = dot(q[h], head_rows(widened[0], h), ((1,), (1,))) * scale[0]
             if k_scale is not None:
                 s = s * k_scale[h : h + 1]
             s = jnp.where(seen, masks.cap(s), MASKED)
@@ -258,7 +268,7 @@ def _kernel(
             l[h] = decay * l[h] + p.sum(-1, keepdims=True)
             if v_scale is not None:
                 p = p * v_scale[h : h + 1]
-            v = jnp.where(usable, of_head(widened[1], h), 0.0)
+            v = jnp.where(usable, head_rows(widened[1], h), 0.0)
             acc[h] = decay[:, :1] * acc[h] + dot(p, v, ((1,), (0,)))
 
     @pl.when((w == 0) & (count[0] > 0))

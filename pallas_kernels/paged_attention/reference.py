@@ -3,8 +3,8 @@
     s_j = cap(scale q . k_j)   for the keys j of the token's sequence that it sees
     o = sum_j softmax(s)_j v_j
 
-Gathers every page of the token's sequence. All of it in the accumulation type (float32,
-or float64 for float64 queries).
+Every page of the token's sequence is gathered. Everything is computed in the
+accumulation type (float32, or float64 for float64 queries).
 """
 
 import jax
@@ -19,7 +19,7 @@ from pallas_kernels.products import EXACT
 def token_attention(
     operands: Operands, masks: Masks
 ) -> tuple[Float[Array, "Tq Hq D"], Float[Array, "Tq Hq"]]:
-    """Attend with one query after the other.
+    """Attend with one query after another.
 
     Returns:
         The outputs and the log-sum-exps, in the accumulation type.
@@ -32,12 +32,12 @@ def token_attention(
     def attend(token):
         t, q_HD = token
         s = jnp.searchsorted(operands.cu_q_lens, t, side="right") - 1
-        of_a_sequence = (s >= 0) & (s < S)
+        in_sequence = (s >= 0) & (s < S)
         s = jnp.clip(s, 0, S - 1)
         length = operands.kv_lens[s]
         q_position = length - (operands.cu_q_lens[s + 1] - t)
 
-        seen_N = masks.seen(q_position, position_N) & of_a_sequence
+        seen_N = masks.seen(q_position, position_N) & in_sequence
 
         def gather(pages, scales):
             x_NHD = pages[operands.page_table[s]].reshape(-1, Hkv, D).astype(dtype)

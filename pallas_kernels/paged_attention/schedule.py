@@ -1,7 +1,7 @@
 """The work of a ragged call: items of a few queries of one sequence, with their pages.
 
-The sizes of everything are known before compilation, how much of it is in use is not:
-`count` items, in the order of the queries.
+All sizes are known before compilation, but not how much is in use: the first `count`
+items, in the order of the queries.
 """
 
 from typing import NamedTuple
@@ -14,14 +14,14 @@ from pallas_kernels.paged_attention.operands import Operands
 
 
 class Schedule(NamedTuple):
-    """The items, and where each query's result is.
+    """The items, and the place of each query's result.
 
     Attributes:
-        count: how many items there are; those behind repeat the last.
-        sequence: [W], whose queries an item has.
-        row: [W], the first of them in q.
-        position: [W], where that stands in its sequence.
-        last: [W], the position of the last one.
+        count: the number of items; the entries after them repeat the last item.
+        sequence: [W], the sequence of an item.
+        row: [W], the index in q of an item's first query.
+        position: [W], the position of an item's first query in its sequence.
+        last: [W], the position of an item's last query in its sequence.
         first_page, end_page: [W], the part of the sequence's row of the page table that
           the item's queries see; at least one page.
         slot: [Tq], a query's place in the items: item * block_q + row of the item.
@@ -61,7 +61,7 @@ def make(
     ends = jnp.cumsum(items, dtype=jnp.int32)
     count = ends[-1]
 
-    # Without any item the first is made up, of a sequence whose row may hold anything.
+    # If there are no items, the first entry is arbitrary, and so are its pages.
     w = jnp.minimum(jnp.arange(W, dtype=jnp.int32), jnp.maximum(count - 1, 0))
     sequence = jnp.minimum(_owner(ends, w), S - 1)
     first = (w - (ends - items)[sequence]) * block_q
@@ -91,15 +91,15 @@ def make(
 
 
 def _owner(ends: jax.Array, index: jax.Array) -> jax.Array:
-    """Which of the runs that end at `ends` an index is in."""
+    """The index of the run that contains `index`, for runs that end at `ends`."""
     return jnp.searchsorted(ends, index, side="right").astype(jnp.int32)
 
 
 def fold(operands: Operands, schedule: Schedule, block_q: int) -> jax.Array:
-    """The items' queries, heads that share keys together: [W, Hkv, G * block_q, D].
+    """The items' queries, grouped by the head of keys: [W, Hkv, G * block_q, D].
 
     Row g * block_q + i of a head is query i of the item. Rows past the item's last
-    query hold any others.
+    query have arbitrary queries.
     """
     (_, Hq, D), Hkv = operands.q.shape, operands.k_pages.shape[2]
     rows = schedule.row[:, None] + jnp.arange(block_q, dtype=jnp.int32)[None]
@@ -108,7 +108,7 @@ def fold(operands: Operands, schedule: Schedule, block_q: int) -> jax.Array:
 
 
 def unfold(x: jax.Array, schedule: Schedule, block_q: int, otherwise) -> jax.Array:
-    """From the items' rows [W, Hkv, G * block_q, ...] to the queries' [Tq, Hq, ...].
+    """The items' rows [W, Hkv, G * block_q, ...] to the queries' [Tq, Hq, ...].
 
     Queries without keys get `otherwise`.
     """

@@ -1,4 +1,4 @@
-"""The selective scan of Mamba: a diagonal recurrence with decays of its own a token."""
+"""The selective scan of Mamba: a diagonal recurrence with decays that vary by token."""
 
 from pallas_kernels.selective_scan.api import selective_scan
 

@@ -1,4 +1,4 @@
-"""The public selective scan: checks its arguments, then calls one implementation."""
+"""The public selective scan: checks its arguments and calls an implementation."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ from pallas_kernels.tpu.tiles import LANES
 
 NAME = "selective_scan"
 
-# The axes of every argument, a letter each; equal letters are equal sizes.
+# The axes of every argument, one letter per axis; equal letters are equal sizes.
 AXES = {
     "x": "BTE",
     "dt": "BTE",
@@ -48,49 +48,57 @@ def selective_scan(
         h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T
         y_t = h_t C_t + D x_t
 
-    with h_t [E, N]; the exponential, and the products by dt, x and D, are entry by
-    entry, a channel's dt_t and x_t alike for its N states.
+    where h_t is [E, N]; the exponential and the products with dt, x and D are
+    elementwise, and the N states of a channel share its dt_t and x_t.
 
     Args:
         x: inputs [B, T, E]; float32, bfloat16 or float64, as all float arguments.
         dt: step sizes [B, T, E], >= 0; the time that passes at a token.
         A: rates [E, N], <= 0; a channel's states decay by exp(A) in a time of 1.
-        B: what an input adds to each state [B, T, N].
-        C: how the output reads each state [B, T, N].
-        D: what passes by the states [E]; None for nothing.
+        B: weights of an input in each state [B, T, N].
+        C: weights of each state in the output [B, T, N].
+        D: weights of the inputs in the outputs [E]; None for zero.
         initial_state: [B, E, N], or [S, E, N] with `cu_seqlens`; None for zero.
         segment_ids: [B, T]; the state is zeroed where the id changes. The initial state
-          belongs to the first segment. A token with id < 0 is padding: it touches no
+          belongs to the first segment. A token with id < 0 is padding: it changes no
           state, its output is 0, and ids are compared across it.
         cu_seqlens: [S + 1], non-decreasing from 0; sequence s is tokens cu_seqlens[s]
-          to cu_seqlens[s + 1] of the only batch row and has its own states. Tokens past
+          to cu_seqlens[s + 1] of the only batch row and has its own state. Tokens past
           the last sequence are padding. A sequence may be empty.
-        chunk_size: tokens from one kept state to the next: the backward pass computes
-          those between anew. None for a good one. "reference" keeps every state.
+        chunk_size: tokens from one stored state to the next; the backward pass
+          recomputes those in between. None for a tuned default. "reference" stores
+          every state.
         implementation: "pallas_tpu", "pallas_gpu", "xla", "reference", or None for the
-          best that can run. On a TPU that is the kernel, by estimates, where it takes
-          the arguments, for 256 tokens and more, on one device or under
-          `jax.set_mesh` with axes that all divide rows and channels.
+          best that can run. On a TPU this is the kernel, by estimates, if it takes the
+          arguments, for 256 tokens and more, on one device or under `jax.set_mesh`
+          with axes that all divide rows and channels.
 
     Returns:
         y [B, T, E] in x's dtype, and the state after the last token, shaped like
-        `initial_state`, float32 (float64 where an argument is float64). All is computed
-        in the state's dtype.
+        `initial_state`, float32 (float64 if an argument is float64). Everything is
+        computed in the state's dtype.
 
     Raises:
-        ValueError: shapes that do not fit each other, or an impossible option.
-        TypeError: an array of another dtype.
+        ValueError: the shapes do not fit each other, or a setting is out of range.
+        TypeError: an array has an unsupported dtype.
         NotImplementedError: the named implementation cannot run here.
 
-    Gradients are of reverse mode; "reference" has forward mode too.
+    Gradients are reverse-mode; "reference" has forward mode too.
 
     Reference: Gu and Dao, Mamba, arXiv 2312.00752, eq. 2a and section 3.3.
     """
     arrays = check_arrays(
         NAME,
         AXES,
-        *(x, dt, A, B, C, D),
-        *(segment_ids, cu_seqlens, initial_state),
+        x,
+        dt,
+        A,
+        B,
+        C,
+        D,
+        segment_ids,
+        cu_seqlens,
+        initial_state,
     )
     chunk_size, _ = check_settings(NAME, chunk_size, None)
     rows, T, E = arrays["x"].shape
@@ -115,9 +123,9 @@ def selective_scan(
 def _scan(
     run, chunk_size, *, x, dt, A, B, C, D, initial_state, segment_ids, cu_seqlens
 ):
-    """Make zeros of padding and flags of resets, run, add D x, mask the outputs.
+    """Set padding to zero, mark the resets, run, add D x, and mask the outputs.
 
-    Padding of x = dt = 0 leaves every state as it is.
+    Padding with x = dt = 0 leaves every state unchanged.
     """
     rows, T, E = x.shape
     floats = [a for a in (x, dt, A, B, C, D, initial_state) if a is not None]

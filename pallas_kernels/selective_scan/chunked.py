@@ -1,13 +1,13 @@
-"""The selective scan in chunks that remember only the states between them.
+"""The selective scan in chunks that store only the states between them.
 
-The recurrence runs token by token: every state of every channel has a decay of its own
-at every token, so there are no matrix products to make of a chunk, and an associative
-scan does log(C) times the work (measured five times as slow). What chunks save is
-memory. The forward pass keeps the state before each chunk, [T / C, B, N, E] in all; the
-backward pass computes the states of one chunk anew, [C, B, N, E], and takes the
-gradients from them before it turns to the chunk before.
+The recurrence runs token by token: every state of every channel has its own decay at
+every token, so a chunk cannot be written as matrix products, and an associative scan
+does log(C) times the work (measured five times as slow). Chunks save memory: the
+forward pass stores the state before each chunk, [T / C, B, N, E] in all; the backward
+pass recomputes the states of one chunk, [C, B, N, E], and their gradients before it
+goes on to the previous chunk.
 
-States are [N, E] here: sums over N then add whole rows of channels.
+States are [N, E] here, so that sums over N add whole rows of channels.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from pallas_kernels.selective_scan import block_sizes
 
 
 class Tokens(NamedTuple):
-    """What M chunks of C tokens carry; time leads, to be scanned over."""
+    """The operands of M chunks of C tokens, with time first, to be scanned over."""
 
     x: Float[Array, "M C B E"]
     dt: Float[Array, "M C B E"]
@@ -31,7 +31,7 @@ class Tokens(NamedTuple):
     reset: Bool[Array, "M C B"] | None
 
     def astype(self, dtype):
-        """The numbers in another type."""
+        """Cast the numbers, but not the flags."""
         x, dt, B, C = (a.astype(dtype) for a in self[:4])
         return Tokens(x, dt, B, C, self.reset)
 
@@ -47,10 +47,10 @@ def chunked(
     cu_seqlens: Int[Array, "S+1"] | None,
     chunk_size: int | None,
 ) -> tuple[Float[Array, "B T E"], Float[Array, "S B E N"]]:
-    """Run it; arguments and results as in `reference.token_recurrence`.
+    """Run the chunked form; arguments and results as in `reference.token_recurrence`.
 
     Args:
-        chunk_size: tokens a chunk; None for a good one.
+        chunk_size: tokens per chunk; None for a tuned default.
     """
     rows, T, E = x.shape
     size = chunk_size or block_sizes.chunk_size(T, states[0].size)
@@ -89,7 +89,7 @@ def scan_chunks(
 
 
 def _decay(token, A):
-    """exp(dt A), and zero where the state starts anew: [B, N, E]."""
+    """exp(dt A), or zero where the state is reset: [B, N, E]."""
     decay = jnp.exp(token.dt[:, None] * A[None])
     if token.reset is None:
         return decay
@@ -123,7 +123,7 @@ def _backward(residuals, gradients):
         du_t  = sum over N of dh_t B_t      for the input u = dt x
         dl_t  = dh_t exp(dt_t A) h_{t-1}    for the exponent l = dt A
 
-    from which those for x, dt and A follow.
+    from which the gradients for x, dt and A follow.
     """
     tokens, A, starts, sequence = residuals
     dy, d_states = gradients
@@ -149,9 +149,9 @@ def _backward(residuals, gradients):
             d_dt = jnp.sum(dl * A[None], axis=1)
             return (dh_before, dA + dl * token.dt[:, None]), (dh, du, d_dt)
 
-        nothing = jnp.zeros_like(d_end)
+        zeros = jnp.zeros_like(d_end)
         (d_start, dA), (dh, du, d_dt) = jax.lax.scan(
-            step_back, (d_end, nothing), (tokens, h_before, dy), reverse=True
+            step_back, (d_end, zeros), (tokens, h_before, dy), reverse=True
         )
         u = tokens.dt * tokens.x
         d_tokens = Tokens(

@@ -1,8 +1,9 @@
-"""The selective scan token by token: the definition, and what other forms must equal.
+"""The selective scan token by token: the definition, which other forms must match.
 
     h <- exp(dt_t A) h + dt_t x_t B_t^T,   y_t = h C_t
 
-All of it in the accumulation type (float32, or float64 for float64 inputs).
+Everything is computed in the accumulation type (float32, or float64 for float64
+inputs).
 """
 
 import jax.numpy as jnp
@@ -26,11 +27,12 @@ def token_recurrence(
     """Run the recurrence.
 
     Args:
-        reset: the tokens before which the state is zeroed, or None for none.
+        reset: whether the state is zeroed before each token; None for never.
         states: the state of each sequence before its first token.
-        cu_seqlens: where each sequence starts and the last one ends (B is 1); tokens
-          outside have x and dt zero. None for one sequence a batch row (S is 1).
-        chunk_size: unused, there are no chunks.
+        cu_seqlens: the start of each sequence and the end of the last one (B is 1); x
+          and dt are zero for tokens outside. None for one sequence per batch row (S is
+          1).
+        chunk_size: unused; there are no chunks.
 
     Returns:
         The outputs without D x and the states after the last token of each sequence.

@@ -1,1 +1,1 @@
-"""What the TPU kernels over chunks of tokens are made of."""
+"""Components of the TPU kernels over chunks of tokens."""

@@ -1,4 +1,4 @@
-"""Tokens as the TPU kernels over chunks read them, and back."""
+"""Arranging tokens for the TPU kernels over chunks, and back."""
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,14 @@ from pallas_kernels.tpu.tiles import LANES
 def operand_type(
     inputs: tuple[Array, ...], states: Array, precision: jax.lax.Precision | None
 ) -> tuple[jnp.dtype, bool]:
-    """The type that is multiplied, and whether exactly."""
+    """The operand type of the products, and whether they are exact."""
     product = input_product(inputs, states.dtype, precision)
-    # Between one pass and all of them the kernels have no step; more is what they take.
+    # The kernels take one pass or all of them; a precision in between takes all.
     return product.operand, product.precision not in (None, jax.lax.Precision.DEFAULT)
 
 
 def by_head(x: Array, where: layout.Layout) -> Float[Array, "B M rows HD"]:
-    """[B, T, H, D] or [B, T, N, H, D], with C or N C rows a chunk."""
+    """Arrange [B, T, H, D] or [B, T, N, H, D] in chunks of C or N C rows."""
     x = layout.rows(x, where)
     return x.reshape(*x.shape[:2], -1, x.shape[-2] * x.shape[-1])
 
@@ -27,7 +27,7 @@ def by_head(x: Array, where: layout.Layout) -> Float[Array, "B M rows HD"]:
 def from_head(
     x: Array, where: layout.Layout, like: Array | jax.ShapeDtypeStruct
 ) -> Array:
-    """The inverse of `by_head`, of `like`'s shape and dtype."""
+    """The inverse of `by_head`, with the shape and dtype of `like`."""
     x = x.reshape(like.shape[0], -1, *like.shape[2:])
     return layout.from_rows(x, where, like.shape[1]).astype(like.dtype)
 
@@ -35,7 +35,7 @@ def from_head(
 def by_lane(
     x: Float[Array, "B T N H"], where: layout.Layout
 ) -> Float[Array, "B M H LANES"]:
-    """A number a key, along the lanes; zeros after the chunk's last key."""
+    """Arrange one number per key along the lanes; zeros after a chunk's last key."""
     x = layout.rows(x.astype(jnp.float32), where)
     x = jnp.moveaxis(x.reshape(*x.shape[:2], -1, x.shape[-1]), 2, 3)
     return jnp.pad(x, [(0, 0)] * 3 + [(0, LANES - x.shape[-1])])
@@ -50,35 +50,38 @@ def from_lane(
     return layout.from_rows(x.reshape(B, -1, N, H), where, T)
 
 
-def turned_states(states: Float[Array, "S B H rows columns"]) -> Array:
-    """[S B, H, columns, rows], as the kernels carry them."""
-    turned = jnp.swapaxes(states, -1, -2)
-    return turned.reshape(-1, *turned.shape[2:])
+def transposed_states(states: Float[Array, "S B H rows columns"]) -> Array:
+    """[S B, H, columns, rows], as the kernels carry the states."""
+    transposed = jnp.swapaxes(states, -1, -2)
+    return transposed.reshape(-1, *transposed.shape[2:])
 
 
-def from_turned(turned: Float[Array, "SB H columns rows"], like: Array) -> Array:
-    """The inverse of `turned_states`, of `like`'s shape."""
-    return jnp.swapaxes(turned, -1, -2).reshape(like.shape)
+def from_transposed(states: Float[Array, "SB H columns rows"], like: Array) -> Array:
+    """The inverse of `transposed_states`, with the shape of `like`."""
+    return jnp.swapaxes(states, -1, -2).reshape(like.shape)
 
 
 def unless_empty(
-    found: Float[Array, "S B H *size"],
+    computed: Float[Array, "S B H *size"],
     given: Float[Array, "S B H *size"],
     cu_seqlens: Int[Array, "S+1"] | None,
 ) -> Array:
-    """The states found, where there are tokens: no chunk writes the others."""
+    """The `computed` states; the `given` ones for empty sequences.
+
+    No chunk writes the states of an empty sequence.
+    """
     if cu_seqlens is None:
-        return found
+        return computed
     empty = cu_seqlens[1:] == cu_seqlens[:-1]
-    return jnp.where(empty[:, None, None, None, None], given, found)
+    return jnp.where(empty[:, None, None, None, None], given, computed)
 
 
-def from_here_on(x: Float[Array, "*batch keys"]) -> Array:
+def sums_from(x: Float[Array, "*batch keys"]) -> Array:
     """Sums of x from each key to the last."""
     return jnp.flip(jnp.cumsum(jnp.flip(x, -1), -1), -1)
 
 
-def before_here(x: Float[Array, "*batch keys"]) -> Array:
+def sums_before(x: Float[Array, "*batch keys"]) -> Array:
     """Sums of x before each key."""
     x = jnp.pad(x[..., :-1], [(0, 0)] * (x.ndim - 1) + [(1, 0)])
     return jnp.cumsum(x, -1)

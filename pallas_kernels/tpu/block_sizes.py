@@ -1,8 +1,8 @@
-"""How much the TPU kernels take at once, where more than one size works.
+"""The block sizes of the TPU kernels, where more than one size works.
 
-The table is block_sizes.json, by kernel and chip; `scripts/tune_kernels.py` writes it,
-from the estimated cycles of every candidate. A kernel takes less where there is less to
-take or VMEM has no room for it.
+The table is block_sizes.json, by kernel and chip; `scripts/tune_kernels.py` writes it
+from the estimated cycles of every candidate. A kernel uses a smaller size where there
+is less work or too little VMEM.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ _tried: contextvars.ContextVar[Mapping[str, int]] = contextvars.ContextVar(
 def of(kernel: str) -> dict[str, int]:
     """The sizes of a kernel on the chip that it is traced for.
 
-    heads: of a grid step, or groups of 128 channels of the selective scan.
+    heads: heads in a grid step, or groups of 128 channels of the selective scan.
     in_turns: heads whose stages are emitted in turns.
-    unroll: blocks of 8 tokens in an iteration of the loop that makes the states.
+    unroll: blocks of 8 tokens in an iteration of the loop that computes the states.
     """
     return _TABLE[kernel][chip()] | dict(_tried.get())
 
 
 def chip() -> str:
-    """The chip of the table that is most like the one in use: v5p is a v5e in this."""
+    """The chip of the table that is most like the one in use; for a v5p, v5e."""
     return "v5e" if platform.device_kind().startswith("TPU v5") else "v6e"
 
 
@@ -40,7 +40,7 @@ def chip() -> str:
 def trying(sizes: Mapping[str, int]):
     """Trace kernels with these sizes instead of the table's.
 
-    What is compiled already keeps its own.
+    Programs that are already compiled keep their sizes.
     """
     token = _tried.set(sizes)
     try:

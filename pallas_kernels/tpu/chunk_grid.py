@@ -1,8 +1,8 @@
 """The grid of a TPU kernel that carries a state from chunk to chunk of tokens.
 
 It runs over batch rows, groups of heads and chunks, the chunks in order. The state is a
-result whose block stays in VMEM as long as its index does: the kernel sets it where a
-sequence begins, and it is written out where the next one does.
+result whose block stays in VMEM as long as its index stays the same: the kernel sets it
+when a sequence begins, and it is written to HBM when the next one begins.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,9 +19,9 @@ class ChunkGrid(NamedTuple):
     """A grid over B rows, H heads and M chunks.
 
     Attributes:
-        heads: of a grid step.
-        sequence: the state of each chunk; None for one a row.
-        backward: from the last chunk to the first.
+        heads: heads in a grid step.
+        sequence: index of each chunk's state; None for one state per row.
+        backward: whether to go from the last chunk to the first.
     """
 
     B: int
@@ -32,24 +32,24 @@ class ChunkGrid(NamedTuple):
     backward: bool = False
 
     def tokens(self, rows: int, size: int) -> pl.BlockSpec:
-        """A block of [B, M, rows, H size], a head's channels beside one another."""
-        return self._of_chunk((rows, self.heads * size), axis=3)
+        """A block of [B, M, rows, H size], with the channels of a head adjacent."""
+        return self._chunk_block((rows, self.heads * size), axis=3)
 
     def rows(self, count: int, lanes: int) -> pl.BlockSpec:
         """A block of [B, M, count, H, lanes]."""
-        return self._of_chunk((count, self.heads, lanes), axis=3)
+        return self._chunk_block((count, self.heads, lanes), axis=3)
 
     def stacked(self, rows: int, lanes: int) -> pl.BlockSpec:
         """A block of [B, M, groups of heads * rows, lanes]."""
-        return self._of_chunk((rows, lanes), axis=2)
+        return self._chunk_block((rows, lanes), axis=2)
 
     def chunk_states(self, *size: int) -> pl.BlockSpec:
         """A block of [B, M, H, *size]."""
-        return self._of_chunk((self.heads, *size), axis=2)
+        return self._chunk_block((self.heads, *size), axis=2)
 
     def shared(self, rows: int, lanes: int) -> pl.BlockSpec:
         """A block of [B, M, rows, lanes], for all heads."""
-        return self._of_chunk((rows, lanes), axis=None)
+        return self._chunk_block((rows, lanes), axis=None)
 
     def constant(self, *size: int) -> pl.BlockSpec:
         """A block of [H, *size], for all rows and chunks."""
@@ -57,7 +57,7 @@ class ChunkGrid(NamedTuple):
         return pl.BlockSpec((self.heads, *size), lambda b, h, *_: (h, *rest))
 
     def states(self, *size: int) -> pl.BlockSpec:
-        """A block of the states [S, H, *size], of the chunk's sequence or the row."""
+        """A block of the states [S, H, *size], for the chunk's sequence or its row."""
 
         def index(b, h, step, *table):
             state = table[0][self._chunk(step)] if table else b
@@ -76,14 +76,14 @@ class ChunkGrid(NamedTuple):
         flops: int,
         exponentials: int = 0,
     ) -> list[Array]:
-        """Run the kernel; its first argument says whether a sequence begins.
+        """Run the kernel; its first argument is whether a sequence begins here.
 
-        With `backward`, whether one ends.
+        With `backward`, it is whether a sequence ends here.
 
         Args:
-            vmem: bytes that the compiler may take.
-            flops, exponentials: about how many a head and chunk take, for XLA's
-              schedule of what surrounds the kernel.
+            vmem: bytes that the compiler may use.
+            flops, exponentials: rough numbers per head and chunk, by which XLA
+              schedules the operations around the kernel.
         """
         table = () if self.sequence is None else (self.sequence.astype(jnp.int32),)
 
@@ -91,9 +91,9 @@ class ChunkGrid(NamedTuple):
             step = pl.program_id(2)
             begins = step == 0
             if table:
-                of_chunk, *refs = refs
+                sequence, *refs = refs
                 before = self._chunk(jnp.maximum(step, 1) - 1)
-                begins |= of_chunk[self._chunk(step)] != of_chunk[before]
+                begins |= sequence[self._chunk(step)] != sequence[before]
             kernel(begins, *refs)
 
         arrays, in_specs = zip(*operands, strict=True)
@@ -126,13 +126,13 @@ class ChunkGrid(NamedTuple):
     def _chunk(self, step):
         return self.M - 1 - step if self.backward else step
 
-    def _of_chunk(self, block, axis):
-        """A block of chunk m's, with the group of heads along an axis, or of all."""
+    def _chunk_block(self, block, axis):
+        """A block of one chunk: its group of heads along `axis`, or all heads."""
 
         def index(b, h, step, *_):
-            at = [b, self._chunk(step)] + [0] * len(block)
+            indices = [b, self._chunk(step)] + [0] * len(block)
             if axis is not None:
-                at[axis] = h
-            return tuple(at)
+                indices[axis] = h
+            return tuple(indices)
 
         return pl.BlockSpec((None, None, *block), index)

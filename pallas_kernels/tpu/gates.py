@@ -12,10 +12,10 @@ NEVER = -128.0  # a log decay whose factor is 0 in float32
 
 
 def running_sum(g: Float[Array, "*batch KEYS"]) -> tuple[Array, Array]:
-    """Sums of g up to each key as hi + lo, to twice the accuracy of float32.
+    """Sums of g up to each key as hi + lo, with twice the precision of float32.
 
-    The difference of two of them, taken part by part, is then accurate also after a
-    strong decay.
+    The difference of two sums, taken part by part, is then accurate even after a strong
+    decay.
     """
     hi, lo, distance = g, jnp.zeros_like(g), 1
 
@@ -35,12 +35,13 @@ class Gates(NamedTuple):
     """The gates of a group of heads along the keys, [heads, KEYS].
 
     Attributes:
-        beta: step sizes, where there are any.
+        beta: step sizes, if there are any.
         hi, lo: the log decay from the chunk's start to after each key is hi + lo.
         exit: the decay from after each key to the chunk's end.
-        total: that of the whole chunk, [heads, 1].
-        columns: [KEYS, KEYS], in whose lanes each head's rows stand transposed: three
-          parts of hi, lo, ones and, where they are asked for, three of exit and beta.
+        total: the decay of the whole chunk, [heads, 1].
+        columns: [KEYS, KEYS], in whose lanes are rows of each head, transposed: three
+          parts of hi, then lo, ones and, with `more_columns`, three parts each of exit
+          and beta.
     """
 
     beta: Array | None = None
@@ -54,10 +55,11 @@ class Gates(NamedTuple):
     def read(
         cls, ref, group: range, with_beta: bool = True, more_columns: bool = False
     ):
-        """Those of a group of heads, from rows of beta, hi and lo as they are given.
+        """Read the gates of a group of heads from the rows beta, hi and lo of `ref`.
 
         Args:
-            more_columns: ask for those of exit and beta.
+            with_beta: whether there is a row beta.
+            more_columns: whether `columns` has exit and beta too.
         """
         heads = slice(group[0], group[-1] + 1)
         rows = [ref[i, heads, :] for i in range(ref.shape[0])]
@@ -77,21 +79,21 @@ class Gates(NamedTuple):
 
     @property
     def count(self) -> int:
-        """Heads."""
-        some = self.beta if self.hi is None else self.hi
-        assert some is not None
-        return some.shape[0]
+        """The number of heads."""
+        gate = self.beta if self.hi is None else self.hi
+        assert gate is not None
+        return gate.shape[0]
 
     def entry_and_log(self, j: int, columns, hi, lo):
-        """Log decay from the lanes' keys to the rows', and the rows' decay of entry.
+        """The rows' entry decay, and the log decay from the lanes' keys to the rows'.
 
-        The running sums come to all lanes by products with zeros and ones, exact for
-        the three parts of hi, and lo is as small as their rounding.
+        Products with zeros and ones bring the running sums to all lanes: exactly for
+        the three parts of hi, while lo is as small as their rounding.
 
         Args:
             j: the head.
             columns: `columns`, or rows of it.
-            hi, lo: the running sums of what stands in the lanes, [1, KEYS].
+            hi, lo: the running sums at the keys in the lanes, [1, KEYS].
         """
         n = self.count
         columns = columns.astype(jnp.bfloat16)
@@ -107,19 +109,19 @@ class Gates(NamedTuple):
         return dot(self.columns, indicator(self._rows(5, 8, j)))
 
     def beta_column(self, j: int):
-        """`beta` of a head, likewise."""
+        """`beta` of a head, [KEYS, KEYS], equal in all lanes."""
         first = 0 if self.hi is None else 8
         return dot(self.columns, indicator(self._rows(first, first + 3, j)))
 
     def _rows(self, first, end, j):
-        """Where parts first to end of head j stand among the rows of a factor."""
+        """Mask of the rows of a factor that meet parts `first` to `end` of head j."""
         n = self.count
         row = iota((KEYS, KEYS), 0)
         return (row >= first * n) & (row < end * n) & (row % n == j)
 
 
 def _transposed(parts):
-    """Parts [heads, KEYS], one below the other, in the lanes of [KEYS, KEYS]."""
+    """Stack parts [heads, KEYS] and transpose them into the lanes of [KEYS, KEYS]."""
     unused = KEYS - len(parts) * parts[0].shape[0]
     parts = [*parts, jnp.zeros((unused, KEYS), jnp.float32)]
     return jnp.concatenate(parts, 0).T.astype(jnp.bfloat16)

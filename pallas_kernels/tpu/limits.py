@@ -1,4 +1,4 @@
-"""What the TPU kernels over chunks of tokens can take, and how they divide it."""
+"""The limits of the TPU kernels over chunks of tokens, and their division of heads."""
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -7,8 +7,8 @@ from pallas_kernels import partition
 from pallas_kernels.tpu.tiles import SUBLANES
 
 HEAD_SIZES = (64, 128, 256)
-GROUP = SUBLANES  # heads together: their gates fill the sublanes
-MOST_CHANNELS = 2048  # of a grid step, where its heads make no groups
+GROUP = SUBLANES  # heads whose gates fill the sublanes
+MOST_CHANNELS = 2048  # in a grid step whose heads do not form groups
 
 
 def unsupported(
@@ -17,10 +17,10 @@ def unsupported(
     """Why a kernel cannot take these arguments, or None.
 
     Args:
-        arrays: k [..., H, K] and v [..., H, V] among them.
-        chunk_size: what the caller wants.
-        chunk: the kernel's tokens.
-        having: what makes it so many, for the message.
+        arrays: arguments by name, with k [..., H, K] and v [..., H, V].
+        chunk_size: the caller's chunk size.
+        chunk: tokens in a chunk of the kernel.
+        having: a phrase for the message on why there are so many tokens.
     """
     k, v = arrays["k"], arrays["v"]
     assert k is not None and v is not None
@@ -33,12 +33,12 @@ def unsupported(
                 f"the nearest is {nearest} (pad with zeros), or pass "
                 "implementation='xla'."
             )
-    most, of_device = MOST_CHANNELS // max(K, v.shape[-1]), partition.part("H", H)
-    if of_device > most and of_device % GROUP:
+    most, heads = MOST_CHANNELS // max(K, v.shape[-1]), partition.part("H", H)
+    if heads > most and heads % GROUP:
         return (
             f"the TPU kernel takes at most {most} heads of this size on a device or a "
-            f"multiple of {GROUP}, but there are {of_device}; the nearest is "
-            f"{of_device + -of_device % GROUP}, or pass implementation='xla'."
+            f"multiple of {GROUP}, but there are {heads}; the nearest is "
+            f"{heads + -heads % GROUP}, or pass implementation='xla'."
         )
     if chunk_size not in (None, chunk):
         return (
@@ -49,7 +49,7 @@ def unsupported(
 
 
 def no_float64(arrays: dict[str, Array | None]) -> str | None:
-    """Which arguments a TPU cannot take for their type, or None."""
+    """Why a TPU cannot take the arguments' types, or None."""
     wide = [n for n, x in arrays.items() if x is not None and x.dtype == jnp.float64]
     if wide:
         return f"a TPU has no float64, but {', '.join(wide)} has it; cast to float32."
@@ -57,11 +57,11 @@ def no_float64(arrays: dict[str, Array | None]) -> str | None:
 
 
 def heads_together(H: int, size: int, most: int) -> int:
-    """Heads of a grid step: whole groups, or all where H heads make none.
+    """The number of heads in a grid step: whole groups, or all H if GROUP does not fit.
 
     Args:
-        size: lanes that a head takes, twice as many for float32 products.
-        most: what is best where there are so many and VMEM has room.
+        size: lanes per head, twice as many for float32 products.
+        most: the best number, if there are as many heads and VMEM has room.
     """
     if H % GROUP:
         return H
@@ -70,11 +70,11 @@ def heads_together(H: int, size: int, most: int) -> int:
 
 
 def groups(heads: int, size: int = GROUP) -> list[range]:
-    """The heads of a grid step by so many."""
+    """Divide the heads of a grid step into groups of `size`."""
     return [range(h, min(h + size, heads)) for h in range(0, heads, size)]
 
 
 def vmem(heads: int, K: int, V: int, exact: bool) -> int:
-    """Bytes that the compiler may take; a chip of any generation has 63 MiB."""
+    """Bytes of VMEM that the compiler may use; chips of all generations have 63 MiB."""
     channels = heads * max(K, V) * (2 if exact else 1)
     return (32 if channels <= MOST_CHANNELS else 56) * 2**20

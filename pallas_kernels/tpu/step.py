@@ -1,13 +1,13 @@
-"""One token of a linear recurrence as a TPU kernel: a state is read and written once.
+"""One token of a linear recurrence as a TPU kernel that reads and writes a state once.
 
-What a decode step costs is the state's way from HBM and back. Per head
+The cost of a decode step is moving the state from HBM and back. Per head
 
     S <- diag(decay) S,    then for each of the token's keys
     S <- S + k (v - erase^T S)
     o  = q^T S
 
-in float32 on the vector units; what is a number a channel of the keys is turned into
-columns for it.
+in float32 on the vector units, for which vectors over the channels of the keys are
+transposed into columns.
 """
 
 from functools import partial
@@ -30,37 +30,37 @@ def token_step(
     decay: Float[Array, "B H"] | Float[Array, "B H K"] | None,
     states: Float[Array, "B H K V"],
 ) -> tuple[Float[Array, "B H V"], Float[Array, "B H K V"]]:
-    """The output in float32 and the next states, in the place of `states`."""
+    """The output in float32, and the next states, which overwrite `states`."""
     B, N, H, K = k.shape
     V, heads = v.shape[-1], _heads_together(H, max(K, v.shape[-1]))
-    of_keys, of_values = [q[:, None], k], [v]
+    key_rows, value_rows = [q[:, None], k], [v]
     if erase is not None:
-        of_keys.append(erase)
+        key_rows.append(erase)
     if decay is not None and decay.ndim == 3:
-        of_keys.append(decay[:, None])
+        key_rows.append(decay[:, None])
     elif decay is not None:
         decay = decay[:, None, :, None]
-        of_values.append(jnp.broadcast_to(decay, (B, 1, H, V)))
-    of_keys, of_values = (
+        value_rows.append(jnp.broadcast_to(decay, (B, 1, H, V)))
+    key_rows, value_rows = (
         jnp.concatenate([x.astype(jnp.float32) for x in xs], 1)
-        for xs in (of_keys, of_values)
+        for xs in (key_rows, value_rows)
     )
 
-    def of_heads(*sizes):
+    def head_block(*sizes):
         rest = [0] * len(sizes)
         return pl.BlockSpec((None, heads, *sizes), lambda b, h: (b, h, *rest))
 
-    def rows(x):
+    def row_block(x):
         block = (None, x.shape[1], heads, x.shape[3])
         return pl.BlockSpec(block, lambda b, h: (b, 0, h, 0))
 
-    moved = of_keys.size + of_values.size + 2 * states.size + B * H * V
+    moved = key_rows.size + value_rows.size + 2 * states.size + B * H * V
     return pl.pallas_call(
         partial(_kernel, steps=N, erases=erase is not None),
         name="token_step",
         grid=(B, H // heads),
-        in_specs=[rows(of_keys), rows(of_values), of_heads(K, V)],
-        out_specs=[of_heads(V), of_heads(K, V)],
+        in_specs=[row_block(key_rows), row_block(value_rows), head_block(K, V)],
+        out_specs=[head_block(V), head_block(K, V)],
         out_shape=[
             jax.ShapeDtypeStruct((B, H, V), jnp.float32),
             jax.ShapeDtypeStruct(states.shape, jnp.float32),
@@ -73,11 +73,11 @@ def token_step(
         cost_estimate=pl.CostEstimate(
             flops=states.size * (4 * N + 3), bytes_accessed=4 * moved, transcendentals=0
         ),
-    )(of_keys, of_values, states)
+    )(key_rows, value_rows, states)
 
 
 def _heads_together(H: int, size: int) -> int:
-    """Heads of a grid step: whole registers of rows, and states that fit in VMEM."""
+    """Heads in a grid step: whole registers of rows, if their states fit in VMEM."""
     for heads in (2 * SUBLANES, SUBLANES):
         if H % heads == 0 and heads * size <= MOST_CHANNELS:
             return heads

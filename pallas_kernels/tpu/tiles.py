@@ -1,8 +1,8 @@
-"""Pieces of TPU kernels: products in parts, and what goes along the lanes.
+"""Pieces of TPU kernels: products in parts, and operations along the lanes.
 
-A vector register of a TPU holds 8 sublanes of 128 lanes. Moving values between lanes
-takes a unit of which there are few; the kernels move them by products with zeros and
-ones instead where the matrix unit is idle.
+A vector register of a TPU holds 8 sublanes of 128 lanes. There are few units that move
+values between lanes; where the matrix unit is idle, the kernels move them by products
+with zeros and ones instead.
 """
 
 import itertools
@@ -28,24 +28,24 @@ def dot(x, y, transposed=False, precision=None):
 
 
 def leading_part(x):
-    """x cut to the significand of bfloat16, in float32.
+    """x truncated to the significand of bfloat16, in float32.
 
-    By its bits: a conversion there and back would be two on chips without bfloat16
-    arithmetic, and their compiler folds it.
+    By its bits: chips without bfloat16 arithmetic would need two conversions, to
+    bfloat16 and back, and their compiler removes such a pair.
     """
     bits = lax.bitcast_convert_type(x, jnp.int32) & jnp.int32(-(2**16))
     return lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def three_parts(x):
-    """Parts that bfloat16 holds exactly and that sum to x."""
+    """Three numbers that bfloat16 holds exactly and whose sum is x."""
     one = leading_part(x)
     two = leading_part(x - one)
     return one, two, x - one - two
 
 
 def with_rest(x, y, exact):
-    """Factors of the product x y, y in two parts where it is not exact."""
+    """The factors of the product x y; unless it is exact, y is in two parts."""
     if exact:
         return x, y
     hi = leading_part(y)
@@ -54,14 +54,14 @@ def with_rest(x, y, exact):
 
 
 def left_in_parts(x, start, size, exact):
-    """Lanes start to start + size of x, to be multiplied by `right_in_parts`.
+    """The left factor of a product with `right_in_parts`: lanes `start` on of x.
 
-    In parts they are [hi lo hi lo], where the right factor's are [hi; hi; lo; lo]: a
-    product of float32 to about 16 bits in one pass of the matrix unit.
+    The parts are [hi lo hi lo] here and [hi; hi; lo; lo] in the right factor: a product
+    of float32 to about 16 bits in one pass of the matrix unit.
 
     Args:
-        size: a quarter of the lanes.
-        exact: leave both in float32, for an exact product.
+        size: the number of lanes, a quarter of all.
+        exact: whether to leave both in float32, for an exact product.
     """
     if exact:
         return x[:, start : start + size]
@@ -72,7 +72,7 @@ def left_in_parts(x, start, size, exact):
 
 
 def right_in_parts(x, exact):
-    """See `left_in_parts`."""
+    """The right factor of a product with `left_in_parts`."""
     if exact:
         return x
     hi = leading_part(x)
@@ -81,7 +81,7 @@ def right_in_parts(x, exact):
 
 
 def dot_indicator(x, condition, exact):
-    """x times the zeros and ones of a condition; x to about 16 bits, or exact."""
+    """x times the zeros and ones of a condition, exactly or to about 16 bits of x."""
     if exact:
         return dot(x, indicator(condition, jnp.float32), precision=EXACT)
     hi = leading_part(x)
@@ -90,13 +90,13 @@ def dot_indicator(x, condition, exact):
 
 
 def lane_sums(terms, exact):
-    """Sums of each term along its lanes, to about 16 bits or exact.
+    """Sums of each term along its lanes, exactly or to about 16 bits.
 
     Args:
-        terms: at most 16 arrays of equal rows.
+        terms: at most 16 arrays with the same number of rows.
 
     Returns:
-        [16, rows], the sums of term i in row i.
+        [16, rows], with the sums of term i in row i.
     """
     x, ends = jnp.concatenate(terms, 1), []
     for term in terms:
@@ -104,7 +104,7 @@ def lane_sums(terms, exact):
     shape = 16, x.shape[1]
     lane = iota(shape, 1)
     term = sum((lane >= end).astype(jnp.int32) for end in ends[:-1])
-    # Not by a selection: the estimator of v5e fails on products of masks.
+    # Not by `jnp.where`: the estimator of v5e fails on products of masks.
     ones = (1 - jnp.minimum(jnp.abs(iota(shape, 0) - term), 1)).astype(jnp.float32)
     if exact:
         return dot(ones, x, transposed=True, precision=EXACT)
@@ -114,17 +114,17 @@ def lane_sums(terms, exact):
 
 
 class RowSums:
-    """Sums over the rows of SUBLANES registers, that of register i in row i.
+    """Sums over the rows of SUBLANES registers, with the sum of register i in row i.
 
-    Registers come in the order of their rows or against it; two are merged as soon as
-    they can, so that few wait.
+    Registers are added in ascending or descending order of their rows, and merged as
+    early as possible, so that few are live.
     """
 
     def __init__(self):
         self._waiting = []
 
     def add(self, row: int, x):
-        """x [a multiple of SUBLANES, LANES], to be summed in a row."""
+        """Add x [a multiple of SUBLANES, LANES], whose sum is to be in row `row`."""
         x = sum(x[i : i + SUBLANES] for i in range(0, x.shape[0], SUBLANES))
         size = 1
         while self._waiting and self._waiting[-1][0] == size:
@@ -135,14 +135,14 @@ class RowSums:
 
     @property
     def sums(self):
-        """[SUBLANES, LANES], after all of them."""
+        """The sums [SUBLANES, LANES], after all registers are added."""
         ((size, _, x),) = self._waiting
         assert size == SUBLANES
         return x
 
 
 def _merged(low, high, distance):
-    """Rows `distance` apart, added: of `low` in the lower ones, of `high` above."""
+    """Add rows `distance` apart: those of `low` in the lower rows, of `high` above."""
     row = iota(low.shape, 0)
     upper = (row & distance) > 0
     crossing = jnp.where(upper, low, high)
@@ -155,21 +155,21 @@ def gather(x, index, axis=1):
 
 
 def fit(x, lanes):
-    """x, equal in all of its lanes, in so many."""
+    """x, which is equal in all lanes, with `lanes` lanes."""
     if lanes <= LANES:
         return x[:, :lanes]
     return jnp.concatenate([x] * (lanes // LANES), 1)
 
 
 def to_lanes(x):
-    """[1, size] as [1, LANES] with the same sum."""
+    """Pad or add up [1, size] to [1, LANES] with the same sum."""
     if x.shape[1] < LANES:
         return jnp.concatenate([x, jnp.zeros((1, LANES - x.shape[1]), x.dtype)], 1)
     return sum(x[:, i : i + LANES] for i in range(0, x.shape[1], LANES))
 
 
 def to_rows(x, rows):
-    """x with rows of zeros up to so many."""
+    """Pad x with zeros to `rows` rows."""
     missing = rows - x.shape[0]
     if not missing:
         return x
@@ -177,17 +177,17 @@ def to_rows(x, rows):
 
 
 def in_turns(generators):
-    """Run generators to their ends, a step of each after the other.
+    """Run generators to their ends, one step of each in turn.
 
-    The compiler's schedule follows the order of the program: what is to overlap, as the
-    stages of independent heads, must stand beside one another there.
+    The compiler's schedule follows the order of the program: what should overlap, such
+    as the stages of independent heads, must be adjacent in it.
     """
     for _ in itertools.zip_longest(*generators):
         pass
 
 
 def store_rows(ref, start, lanes, x):
-    """Write x from row `start` on, as far as there are rows."""
+    """Write x from row `start` on; rows past the end of `ref` are dropped."""
     rows = min(x.shape[0], ref.shape[0] - start)
     if rows > 0:
         ref[start : start + rows, lanes] = x[:rows].astype(ref.dtype)

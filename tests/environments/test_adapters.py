@@ -101,7 +101,7 @@ def test_what_gymnax_says_of_itself():
         env = Gymnax(walk, walk.default_params)
         assert env.actions == actions and env.max_steps == 30
         assert env.observation_size == 7
-    with pytest.raises(TypeError, match="only a space of numbered actions"):
+    with pytest.raises(TypeError, match="must be discrete or one box"):
         _ = Gymnax(GymnaxWalk(SimpleNamespace(spaces=())), Params()).actions
 
 

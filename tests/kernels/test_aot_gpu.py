@@ -88,7 +88,7 @@ def test_reports_of_registers_and_shared_memory_come_in_order():
 
 
 def test_a_chip_that_no_compiler_knows():
-    with pytest.raises(ValueError, match="'a100'; choose of v5e, .*, h100"):
+    with pytest.raises(ValueError, match="'a100'; choose one of v5e, .*, h100"):
         aot.compile_jobs([aot.Job(f"{HERE}:product", {"size": 64}, "a100")])
 
 

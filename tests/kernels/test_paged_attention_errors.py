@@ -136,7 +136,7 @@ def test_the_tpu_kernel_names_its_limits(changed, message):
 
 def test_the_tpu_kernel_has_no_float64():
     with jax.enable_x64(), interpreted_tpu():
-        with pytest.raises(NotImplementedError, match="float64, which a TPU has not"):
+        with pytest.raises(NotImplementedError, match="float64, which a TPU does not"):
             shapes(dtype="float64")
 
 

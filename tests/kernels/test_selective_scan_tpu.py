@@ -101,7 +101,7 @@ def test_divided_among_devices(T):
     (
         (dict(E=200), "multiple of 128 channels, but E is 200; the nearest is 256"),
         (dict(N=12), "multiple of 8 states .* but N is 12; the nearest is 16"),
-        (dict(N=40), "at most 32 states a channel, but N is 40"),
+        (dict(N=40), "at most 32 states per channel, but N is 40"),
     ),
 )
 def test_shapes_it_cannot_take(change, message):

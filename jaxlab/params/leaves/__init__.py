@@ -1,4 +1,4 @@
-"""Kinds of weights, one a file; `jaxlab.params.products` has the contract."""
+"""Kinds of weights, one per file; `jaxlab.params.products` defines the interface."""
 
 from jaxlab.params.leaves.low_rank import LowRank
 from jaxlab.params.leaves.quantized import Quantized, quantize

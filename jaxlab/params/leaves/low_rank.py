@@ -1,4 +1,4 @@
-"""A weight plus a product of two thin matrices: a population's member, an adapter."""
+"""A weight plus a product of two thin matrices: a population member or an adapter."""
 
 from typing import Any
 
@@ -25,8 +25,8 @@ class LowRank(Leaf):
         w: base weight ``[in, out]``, any leaf.
         a: ``[in, rank]``.
         b: ``[out, rank]``.
-        scale: float32, one number a weight, so that weights may share a and b; None for
-            1.
+        scale: float32, one number per weight, so that weights may share a and b; None
+            for 1.
 
     Reference: "Evolution Strategies at the Hyperscale", arXiv 2511.16652.
     """
@@ -52,19 +52,19 @@ class LowRank(Leaf):
         )
 
     def embed(self, ids, dtype: Any = jnp.float32):
-        """Rows of the sum."""
+        """Rows `ids` of the sum."""
         inner = self._scaled(embed(self.a, ids, dtype))
         return embed(self.w, ids, dtype) + linear_t(inner, self.b)
 
     def value(self) -> Array:
-        """The sum."""
+        """The sum, as an array."""
         return value(self.w) + self._scaled_a() @ self.b.mT
 
     def _scaled(self, x: Array) -> Array:
         return x if self.scale is None else _times(self.scale, x)
 
     def _scaled_a(self) -> Array:
-        """``scale a``, of each of stacked weights."""
+        """``scale a`` for each of the stacked weights."""
         if self.scale is None:
             return self.a
         return _times(self.scale[..., None, None], self.a)

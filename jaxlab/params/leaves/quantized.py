@@ -1,4 +1,4 @@
-"""A weight of int8, one scale an output channel."""
+"""An int8 weight with one scale per output channel."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ class Quantized(Leaf):
 
     Attributes:
         q: int8 ``[in, out]``.
-        scale: float32 ``[1, out]``, one step size an output channel.
+        scale: float32 ``[1, out]``, one step size per output channel.
     """
 
     q: Int[Array, "*stack in out"]
@@ -31,11 +31,11 @@ class Quantized(Leaf):
         return (x * _row(self.scale, x)) @ self.q.astype(x.dtype).mT
 
     def grouped_linear(self, x, sizes):
-        """`linear` for rows in groups, of dense matrices."""
+        """`linear` for rows in groups, with the matrices made dense."""
         return grouped_matmul(x, self.value().astype(x.dtype), sizes)
 
     def embed(self, ids, dtype: Any = jnp.float32):
-        """Rows, scaled."""
+        """Rows `ids`, scaled."""
         rows = self.q[ids].astype(dtype)
         return rows * _row(self.scale, rows)
 
@@ -45,7 +45,7 @@ class Quantized(Leaf):
 
 
 def quantize(w: Float[Array, "*stack in out"]) -> Quantized:
-    """Round to int8 with the largest absolute value of each output channel as 127."""
+    """Round to int8; the largest absolute value of each output channel becomes 127."""
     largest = jnp.max(jnp.abs(w), axis=-2, keepdims=True).astype(jnp.float32)
     scale = jnp.where(largest > 0, largest / 127, 1.0)
     q = jnp.round(w.astype(jnp.float32) / scale).astype(jnp.int8)

@@ -25,13 +25,13 @@ from jaxlab.params.products import (
 class Tap:
     """Sums over the rows of one or more products ``y = x w``.
 
-    A row on which the loss does not depend, such as padding, is not summed: it is known
-    by the gradient of its output, which is all zeros.
+    Rows on which the loss does not depend, such as padding, are left out; the gradient
+    of their output is all zeros.
 
     Attributes:
         a: float32 ``[in]``, sum of the vectors on the weight's input side.
         g: float32 ``[out]``, sum of the vectors on its output side.
-        rows: float32 scalar, how many rows were summed.
+        rows: float32 scalar, the number of rows summed.
 
     For `linear` and `embed`, `a` sums inputs (one-hot for `embed`) and `g` sums
     gradients of outputs; for `linear_t` it is the other way round.
@@ -46,7 +46,7 @@ class Tap:
 class Tapped(Leaf):
     """The weight `w` whose products report their statistics as the gradient of `tap`.
 
-    One `jax.grad` gives the gradients and the statistics; the sums add over reuse of
+    One `jax.grad` gives the gradients and the statistics; the sums add up over reuse of
     the weight, scan steps and accumulated batches.
 
     Attributes:
@@ -66,11 +66,11 @@ class Tapped(Leaf):
         return _tap(linear_t, _linear_t_sides, x, self.w, self.tap)
 
     def grouped_linear(self, x, sizes):
-        """`linear` for rows in groups, a tap a group."""
+        """`linear` for rows in groups, with one tap per group."""
         return _tap(_grouped, _grouped_sides, (x, sizes), self.w, self.tap)
 
     def embed(self, ids, dtype: Any = jnp.float32):
-        """Rows of `w`, tapped."""
+        """Rows `ids` of `w`, tapped."""
 
         def lookup(ids, w):
             return embed(w, ids, dtype)
@@ -93,17 +93,17 @@ def tapped(w: Weight) -> Tapped:
 
 
 def tap(tree: Any, where: Any) -> Any:
-    """The tree with fresh taps on its weights.
+    """`tree` with fresh taps on some of its weights.
 
     Args:
         tree: parameters.
-        where: tree of booleans, one a weight, such as `select` gives.
+        where: tree of booleans, one per weight, as from `select`.
     """
     return jax.tree.map(lambda tap, w: tapped(w) if tap else w, where, tree)
 
 
 def untap(tree: Any) -> tuple[Any, Any]:
-    """A tree of weights or of gradients without taps; and the taps, None elsewhere."""
+    """Split weights or gradients into the tree without taps and the taps, else None."""
 
     def is_tapped(w):
         return isinstance(w, Tapped)
@@ -118,7 +118,10 @@ def untap(tree: Any) -> tuple[Any, Any]:
 
 
 def divided_taps(taps: Any, by: Array) -> Any:
-    """Taps of a loss that is divided by a number: gradients are, inputs are not."""
+    """The taps of a loss divided by `by`: this divides gradients `g`, not inputs `a`.
+
+    This holds for weights used by `linear` and `embed`; `linear_t` exchanges the two.
+    """
     return jax.tree.map(
         lambda tap: Tap(tap.a, tap.g / by, tap.rows),
         taps,
@@ -162,12 +165,12 @@ def sketch_taps(gradient: Any, where: Any, key: Array) -> Any:
     return jax.tree.map(sketch, where, gradient, keys)
 
 
-# Taps: forward as if untapped; backward, the tap's cotangent is the statistics.
+# Forward, a tap changes nothing; backward, its cotangent is the statistics.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _tap(product, sides, x, w, tap):
-    """``product(x, w)``; `sides` makes the tap's cotangent from (x, dy)."""
+    """``product(x, w)``; the tap's cotangent is ``sides(x, dy, tap)``."""
     return product(x, w)
 
 
@@ -185,12 +188,12 @@ _tap.defvjp(_tap_forward, _tap_backward)
 
 
 def _counted(dy: Array) -> Float[Array, " rows"]:
-    """1 for the rows on which the loss depends."""
+    """1 for the rows on which the loss depends, 0 for the others."""
     return jnp.any(dy != 0, axis=-1).reshape(-1).astype(jnp.float32)
 
 
 def _sum_rows(x: Array, counted: Float[Array, " rows"]) -> Array:
-    """A product, which reads the rows in their own dtype and sums in float32."""
+    """Sum the counted rows: a product that reads them in their dtype, in float32."""
     rows = x.reshape(-1, x.shape[-1])
     return jnp.dot(
         counted.astype(x.dtype),
@@ -224,10 +227,10 @@ def _grouped(grouped_rows, w):
 def _grouped_sides(grouped_rows, dy, tap):
     x, sizes = grouped_rows
     group = jnp.arange(sizes.shape[0], dtype=sizes.dtype)
-    own = group[:, None] == group_of_rows(sizes, x.shape[0])[None]
-    own = own.astype(jnp.float32) * _counted(dy)[None]
+    in_group = group[:, None] == group_of_rows(sizes, x.shape[0])[None]
+    in_group = in_group.astype(jnp.float32) * _counted(dy)[None]
 
     def sums(x):
-        return own @ x.astype(jnp.float32)
+        return in_group @ x.astype(jnp.float32)
 
-    return Tap(a=sums(x), g=sums(dy), rows=jnp.sum(own, axis=1))
+    return Tap(a=sums(x), g=sums(dy), rows=jnp.sum(in_group, axis=1))

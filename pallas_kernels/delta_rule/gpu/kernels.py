@@ -1,9 +1,9 @@
 """The delta rule's states from chunk to chunk as Mosaic GPU kernels, for Hopper.
 
-All that needs no state is computed before, for all chunks at once (`chunked.prepare`).
-What is left runs one chunk after the other: a block of four warps holds the transposed
-state S [64, K] of a row, a head and 64 channels of the values in its registers, and
-for every chunk of KEYS keys and C tokens
+Everything that needs no state is computed before, for all chunks at once
+(`chunked.prepare`). The rest runs one chunk after another: a block of four warps keeps
+the transposed state S [64, K] of a row, a head and 64 channels of the values in its
+registers, and computes for every chunk of KEYS keys and C tokens
 
     U  = U0 - S W^T                          [64, KEYS]
     O  = S Q^T + U P^T                       [64, C]
@@ -14,17 +14,18 @@ and for the gradient, from the last chunk to the first,
     dU = dU0 + dS' E^T                       [64, KEYS]
     dS = total dS' + dO Q - dU W             [64, K]
 
-where Q = diag(gamma) Q and E = diag(epsilon) K of `chunked`. The matrix units take
+where Q is diag(gamma) Q and E is diag(epsilon) K of `chunked`. The matrix units take
 bfloat16 operands from shared memory and accumulate in float32; the state itself is
-never rounded. All is transposed so that the 64 rows that a product must have are
-channels, not tokens, of which a chunk has fewer where each has several keys.
+never rounded. Everything is transposed so that the 64 rows that a product must have are
+channels, not tokens, of which a chunk has fewer if each has several keys.
 
-A key that returns meets the same rounding of W each time, which adds up along a row.
-So the factors of what the chunked form multiplies in float32, W and for the gradient
-dU, come in two bfloat16 parts each, and what the gradient takes from the kernels is
-float32. Only S beside W is rounded once, differently each time.
+A repeated key is multiplied by the same rounded W each time, and the error adds up
+along a row. So the factors that the chunked form multiplies in float32, W and for the
+gradient dU, are in two bfloat16 parts each, and the results for the gradient are
+float32. Only the other factor of W, S, is in one part: it is rounded differently each
+time.
 
-Copies bring the operands of the next chunk while this one is computed.
+The operands of the next chunk are copied while the current one is computed.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,19 +40,22 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.delta_rule.gpu.sizes import CHANNELS, KEYS
 from pallas_kernels.gpu.tiles import product
 
-SLOTS = 2  # chunks whose operands lie in shared memory
+SLOTS = 2  # chunks with operands in shared memory
 
 
 class Chunks(NamedTuple):
-    """Operands of all chunks [Z, ...], in the order of chunks, rows and heads.
+    """Operands of all chunks [Z, ...], ordered by chunk, then row, then head.
 
     Attributes:
-        W: rounded.
-        W_rest: what the rounding left.
-        rows: of the batch.
+        W: W, rounded to bfloat16.
+        W_rest: W less its rounded value.
+        E: diag(epsilon) K.
+        Q: diag(gamma) Q.
+        total: the decay of each chunk; None for no decay.
+        rows: number of batch rows.
         heads: H.
-        bounds: where the chunks of each sequence of a single row start and the last
-          ones end; None where every row is a sequence.
+        bounds: the first chunk of each sequence of a single row, and the end of the
+          last; None if every row is a sequence.
     """
 
     W: Float[Array, "Z KEYS K"]
@@ -71,14 +75,14 @@ def forward(
     states: Float[Array, "S V K"],
     save: bool,
 ) -> list[Array]:
-    """Run the chunks; those that belong to no sequence are not written.
+    """Run the chunks; results of chunks outside all sequences are not written.
 
     Args:
-        states: of each sequence and head, heads innermost.
-        save: also return what the gradient takes.
+        states: initial state of each sequence and head, heads innermost.
+        save: whether to return what the gradient needs too.
 
     Returns:
-        Final states like `states`, with `save` those before each chunk [Z, V, K],
+        Final states like `states`, with `save` the states before each chunk [Z, V, K],
         O [Z, V, C] in bfloat16, and with `save` U [Z, V, KEYS].
     """
 
@@ -94,12 +98,12 @@ def forward(
         return _shrunk(S, total) + product((U_tile, E))
 
     C, K = chunks.Q.shape[1:]
-    of_tokens = (*_shared(chunks), P)
+    token_operands = (*_shared(chunks), P)
     return _run(
         "delta_rule_forward",
         chunk,
         chunks,
-        operands=[(x, False) for x in of_tokens] + [(U0, True)],
+        operands=[(x, False) for x in token_operands] + [(U0, True)],
         results=[(C, jnp.bfloat16), *([(KEYS, jnp.float32)] if save else [])],
         tiles=[K, KEYS],
         states=states,
@@ -114,10 +118,10 @@ def backward(
     d_U0: Float[Array, "Z V KEYS"],
     d_states: Float[Array, "S V K"],
 ) -> list[Array]:
-    """Run the chunks backwards, with -W in the place of W.
+    """Run the chunks backwards; `chunks` has -W instead of W.
 
     Returns:
-        Gradients, in float32: for the initial states like `d_states`, for the states
+        Gradients in float32: for the initial states like `d_states`, for the states
         after each chunk [Z, V, K], and for U [Z, V, KEYS].
     """
 
@@ -130,8 +134,8 @@ def backward(
         dU = dU0[...] + product((dS_tile, E.T))
         rest = dU - dU.astype(coarse.dtype).astype(dU.dtype)
         _store((coarse, dU), (fine, rest), (dU_out, dU))
-        taken = product((dO, Q), (coarse, W), (fine, W), (coarse, W_rest))
-        return _shrunk(dS, total) + taken
+        added = product((dO, Q), (coarse, W), (fine, W), (coarse, W_rest))
+        return _shrunk(dS, total) + added
 
     return _run(
         "delta_rule_backward",
@@ -164,18 +168,18 @@ def _run(
     save: bool,
     reverse: bool,
 ) -> list[Array]:
-    """Carry the states over all chunks of each sequence, in a block of its own.
+    """Carry the states over all chunks, with a block for each sequence.
 
     Args:
-        chunk: from the operands, the results, the tiles, the state, its factor and a
-          function that waits for the operands, to the next state.
-        operands: [Z, rows, columns] each, and whether the rows are channels.
-        results: columns and type of what a chunk writes; the rows are channels.
-        tiles: columns of what it multiplies, in bfloat16.
-        save: whether to return the state that each chunk is given.
+        chunk: maps the operands, the results, the tiles, the state, its factor and a
+          function that waits for the operands to the next state.
+        operands: arrays [Z, rows, columns], and whether their rows are channels.
+        results: columns and dtype of what a chunk writes; the rows are channels.
+        tiles: columns of the bfloat16 tiles for a chunk's left factors.
+        save: whether to return the state that each chunk starts with.
 
     Returns:
-        The final states, those saved [Z, V, K], and the results.
+        The final states, the saved ones [Z, V, K], and the results.
     """
     _, V, K = states.shape
     Z = operands[0][0].shape[0]
@@ -189,7 +193,7 @@ def _run(
         bounds_ref = None if chunks.bounds is None else refs.pop(0)
         final_ref = refs.pop(0)
         saved_ref = refs.pop(0) if save else None
-        *out_refs, in_slots, out_tiles, own_tiles, arrived = refs
+        *out_refs, in_slots, out_tiles, factor_tiles, arrived = refs
 
         sequence, head = jax.lax.axis_index("sequences"), jax.lax.axis_index("heads")
         channels = pl.ds(jax.lax.axis_index("channels") * CHANNELS, CHANNELS)
@@ -212,14 +216,14 @@ def _run(
         def step(i, S):
             slot = jax.lax.rem(i, SLOTS)
             total = None if total_ref is None else total_ref[place(i)]
-            if saved_ref is not None:  # for which shared memory has no room
+            if saved_ref is not None:  # directly, since shared memory has no room
                 saved_ref[place(i), channels] = S
-            # The results of the chunk before must have been read from their tiles.
+            # The previous chunk's results must have been copied from their tiles.
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             S = chunk(
                 [tile.at[slot] for tile in in_slots],
                 out_tiles,
-                own_tiles,
+                factor_tiles,
                 S,
                 total,
                 lambda: plgpu.barrier_wait(arrived.at[slot]),
@@ -233,7 +237,7 @@ def _run(
         for i in range(SLOTS):
             pl.when(i < last - first)(lambda i=i: load(jnp.int32(i)))
         state = sequence * chunks.heads + head
-        # Once a sequence; an "optimized" load is of shared memory.
+        # Once per sequence; an "optimized" load would be from shared memory.
         S = plgpu.load(states_ref.at[state, channels], optimized=False)
         S = plgpu.layout_cast(S, plgpu.Layout.WGMMA)
         final_ref[state, channels] = jax.lax.fori_loop(0, last - first, step, S)
@@ -243,13 +247,13 @@ def _run(
         rows = CHANNELS if by_channel else x.shape[1]
         return plgpu.SMEM((SLOTS, rows, x.shape[2]), x.dtype)
 
+    out_type = [jax.ShapeDtypeStruct(states.shape, jnp.float32)]
+    if save:
+        out_type.append(jax.ShapeDtypeStruct((Z, V, K), jnp.float32))
+    out_type += [jax.ShapeDtypeStruct((Z, V, n), dtype) for n, dtype in results]
     return plgpu.kernel(
         body,
-        out_type=[
-            jax.ShapeDtypeStruct(states.shape, jnp.float32),
-            *([jax.ShapeDtypeStruct((Z, V, K), jnp.float32)] if save else []),
-            *(jax.ShapeDtypeStruct((Z, V, n), dtype) for n, dtype in results),
-        ],
+        out_type=out_type,
         # Only the last may be above 65,535.
         grid=(V // CHANNELS, chunks.heads, states.shape[0] // chunks.heads),
         grid_names=("channels", "heads", "sequences"),

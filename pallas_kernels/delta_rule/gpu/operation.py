@@ -1,8 +1,8 @@
 """The delta rule's GPU kernels as one operation with a gradient.
 
-What needs no state is plain JAX, shared with the chunked form: the systems of all
-chunks before the forward kernel, and all gradients but those of U and of the states
-after the backward one.
+Everything that needs no state is plain JAX, shared with the chunked form: the systems
+of all chunks before the forward kernel, and after the backward one all gradients except
+those for U and the states.
 """
 
 import jax
@@ -35,8 +35,8 @@ def fused(
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "S B H K V"]]:
     """Run the kernels; arguments and results as in `reference.token_recurrence`.
 
-    The outputs are bfloat16, as q, k and v. Products of bfloat16 are exact in every
-    `precision`. What `unsupported` refuses must not come here.
+    The outputs are bfloat16, like q, k and v. Products of bfloat16 are exact with every
+    `precision`. The caller checks the arguments with `unsupported`.
     """
     del chunk_size, precision, empty
     run = partition.divided(
@@ -70,7 +70,7 @@ def _delta_chunks(
     states: Float[Array, "S B H K V"],
     bounds: Int[Array, "S+1"] | None,
 ) -> tuple[Float[Array, "M B H C V"], Float[Array, "S B H K V"]]:
-    """Outputs and final states; sequence s is the chunks from bounds[s] on."""
+    """Outputs and final states; sequence s has chunks bounds[s] to bounds[s + 1]."""
     return _run(chunks, states, bounds, save=False)[0]
 
 
@@ -84,8 +84,8 @@ def _run(chunks, states, bounds, save):
     prepared = chunked.prepare(PRODUCTS, chunks)
     final, *results = kernels.forward(
         _operands(chunks, prepared, bounds),
-        _filled(_flat(prepared.P), LEAST_TOKENS, KEYS).astype(jnp.bfloat16),
-        _filled(_transposed(prepared.U0), V, KEYS),
+        _padded(_flat(prepared.P), LEAST_TOKENS, KEYS).astype(jnp.bfloat16),
+        _padded(_transposed(prepared.U0), V, KEYS),
         _transposed(states),
         save,
     )
@@ -104,12 +104,12 @@ def _backward(residuals, gradients):
     operands = _operands(chunks, prepared, bounds)
     d_states, d_S, d_U = kernels.backward(
         operands._replace(W=-operands.W, W_rest=-operands.W_rest),
-        _filled(_transposed(d_o), V, LEAST_TOKENS).astype(jnp.bfloat16),
-        _filled(_transposed(d_U0), V, KEYS),
+        _padded(_transposed(d_o), V, LEAST_TOKENS).astype(jnp.bfloat16),
+        _padded(_transposed(d_U0), V, KEYS),
         _transposed(d_final),
     )
 
-    def back(x, columns):
+    def to_chunks(x, columns):
         x = x[..., :columns].reshape(M, B, H, V, columns)
         return jnp.swapaxes(x, -1, -2)
 
@@ -117,11 +117,11 @@ def _backward(residuals, gradients):
         PRODUCTS,
         chunks,
         prepared,
-        back(U, NC),
-        back(S, K),
+        to_chunks(U, NC),
+        to_chunks(S, K),
         d_o.astype(jnp.float32),
-        back(d_U, NC),
-        back(d_S, K),
+        to_chunks(d_U, NC),
+        to_chunks(d_S, K),
     )
     return d_chunks, _states(d_states, d_final), None
 
@@ -130,19 +130,19 @@ _delta_chunks.defvjp(_forward, _backward)
 
 
 def _operands(chunks, prepared, bounds) -> kernels.Chunks:
-    """What both kernels read; keys and tokens that are missing are zeros."""
+    """The operands of both kernels, with zeros for missing keys and tokens."""
     _, B, H, _, K = chunks.q.shape
     factors = prepared.factors
     Q = chunked.scaled(chunks.q.astype(jnp.float32), factors.entry)
-    W = _filled(_flat(prepared.W), KEYS, K)
-    # A cast to bfloat16 and back XLA may leave out, and so the rest.
+    W = _padded(_flat(prepared.W), KEYS, K)
+    # XLA may remove a cast to bfloat16 and back, and with it the rest.
     W_rounded = jax.lax.reduce_precision(W, exponent_bits=8, mantissa_bits=7)
-    E = _filled(_flat(chunked.exit_keys(chunks, factors)), KEYS, K)
+    E = _padded(_flat(chunked.exit_keys(chunks, factors)), KEYS, K)
     return kernels.Chunks(
         W=W_rounded.astype(jnp.bfloat16),
         W_rest=(W - W_rounded).astype(jnp.bfloat16),
         E=E.astype(jnp.bfloat16),
-        Q=_filled(_flat(Q), LEAST_TOKENS, K).astype(jnp.bfloat16),
+        Q=_padded(_flat(Q), LEAST_TOKENS, K).astype(jnp.bfloat16),
         total=None if factors.total is None else factors.total.reshape(-1),
         rows=B,
         heads=H,
@@ -163,8 +163,8 @@ def _states(x: Float[Array, "SBH V K"], like: Array) -> Float[Array, "S B H K V"
     return jnp.swapaxes(x, -1, -2).reshape(like.shape)
 
 
-def _filled(x: Float[Array, "Z rows columns"], rows: int, columns: int) -> Array:
-    """With at least so many rows and columns, the added ones zero."""
-    _, had_rows, had_columns = x.shape
-    more = (0, max(0, rows - had_rows)), (0, max(0, columns - had_columns))
-    return jnp.pad(x, ((0, 0), *more))
+def _padded(x: Float[Array, "Z rows columns"], rows: int, columns: int) -> Array:
+    """Pad x with zeros to at least `rows` rows and `columns` columns."""
+    _, x_rows, x_columns = x.shape
+    padding = (0, max(0, rows - x_rows)), (0, max(0, columns - x_columns))
+    return jnp.pad(x, ((0, 0), *padding))

@@ -1,14 +1,14 @@
-"""What the GPU kernels of the delta rule can take, and how they divide it."""
+"""The limits and sizes of the GPU kernels of the delta rule."""
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from pallas_kernels import layout
 
-KEYS = 64  # a chunk: the shortest that fills the matrix unit
-LEAST_TOKENS = 16  # a product sums over at least as many
-CHANNELS = 64  # of V, the rows of a block's products
-KEY_SIZES = (64, 128)  # of 256 the state does not fit into the registers
+KEYS = 64  # keys per chunk: the fewest that fill the matrix unit
+LEAST_TOKENS = 16  # the least number of terms in a product's sums
+CHANNELS = 64  # channels of V per block, the rows of its products
+KEY_SIZES = (64, 128)  # for 256 the state does not fit into the registers
 MOST_STEPS = 8
 
 
@@ -58,5 +58,5 @@ def unsupported(arrays: dict[str, Array | None], chunk_size: int | None) -> str 
 
 
 def chunk_tokens(steps: int) -> int:
-    """Tokens a chunk: a power of two, at most KEYS keys of so many steps a token."""
+    """Tokens per chunk: the largest power of two with at most KEYS keys."""
     return layout.round_up_to_power_of_two(KEYS // steps + 1) // 2

@@ -1,8 +1,8 @@
 """The delta rule's gradient as one TPU kernel: the state's gradient stays in VMEM.
 
-Chunks run from the last to the first. Per head, with what `forward` saved of a chunk
-(S before it, the errors E, the inverses of the diagonal blocks), U = diag(beta) E,
-A = strict_tril(K K^T * Gamma), P = tril(Q K^T * Gamma), and dO and dS' given:
+Chunks run from the last to the first. Per head, given dO, dS' and what `forward` saved
+of a chunk (S before it, the errors E, the inverses of the diagonal blocks), and with
+U = diag(beta) E, A = strict_tril(K K^T * Gamma) and P = tril(Q K^T * Gamma):
 
     (I + A^T diag(beta)) Y = P^T dO + diag(epsilon) K dS'
     dV = dR = diag(beta) Y
@@ -12,17 +12,18 @@ A = strict_tril(K K^T * Gamma), P = tril(Q K^T * Gamma), and dO and dS' given:
     dK = M_P^T Q + (M_A + M_A^T) K - diag(gamma) dR S^T + diag(epsilon) U dS'^T
     dS = gamma_C dS' + Q^T diag(gamma) dO - K^T diag(gamma) dR
 
-The system is that of the forward kernel, transposed: dR = X^T diag(beta) (...) block by
-block from the last, with X saved, and Y is what each block's right-hand side leaves.
+The system is that of the forward kernel, transposed: dR = X^T diag(beta) (...), block
+by block from the last, with the saved X; Y is what remains of each block's right-hand
+side.
 
-A decay's gradient is the sum over all intervals it lies in, of tokens j to i by
-(M_P * Q K^T + M_A * K K^T)_ij, from the chunk's start by the terms with gamma, to its
-end by those with epsilon, and across it by gamma_C S * dS'. The shorter form, of
-differences q dq - k dk, cancels where a decay is strong. The kernel sums intervals
-within the chunk; `operation` does it for the rest.
+A decay's gradient is the sum over all intervals that contain it: from token j to i,
+(M_P * Q K^T + M_A * K K^T)_ij; from the chunk's start, the terms with gamma; to its
+end, those with epsilon; and across it, gamma_C S * dS'. The shorter form, with
+differences q dq - k dk, cancels where a decay is strong. The kernel sums over the
+intervals within the chunk, and `operation` over the others.
 
-A and P are kept turned, with the earlier key in the rows, where their products with dR
-and dO need no transposition; M_P and M_A are needed both ways.
+A and P are stored transposed, with the earlier key in the rows, so that their products
+with dR and dO need no transposition; M_P and M_A are needed both ways.
 """
 
 from functools import partial
@@ -36,9 +37,9 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.delta_rule.tpu.forward import Saved
 from pallas_kernels.delta_rule.tpu.sizes import (
-    BESIDE,
     BLOCK,
     KEYS,
+    PACK,
     Sizes,
     pack_row,
 )
@@ -64,15 +65,15 @@ from pallas_kernels.tpu.tiles import (
 
 
 class GateGradients(NamedTuple):
-    """Gradients of step sizes and of log decays, along the keys in the last axis.
+    """Gradients for step sizes and log decays, with the keys along the last axis.
 
     Attributes:
-        beta: of each key's step size.
-        within: of the log decay at a key, for intervals within the chunk.
-        entry: of the log decay from the chunk's start to a key.
-        exit: from a key to the chunk's end.
-        entry_of_token: from the chunk's start to a token.
-        total: of the whole chunk's; to be summed over the lanes.
+        beta: for the step size of each key.
+        within: for the log decay at a key, from intervals within the chunk.
+        entry: for the log decay from the chunk's start to a key.
+        exit: for the log decay from a key to the chunk's end.
+        entry_of_token: for the log decay from the chunk's start to a token.
+        total: for the log decay of the whole chunk; to be summed over the lanes.
     """
 
     beta: Array
@@ -93,12 +94,12 @@ def backward(
     sequence: Int[Array, " M"] | None,
     exact: bool,
 ) -> tuple[Array, Array, Array, Array, GateGradients]:
-    """Gradients of q, k, v, of the initial states and of the gates.
+    """Gradients for q, k, v, the initial states and the gates.
 
     Args:
-        gates: as `forward` takes them; with several steps a token followed by the
-          running sums hi and lo at the tokens.
-        d_states: of the final states.
+        gates: as in `forward`; with several steps per token followed by the running
+          sums hi and lo at the tokens.
+        d_states: gradient for the final states.
     """
     (B, M, C, _), (_, H, K, V) = q.shape, d_states.shape
     NC = k.shape[2]
@@ -142,7 +143,7 @@ def backward(
 
 
 class Refs(NamedTuple):
-    """The kernel's arguments, as `backward` names them."""
+    """The references that the kernel is called with, in order."""
 
     q: jax.Ref
     k: jax.Ref
@@ -187,22 +188,22 @@ def _kernel(ends, *refs, sizes):
 class _Head:
     """A head's chunk, from its operands to its gradients, in stages.
 
-    Gamma comes from the lane's `earlier` key to the row's, else 0; and with tokens, 0
-    where a token does not see a key, from the row's key `to_tokens` and from the lane's
-    key to the row's token (`from_tokens`).
+    Gamma is computed in three forms: `earlier`, from the lane's key to a later row's
+    key; `to_tokens`, from the row's key to the lane's token; and `from_tokens`, from
+    the lane's key to the row's token. It is 0 for all other pairs.
     """
 
     def __init__(self, refs, h, gates, sizes):
         self.refs, self.h, self.gates, self.sizes = refs, h, gates, sizes
         self.j, self.row = h % GROUP, slice(h % GROUP, h % GROUP + 1)
         self.dot = partial(dot, precision=EXACT if sizes.exact else None)
-        self.of_keys = slice(h * sizes.K, (h + 1) * sizes.K)
-        self.of_values = slice(h * sizes.V, (h + 1) * sizes.V)
+        self.key_lanes = slice(h * sizes.K, (h + 1) * sizes.K)
+        self.value_lanes = slice(h * sizes.V, (h + 1) * sizes.V)
         self.beta = gates.beta_column(self.j)
         self.Y, self.dR = [], []
 
     def find_system(self):
-        """A^T, the right-hand side, and Gamma; a generator, see `in_turns`."""
+        """Compute A^T, the right-hand side and Gamma; a generator for `in_turns`."""
         q, k, gates, sizes = self.read("q"), self.read("k"), self.gates, self.sizes
         steps = sizes.steps
         KK, KQ = self.dot(k, k, transposed=True), self.dot(k, q, transposed=True)
@@ -216,16 +217,18 @@ class _Head:
             self.from_tokens = indicator(seen, jnp.float32)
         else:
             decay = partial(gates.entry_and_log, self.j)
-            of_keys = gates.hi[self.row], gates.lo[self.row]
-            self.entry, log = decay(gates.columns, *of_keys)
+            hi, lo = gates.hi[self.row], gates.lo[self.row]
+            self.entry, log = decay(gates.columns, hi, lo)
             self.entry_of_token = self.entry
-            # Of two keys one is later, and no decay grows: the matrix is symmetric.
+            # Log decays are at most 0, so this is right in both orders of two keys.
             log = to_tokens = from_tokens = -jnp.abs(log)
             if steps > 1:
-                of_tokens = (self.refs.gates[i, self.h : self.h + 1, :] for i in (3, 4))
-                to_tokens = -decay(gates.columns, *of_tokens)[1]
+                token_sums = (
+                    self.refs.gates[i, self.h : self.h + 1, :] for i in (3, 4)
+                )
+                to_tokens = -decay(gates.columns, *token_sums)[1]
                 columns = dot(indicator(lane == steps * row), gates.columns)
-                self.entry_of_token, from_tokens = decay(columns, *of_keys)
+                self.entry_of_token, from_tokens = decay(columns, hi, lo)
             between = jnp.exp(log)
             self.to_tokens = jnp.exp(jnp.where(sees, to_tokens, -jnp.inf))
             seen &= row < KEYS // steps
@@ -243,30 +246,30 @@ class _Head:
 
     def solve_block(self, i):
         exact, rows = self.sizes.exact, slice(i * BLOCK, (i + 1) * BLOCK)
-        pack = pack_row(self.h) + self.h % BESIDE * BLOCK
+        pack = pack_row(self.h) + self.h % PACK * BLOCK
         X = self.refs.X_transposed[pl.ds(pack, BLOCK), :]
         X = left_in_parts(X, rows.start, BLOCK, exact)
         side = fit(self.beta[rows], self.sizes.V) * self.side[rows]
         dR = self.dot(X, right_in_parts(side, exact))
         A = left_in_parts(self.A[: rows.stop], rows.start, BLOCK, exact)
-        left = self.side - self.dot(A, right_in_parts(dR, exact))
-        self.side = left[: rows.start]
-        self.Y.insert(0, left[rows])
+        rest = self.side - self.dot(A, right_in_parts(dR, exact))
+        self.side = rest[: rows.start]
+        self.Y.insert(0, rest[rows])
         self.dR.insert(0, dR)
-        store_rows(self.refs.dv, rows.start, self.of_values, dR)
+        store_rows(self.refs.dv, rows.start, self.value_lanes, dR)
 
     def write(self):
-        """The gradients; a generator, see `in_turns`."""
+        """Compute and store the gradients; a generator for `in_turns`."""
         refs, sizes, dot = self.refs, self.sizes, self.dot
         q, k, dO, E = self.read("q"), self.read("k"), self.read("dO"), self.read("E")
         S, dS, dR = refs.S[self.h], refs.dS[self.h], jnp.concatenate(self.dR, 0)
         narrow = dR.astype(sizes.operand)
         U = (fit(self.beta, sizes.V) * E.astype(jnp.float32)).astype(sizes.operand)
 
-        # The estimator of v5e fails where a product turns what is not as loaded.
+        # The estimator of v5e fails on products that transpose a computed operand.
         beta = self.gates.beta[self.row]
         M_A = dot(narrow, E, transposed=True) * (-beta * self.earlier)
-        M_P_turned = dot(U, dO, transposed=True) * self.to_tokens
+        M_P_transposed = dot(U, dO, transposed=True) * self.to_tokens
         M_P = dot(dO, E, transposed=True) * (beta * self.from_tokens)
         yield
         d_q = dot(dO, S, transposed=True)
@@ -280,31 +283,31 @@ class _Head:
             dO_entry = fit(self.entry_of_token, sizes.V) * dO.astype(jnp.float32)
             dR_entry = fit(self.entry, sizes.V) * dR
         yield
-        M_A_turned = M_A.T
-        d_k = dot(M_P_turned.astype(sizes.operand), q)
-        d_k += dot((M_A + M_A_turned).astype(sizes.operand), k)
-        store_rows(refs.dk, 0, self.of_keys, d_k + exit - entry)
+        M_A_transposed = M_A.T
+        d_k = dot(M_P_transposed.astype(sizes.operand), q)
+        d_k += dot((M_A + M_A_transposed).astype(sizes.operand), k)
+        store_rows(refs.dk, 0, self.key_lanes, d_k + exit - entry)
         yield
-        intervals = M_P_turned * self.KQ, M_A_turned * self.KK
+        intervals = M_P_transposed * self.KQ, M_A_transposed * self.KK
         self.write_gates(E, d_q, entry, exit, *intervals)
         yield
         d_q += dot(M_P.astype(sizes.operand), k)
-        store_rows(refs.dq, 0, self.of_keys, d_q)
+        store_rows(refs.dq, 0, self.key_lanes, d_q)
         yield
         if sizes.gated:
             dS = self.gates.total[self.row] * dS
-        turned = q.astype(jnp.float32).T, k.astype(jnp.float32).T
-        dS += dot(turned[0].astype(sizes.operand), dO_entry.astype(sizes.operand))
-        dS -= dot(*with_rest(turned[1], dR_entry, sizes.exact))
+        q_transposed, k_transposed = q.astype(jnp.float32).T, k.astype(jnp.float32).T
+        dS += dot(q_transposed.astype(sizes.operand), dO_entry.astype(sizes.operand))
+        dS -= dot(*with_rest(k_transposed, dR_entry, sizes.exact))
         refs.dS[self.h] = dS
         refs.dS_narrow[self.h] = dS.astype(sizes.operand)
 
-    def write_gates(self, E, d_q, entry, exit, of_tokens, of_keys):
-        """Rows of the gates' gradients.
+    def write_gates(self, E, d_q, entry, exit, d_to_tokens, d_to_keys):
+        """Store the rows of the gates' gradients.
 
         Args:
-            of_tokens, of_keys: what intervals from a key, in the rows, to a token or
-              to a key get.
+            d_to_tokens, d_to_keys: gradients for the intervals from a key, in the rows,
+              to a token or to a key.
         """
         refs, sizes, h = self.refs, self.sizes, self.h
         E_Y = E.astype(jnp.float32) * jnp.concatenate(self.Y, 0)
@@ -313,13 +316,13 @@ class _Head:
             return
         q, k = self.read("q").astype(jnp.float32), self.read("k").astype(jnp.float32)
         sums = lane_sums([E_Y, -entry * k, exit * k, d_q * q], sizes.exact)
-        row, lane = iota(of_keys.shape, 0), iota(of_keys.shape, 1)
+        row, lane = iota(d_to_keys.shape, 0), iota(d_to_keys.shape, 1)
         if sizes.steps == 1:
-            crossing = dot_indicator(of_keys + of_tokens, row >= lane, sizes.exact)
+            crossing = dot_indicator(d_to_keys + d_to_tokens, row >= lane, sizes.exact)
         else:
-            crossing = dot_indicator(of_keys, row >= lane, sizes.exact)
+            crossing = dot_indicator(d_to_keys, row >= lane, sizes.exact)
             sees = row >= lane // sizes.steps
-            crossing += dot_indicator(of_tokens, sees, sizes.exact)
+            crossing += dot_indicator(d_to_tokens, sees, sizes.exact)
         within = jnp.sum(jnp.where(row < lane, crossing, 0.0), 0, keepdims=True)
         total = jnp.sum(refs.dS[h] * refs.S[h].astype(jnp.float32), 0, keepdims=True)
         total = self.gates.total[self.row] * to_lanes(total)
@@ -328,7 +331,7 @@ class _Head:
             refs.d_gates[i, h : h + 1, :] = row
 
     def read(self, name):
-        """The head's part of an operand, with rows up to KEYS."""
+        """The head's part of an operand, padded to KEYS rows."""
         ref = getattr(self.refs, name)
-        of_head = self.of_keys if name in "qk" else self.of_values
-        return to_rows(ref[:, of_head], KEYS).astype(self.sizes.operand)
+        lanes = self.key_lanes if name in "qk" else self.value_lanes
+        return to_rows(ref[:, lanes], KEYS).astype(self.sizes.operand)

@@ -3,21 +3,22 @@
 Per head and chunk of 128 keys, with Gamma, gamma and epsilon as in `chunked`:
 
     L = strict_tril(K K^T * Gamma) diag(beta),  P = tril(Q K^T * Gamma) diag(beta)
-    (I + L) E = V - diag(gamma) K S                  the errors that steps correct
+    (I + L) E = V - diag(gamma) K S                  the errors corrected by the steps
     O  = [P  diag(gamma) Q] [E; S]
     S' = gamma_C S + (K^T diag(beta epsilon)) E
 
-The step sizes stand beside the columns here, so that they multiply rows of lanes, which
-is free; multiplying rows of sublanes takes a broadcast over lanes, which is dear.
+The step sizes are factors of the columns here, so that they multiply rows of lanes,
+which is free; multiplying rows of sublanes takes an expensive broadcast over lanes.
 
-The system is solved by blocks of 32: the diagonal blocks are inverted all at once, 4
-heads beside one another in the lanes (`_inverses`), then each block's errors are found
-and taken from the blocks below. That chain is latency; the heads of a grid step, which
-are independent, fill it.
+The system is solved by blocks of 32: the diagonal blocks are all inverted at once, with
+4 heads side by side in the lanes (`_inverses`), and then the errors of one block after
+another are computed and subtracted from the blocks below. The latency of that chain is
+hidden by the other heads of the grid step, which are independent.
 
-With bfloat16 operands a product takes one pass of the matrix unit, and the products
-that solve the system take x = hi + lo in two bfloat16 parts each, four products in one
-pass (`left_in_parts`): beta up to 2 needs it. With float32 operands all are exact.
+With bfloat16 operands a product takes one pass of the matrix unit. The products that
+solve the system use x = hi + lo, two bfloat16 parts per factor, with all four products
+in one pass (`left_in_parts`), which beta up to 2 needs. With float32 operands all
+products are exact.
 """
 
 from functools import partial
@@ -30,9 +31,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.delta_rule.tpu.sizes import (
-    BESIDE,
     BLOCK,
     KEYS,
+    PACK,
     Sizes,
     pack_row,
 )
@@ -55,7 +56,7 @@ from pallas_kernels.tpu.tiles import (
 
 
 class Saved(NamedTuple):
-    """What the backward kernel takes of the forward one; the inverses in packs."""
+    """Results of the forward kernel for the backward one; X is in packs of heads."""
 
     S: Float[Array, "B M H K V"]  # before each chunk
     E: Float[Array, "B M NC HV"]
@@ -75,10 +76,10 @@ def forward(
     """Outputs and final states, over a grid of rows, groups of heads and chunks.
 
     Args:
-        gates: beta and, where there is a decay, its running sums hi and lo.
-        sequence: the state of each chunk; None for one a row.
-        exact: float32 products.
-        save: also return what the gradient takes.
+        gates: beta and, with a decay, its running sums hi and lo.
+        sequence: index of each chunk's state; None for one state per row.
+        exact: whether products are float32.
+        save: whether to return what the gradient needs too.
     """
     (B, M, C, _), (_, H, K, V) = q.shape, states.shape
     NC = k.shape[2]
@@ -145,7 +146,7 @@ def _kernel(begins, *refs, sizes, save):
             head.solve_block(i, X_ref, *saved)
         if i + 1 < blocks:
             for head in heads:
-                head.take_from_below(i)
+                head.subtract_below(i)
     for head in heads:
         head.write(o_ref)
 
@@ -154,10 +155,10 @@ class _Head:
     """A head's chunk, from its operands to its results, in stages."""
 
     def __init__(self, q_ref, k_ref, v_ref, S_ref, h, gates, sizes):
-        of_keys = slice(h * sizes.K, (h + 1) * sizes.K)
-        self.of_values = slice(h * sizes.V, (h + 1) * sizes.V)
-        self.q_ref, self.k_ref = q_ref.at[:, of_keys], k_ref.at[:, of_keys]
-        self.v_ref = v_ref.at[:, self.of_values]
+        key_lanes = slice(h * sizes.K, (h + 1) * sizes.K)
+        self.value_lanes = slice(h * sizes.V, (h + 1) * sizes.V)
+        self.q_ref, self.k_ref = q_ref.at[:, key_lanes], k_ref.at[:, key_lanes]
+        self.v_ref = v_ref.at[:, self.value_lanes]
         self.S_ref = S_ref.at[h]
         self.h, self.gates, self.sizes = h, gates, sizes
         self.j, self.row = h % GROUP, slice(h % GROUP, h % GROUP + 1)
@@ -166,7 +167,7 @@ class _Head:
         self.find_system()
 
     def find_system(self):
-        """L, all that the inverses wait for."""
+        """Compute L, which the inverses need."""
         k, gates = self.k(), self.gates
         KK = self.dot(k, k, transposed=True)
         row, column = iota(KK.shape, 0), iota(KK.shape, 1)
@@ -181,7 +182,7 @@ class _Head:
         self.k_exit = (k.astype(jnp.float32).T * exit).astype(self.sizes.operand)
 
     def find_sides(self):
-        """R, the right-hand side, and the factors of the outputs."""
+        """Compute R, the right-hand side, and the factors of the outputs."""
         sizes, gates, within = self.sizes, self.gates, self.within
         q, k = self.q_ref[...].astype(sizes.operand), self.k()
         self.S = self.S_ref[...].astype(sizes.operand)
@@ -196,8 +197,8 @@ class _Head:
             entry = self.entry
             KS = fit(entry, sizes.V) * KS
             if sizes.steps > 1:
-                own_key = indicator(key == sizes.steps * token)
-                columns = dot(own_key, gates.columns)
+                first_key = indicator(key == sizes.steps * token)
+                columns = dot(first_key, gates.columns)
                 hi, lo = gates.hi[self.row], gates.lo[self.row]
                 entry, log = gates.entry_and_log(self.j, columns, hi, lo)
                 within = (
@@ -213,13 +214,13 @@ class _Head:
 
     def solve_block(self, i, X_ref, E_ref=None):
         X = X_ref[pl.ds(pack_row(self.h) + i * BLOCK, BLOCK), :]
-        X = left_in_parts(X, self.h % BESIDE * BLOCK, BLOCK, self.sizes.exact)
+        X = left_in_parts(X, self.h % PACK * BLOCK, BLOCK, self.sizes.exact)
         self.e = self.dot(X, right_in_parts(self.R[:BLOCK], self.sizes.exact))
         self.E.append(self.e)
         if E_ref is not None:
-            store_rows(E_ref, i * BLOCK, self.of_values, self.e)
+            store_rows(E_ref, i * BLOCK, self.value_lanes, self.e)
 
-    def take_from_below(self, i):
+    def subtract_below(self, i):
         exact = self.sizes.exact
         L = left_in_parts(self.L[(i + 1) * BLOCK :], i * BLOCK, BLOCK, exact)
         self.R = self.R[BLOCK:] - self.dot(L, right_in_parts(self.e, exact))
@@ -227,7 +228,7 @@ class _Head:
     def write(self, o_ref):
         E = jnp.concatenate(self.E, 0).astype(self.sizes.operand)
         o = self.dot(self.P, E) + self.dot(self.q_entry, self.S)
-        o_ref[:, self.of_values] = o.astype(o_ref.dtype)
+        o_ref[:, self.value_lanes] = o.astype(o_ref.dtype)
         S = self.S_ref[...]
         if self.gates.total is not None:
             S = self.gates.total[self.row] * S
@@ -235,29 +236,29 @@ class _Head:
 
 
 def _inverses(heads, L_ref, X_ref):
-    """Inverses of the diagonal blocks of I + L, by rows of forward substitution.
+    """Invert the diagonal blocks of I + L, row by row, by forward substitution.
 
-    BESIDE heads lie beside one another in the lanes: row r of a pack of them holds row
-    r of each head's block. Every BLOCK-th row, that is row t of all blocks of two
-    packs, makes one register, and X_t = I_t - sum_s<t L_ts X_s runs for all of them at
-    once. It keeps the unit that moves lanes busy, and not the matrix unit, which finds
-    the other sides of the heads' systems meanwhile.
+    PACK heads are side by side in the lanes: row r of a pack is row r of each head's
+    block. Every BLOCK-th row of two packs, which is row t of all their blocks, makes
+    one register, and X_t = I_t - sum_s<t L_ts X_s is computed for all of them at once.
+    This occupies the unit that moves lanes but not the matrix unit, which meanwhile
+    computes the right-hand sides of the heads' systems.
     """
-    rows = GROUP * KEYS // BLOCK // BESIDE
+    rows = GROUP * KEYS // BLOCK // PACK
     lane = iota((BLOCK, KEYS), 1)
     packs = range(-(-len(heads) // GROUP))
     L, X = [], []
     for group in packs:
-        for first in (group * GROUP, group * GROUP + BESIDE):
+        for first in (group * GROUP, group * GROUP + PACK):
             for i in range(0, KEYS, BLOCK):
                 block = jnp.zeros((BLOCK, KEYS), jnp.float32)
-                for j, head in enumerate(heads[first : first + BESIDE]):
-                    own = head.L[i : i + BLOCK]
-                    moved = pltpu.roll(own, (j * BLOCK - i) % KEYS, axis=1)
+                for j, head in enumerate(heads[first : first + PACK]):
+                    L_rows = head.L[i : i + BLOCK]
+                    moved = pltpu.roll(L_rows, (j * BLOCK - i) % KEYS, axis=1)
                     block = jnp.where(lane // BLOCK == j, moved, block)
                 L_ref[pl.ds(pack_row(first) + i, BLOCK), :] = block
-        every = [_every(group * GROUP, t, rows) for t in range(BLOCK)]
-        L.append(jnp.concatenate([L_ref[row, :] for row in every], 0))
+        slices = [_every(group * GROUP, t, rows) for t in range(BLOCK)]
+        L.append(jnp.concatenate([L_ref[row, :] for row in slices], 0))
         row = iota((BLOCK * rows, KEYS), 0) // rows
         X.append(indicator(row == iota(row.shape, 1) % BLOCK, jnp.float32))
     for s in range(BLOCK):
@@ -275,5 +276,5 @@ def _inverses(heads, L_ref, X_ref):
 
 
 def _every(head, t, rows):
-    """Row t of all blocks of the head's group."""
+    """The slice with row t of all blocks of the head's group."""
     return pl.ds(pack_row(head) + t, rows, stride=BLOCK)

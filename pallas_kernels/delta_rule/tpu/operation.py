@@ -10,15 +10,15 @@ from pallas_kernels import layout, partition
 from pallas_kernels.delta_rule.tpu.backward import GateGradients, backward
 from pallas_kernels.delta_rule.tpu.forward import forward
 from pallas_kernels.delta_rule.tpu.sizes import KEYS, chunk_tokens
-from pallas_kernels.derivatives import once
+from pallas_kernels.derivatives import first_order_only
 from pallas_kernels.tpu.arrange import (
-    before_here,
     by_head,
     by_lane,
     from_head,
-    from_here_on,
     from_lane,
     operand_type,
+    sums_before,
+    sums_from,
     unless_empty,
 )
 from pallas_kernels.tpu.gates import NEVER, running_sum
@@ -39,9 +39,9 @@ def fused(
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "S B H K V"]]:
     """Run the kernels; arguments and results as in `reference.token_recurrence`.
 
-    The outputs are in v's dtype. A single token takes a kernel of its own, in float32,
-    unless its gradient is taken. Every `precision` but None and DEFAULT is taken as
-    HIGHEST. What `unsupported` refuses must not come here.
+    The outputs are in v's dtype. A single token has a separate kernel, in float32,
+    unless its gradient is needed. Every `precision` except None and DEFAULT counts as
+    HIGHEST. The caller checks the arguments with `unsupported`.
     """
     del chunk_size, empty
     run = partition.divided(
@@ -102,7 +102,7 @@ def _fused_backward(precision, residuals, gradients):
         q_rows,
         k_rows,
         d_rows,
-        _gates(beta, g, where, of_tokens=N > 1),
+        _gates(beta, g, where, at_tokens=N > 1),
         d_final.reshape(-1, *states.shape[2:]),
         saved,
         where.sequence,
@@ -125,25 +125,25 @@ def _fused_backward(precision, residuals, gradients):
 
 
 _fused.defvjp(
-    once("delta_rule", _fused_forward, (7,)),
-    once("delta_rule", _fused_backward, (0,)),
+    first_order_only("delta_rule", _fused_forward, (7,)),
+    first_order_only("delta_rule", _fused_backward, (0,)),
 )
 
 
 def _decay_gradient(d: GateGradients, steps: int) -> Float[Array, "B M H KEYS"]:
-    """What every log decay of a chunk gets of the intervals that hold it.
+    """The gradient for each log decay: the sum over the intervals that contain it.
 
-    Given at the first key of every token; what stands at the others is meaningless.
+    It is at the first key of every token; the numbers at other keys are meaningless.
     """
     assert d.within is not None and d.entry is not None
     assert d.entry_of_token is not None
     assert d.exit is not None and d.total is not None
 
-    of_token = from_here_on(d.entry_of_token[..., : KEYS // steps])
-    of_token = jnp.repeat(of_token, steps, -1)
-    unused = KEYS - of_token.shape[-1]
-    of_token = jnp.pad(of_token, [(0, 0)] * 3 + [(0, unused)])
-    crossing = d.within + from_here_on(d.entry) + before_here(d.exit) + of_token
+    to_tokens = sums_from(d.entry_of_token[..., : KEYS // steps])
+    to_tokens = jnp.repeat(to_tokens, steps, -1)
+    unused = KEYS - to_tokens.shape[-1]
+    to_tokens = jnp.pad(to_tokens, [(0, 0)] * 3 + [(0, unused)])
+    crossing = d.within + sums_from(d.entry) + sums_before(d.exit) + to_tokens
     return crossing + jnp.sum(d.total, -1, keepdims=True)
 
 
@@ -151,18 +151,18 @@ def _layout(k, cu_seqlens) -> layout.Layout:
     return layout.arrange(k.shape[1], chunk_tokens(k.shape[2]), None, cu_seqlens)
 
 
-def _gates(beta, g, where, of_tokens=False) -> Float[Array, "B M G H KEYS"]:
-    """beta and, where there is a decay, its running sums at the keys, hi and lo.
+def _gates(beta, g, where, at_tokens=False) -> Float[Array, "B M G H KEYS"]:
+    """beta and, with a decay, its running sums hi and lo at the keys.
 
-    With `of_tokens` also those at the tokens.
+    With `at_tokens`, also the running sums at the tokens.
     """
     gates = [by_lane(beta, where)]
-    if g is not None:  # the decay comes with the first step of a token
+    if g is not None:  # the decay belongs to the first step of a token
         g, others = jnp.maximum(g, NEVER)[:, :, None], beta.shape[2] - 1
         g = jnp.pad(g, [(0, 0), (0, 0), (0, others), (0, 0)])
         sums = running_sum(by_lane(g, where))
         gates += sums
-        if of_tokens:
+        if at_tokens:
             N, unused = beta.shape[2], KEYS - where.chunk_size
             tokens = [x[..., : N * where.chunk_size : N] for x in sums]
             pad = [(0, 0)] * 3 + [(0, unused)]

@@ -1,4 +1,4 @@
-"""What the TPU kernels of the delta rule can take, and how they divide it."""
+"""The limits and sizes of the TPU kernels of the delta rule."""
 
 from typing import NamedTuple
 
@@ -10,9 +10,9 @@ from pallas_kernels.tpu import block_sizes, limits
 from pallas_kernels.tpu.limits import GROUP
 from pallas_kernels.tpu.tiles import LANES
 
-KEYS = LANES  # a chunk, one vector register wide
-BLOCK = 32  # of the triangular system
-BESIDE = KEYS // BLOCK  # heads beside one another in the lanes; two such in a GROUP
+KEYS = LANES  # keys per chunk; a matrix of their pairs is one vector register wide
+BLOCK = 32  # rows of a block of the triangular system
+PACK = KEYS // BLOCK  # heads side by side in the lanes; a GROUP has two packs
 MOST_STEPS = 8
 
 
@@ -31,19 +31,19 @@ def unsupported(arrays: dict[str, Array | None], chunk_size: int | None) -> str 
 
 
 def chunk_tokens(steps: int) -> int:
-    """Tokens a chunk: a power of two, at most KEYS keys of so many steps a token."""
+    """Tokens per chunk: the largest power of two with at most KEYS keys."""
     return layout.round_up_to_power_of_two(KEYS // steps + 1) // 2
 
 
 class Sizes(NamedTuple):
-    """What a kernel is compiled for.
+    """The static parameters of a kernel.
 
     Attributes:
-        heads: of a grid step.
-        steps: N, keys a token.
-        K, V: of a head.
+        heads: heads in a grid step.
+        steps: N, keys per token.
+        K, V: channels of a head's keys and values.
         gated: whether there is a decay.
-        exact: float32 products, else bfloat16 passes.
+        exact: whether products are float32, else bfloat16 passes.
     """
 
     heads: int
@@ -57,14 +57,14 @@ class Sizes(NamedTuple):
     def choose(
         cls, kernel: str, H: int, steps: int, K: int, V: int, gated: bool, exact: bool
     ):
-        """With as many of H heads as are best for a kernel."""
+        """The sizes for a kernel, with the best number of heads in a grid step."""
         size = max(K, V) * (2 if exact else 1)
         heads = limits.heads_together(H, size, block_sizes.of(kernel)["heads"])
         return cls(heads, steps, K, V, gated, exact)
 
     @property
     def vmem(self) -> int:
-        """Bytes that the compiler may take."""
+        """Bytes of VMEM that the compiler may use."""
         return limits.vmem(self.heads, self.K, self.V, self.exact)
 
     @property
@@ -74,10 +74,10 @@ class Sizes(NamedTuple):
 
     @property
     def packs(self) -> int:
-        """Packs of BESIDE heads, of which GROUP and so two come together."""
-        return -(-self.heads // GROUP) * (GROUP // BESIDE)
+        """The number of packs of PACK heads, two for every GROUP of heads."""
+        return -(-self.heads // GROUP) * (GROUP // PACK)
 
 
 def pack_row(head: int) -> int:
-    """Row at which the pack of a head starts."""
-    return head // BESIDE * KEYS
+    """The first row of the pack that contains a head."""
+    return head // PACK * KEYS

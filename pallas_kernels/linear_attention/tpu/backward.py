@@ -1,14 +1,14 @@
-"""The gradient of gated linear attention as one TPU kernel, from the last chunk on.
+"""The gradient of gated linear attention as one TPU kernel, from the last chunk back.
 
-Per head and chunk, with the scores P, Q~ and K~, the state S before the chunk and the
-gradients dO and dS' given:
+Per head and chunk, given the scores P, Q~ and K~, the state S before the chunk and the
+gradients dO and dS':
 
     dV = P^T dO + K~ dS'
     dP = dO V^T,   dQ~ = dO S^T,   dK~ = V dS'^T,   d gamma_C = sum over V of S * dS'
     dS = diag(gamma_C) dS' + Q~^T dO
 
-States stand turned, [V, K], as in `forward`; `decays` takes the gradients of the scores
-on to q, k and g.
+States are transposed, [V, K], as in `forward`; `decays` has the gradients of the scores
+with respect to q, k and g.
 """
 
 from functools import partial
@@ -28,7 +28,7 @@ from pallas_kernels.linear_attention.tpu.sizes import CHUNK, Sizes
 from pallas_kernels.tpu.chunk_grid import ChunkGrid
 from pallas_kernels.tpu.tiles import in_turns
 
-GATE_ROWS = 4  # of a head's decay, see `HeadDecay.gradients`
+GATE_ROWS = 4  # of the gradient of a head's decay, see `HeadDecay.gradients`
 
 
 def backward(
@@ -42,37 +42,40 @@ def backward(
     sequence: Int[Array, " M"] | None,
     exact: bool,
 ) -> tuple[Array, Array, Array, Array, Array | None]:
-    """Gradients of q, k, v, of the initial states and of g.
+    """Gradients for q, k, v, the initial states and g.
 
     Args:
-        g: as `forward` takes it; its gradient is [B, M, 4, H, C] or [B, M, C, H K].
+        g: as in `forward`; its gradient is [B, M, 4, H, C] or [B, M, C, H K].
         before: the states before each chunk, from `forward`.
-        d_states: of the final states.
+        d_states: gradient for the final states.
     """
     (B, M, C, _), (_, H, V, K) = q.shape, d_states.shape
     name = "linear_attention_backward"
     sizes = Sizes.choose(name, H, K, V, g, exact)
     grid = ChunkGrid(B, H, M, sizes.heads, sequence, backward=True)
-    of_keys, of_values = grid.tokens(C, K), grid.tokens(C, V)
-    of_states = grid.states(V, K)
+    key_block, value_block = grid.tokens(C, K), grid.tokens(C, V)
+    state_block = grid.states(V, K)
     operands = [
-        *((q, of_keys), (k, of_keys), (v, of_values), (d_o, of_values)),
+        (q, key_block),
+        (k, key_block),
+        (v, value_block),
+        (d_o, value_block),
         (before, grid.chunk_states(V, K)),
-        (d_states, of_states),
+        (d_states, state_block),
     ]
     results = [
-        (jax.ShapeDtypeStruct(q.shape, q.dtype), of_keys),
-        (jax.ShapeDtypeStruct(k.shape, k.dtype), of_keys),
-        (jax.ShapeDtypeStruct(v.shape, v.dtype), of_values),
-        (jax.ShapeDtypeStruct(d_states.shape, jnp.float32), of_states),
+        (jax.ShapeDtypeStruct(q.shape, q.dtype), key_block),
+        (jax.ShapeDtypeStruct(k.shape, k.dtype), key_block),
+        (jax.ShapeDtypeStruct(v.shape, v.dtype), value_block),
+        (jax.ShapeDtypeStruct(d_states.shape, jnp.float32), state_block),
     ]
     if g is not None and sizes.decay == "head":
         operands.append((g, grid.rows(2, CHUNK)))
         d_g = jax.ShapeDtypeStruct((B, M, GATE_ROWS, H, CHUNK), jnp.float32)
         results.append((d_g, grid.rows(GATE_ROWS, CHUNK)))
     elif g is not None:
-        operands.append((g, of_keys))
-        results.append((jax.ShapeDtypeStruct(g.shape, jnp.float32), of_keys))
+        operands.append((g, key_block))
+        results.append((jax.ShapeDtypeStruct(g.shape, jnp.float32), key_block))
     d_q, d_k, d_v, d_states, *d_g = grid.call(
         partial(_kernel, sizes=sizes),
         name,
@@ -96,31 +99,31 @@ def _kernel(ends, *refs, sizes):
         narrow_ref[...] = d_end_ref[...].astype(narrow_ref.dtype)
 
     def head(h, decay):
-        of_keys, of_values = sizes.of_keys(h), sizes.of_values(h)
-        q, k = q_ref[:, of_keys], k_ref[:, of_keys]
-        v, dO = v_ref[:, of_values], do_ref[:, of_values]
+        key_lanes, value_lanes = sizes.key_lanes(h), sizes.value_lanes(h)
+        q, k = q_ref[:, key_lanes], k_ref[:, key_lanes]
+        v, dO = v_ref[:, value_lanes], do_ref[:, value_lanes]
 
-        def of_scores():
+        def score_gradients():
             before = S_ref[h].astype(jnp.float32)
             return ScoreGradients(
                 pairs=product(dO, v, transposed=True),
-                turned=product(v, dO, transposed=True),
+                transposed_pairs=product(v, dO, transposed=True),
                 q=product(dO, S_ref[h]),
                 k=product(v, narrow_ref[h]),
                 total=jnp.sum(dS_ref[h] * before, 0, keepdims=True),
             )
 
-        scores, (d_q, d_k, d_g) = yield from decay.gradients(q, k, of_scores)
+        scores, (d_q, d_k, d_g) = yield from decay.gradients(q, k, score_gradients)
         d_v = product(scores.pairs, dO)
         d_v += product(scores.k, narrow_ref[h], transposed=True)
-        dv_ref[:, of_values] = d_v.astype(dv_ref.dtype)
-        dq_ref[:, of_keys] = d_q.astype(dq_ref.dtype)
-        dk_ref[:, of_keys] = d_k.astype(dk_ref.dtype)
+        dv_ref[:, value_lanes] = d_v.astype(dv_ref.dtype)
+        dq_ref[:, key_lanes] = d_q.astype(dq_ref.dtype)
+        dk_ref[:, key_lanes] = d_k.astype(dk_ref.dtype)
         if sizes.decay == "head":
             for i, row in enumerate(d_g):
                 dg_ref[0][i, h : h + 1, :] = row
         elif sizes.decay == "channel":
-            dg_ref[0][:, of_keys] = d_g
+            dg_ref[0][:, key_lanes] = d_g
         yield
         dS = dS_ref[h] if scores.total is None else scores.total * dS_ref[h]
         dS += product(dO.astype(jnp.float32).T, scores.q)

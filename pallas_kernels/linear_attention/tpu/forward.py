@@ -6,8 +6,8 @@ K~ of `decays`:
     O  = Q~ S + P V
     S' = diag(gamma_C) S + K~^T V
 
-The state stands turned, [V, K], so that its decays multiply rows of lanes, which is
-free, and the values are what is turned for the sum.
+The state is transposed, [V, K], so that its decays multiply rows of lanes, which is
+free, and only the values have to be transposed for the sum.
 """
 
 from functools import partial
@@ -36,26 +36,32 @@ def forward(
     """Outputs, final states and, with `save`, the state before each chunk.
 
     Args:
-        g: a head's log decays as running sums hi and lo, or a channel's as they are.
-        states: turned.
-        sequence: the state of each chunk; None for one a row.
-        exact: float32 products.
+        g: log decays of the heads as running sums hi and lo, or of the channels as
+          given.
+        states: transposed.
+        sequence: index of each chunk's state; None for one state per row.
+        exact: whether products are float32.
     """
     (B, M, C, _), (_, H, V, K) = q.shape, states.shape
     name = "linear_attention_forward"
     sizes = Sizes.choose(name, H, K, V, g, exact)
     grid = ChunkGrid(B, H, M, sizes.heads, sequence)
-    of_keys, of_values = grid.tokens(C, K), grid.tokens(C, V)
+    key_block, value_block = grid.tokens(C, K), grid.tokens(C, V)
     results = [
-        (jax.ShapeDtypeStruct(v.shape, v.dtype), of_values),
+        (jax.ShapeDtypeStruct(v.shape, v.dtype), value_block),
         (jax.ShapeDtypeStruct(states.shape, jnp.float32), grid.states(V, K)),
     ]
     if save:
         before = jax.ShapeDtypeStruct((B, M, H, V, K), sizes.operand)
         results.append((before, grid.chunk_states(V, K)))
-    operands = [(q, of_keys), (k, of_keys), (v, of_values), (states, grid.states(V, K))]
+    operands = [
+        (q, key_block),
+        (k, key_block),
+        (v, value_block),
+        (states, grid.states(V, K)),
+    ]
     if g is not None:
-        operands.append((g, grid.rows(2, CHUNK) if g.ndim == 5 else of_keys))
+        operands.append((g, grid.rows(2, CHUNK) if g.ndim == 5 else key_block))
     o, final, *before = grid.call(
         partial(_kernel, sizes=sizes),
         name,
@@ -81,11 +87,11 @@ def _kernel(begins, *refs, sizes):
         ref[...] = S_ref[...].astype(ref.dtype)
 
     def head(h, decay):
-        of_keys, of_values = sizes.of_keys(h), sizes.of_values(h)
-        q, k, v = q_ref[:, of_keys], k_ref[:, of_keys], v_ref[:, of_values]
+        key_lanes, value_lanes = sizes.key_lanes(h), sizes.value_lanes(h)
+        q, k, v = q_ref[:, key_lanes], k_ref[:, key_lanes], v_ref[:, value_lanes]
         scores = yield from decay.scores(q, k)
         o = product(scores.pairs, v) + product(scores.q, S_ref[h], transposed=True)
-        o_ref[:, of_values] = o.astype(o_ref.dtype)
+        o_ref[:, value_lanes] = o.astype(o_ref.dtype)
         yield
         S = S_ref[h] if scores.total is None else scores.total * S_ref[h]
         S_ref[h] = S + product(v.astype(jnp.float32).T, scores.k)

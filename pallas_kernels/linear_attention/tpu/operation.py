@@ -7,20 +7,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import layout, partition
-from pallas_kernels.derivatives import once
+from pallas_kernels.derivatives import first_order_only
 from pallas_kernels.linear_attention.tpu.backward import backward
 from pallas_kernels.linear_attention.tpu.forward import forward
 from pallas_kernels.linear_attention.tpu.sizes import CHUNK
 from pallas_kernels.tpu.arrange import (
-    before_here,
     by_head,
     by_lane,
     from_head,
-    from_here_on,
     from_lane,
-    from_turned,
+    from_transposed,
     operand_type,
-    turned_states,
+    sums_before,
+    sums_from,
+    transposed_states,
     unless_empty,
 )
 from pallas_kernels.tpu.gates import NEVER, running_sum
@@ -40,15 +40,15 @@ def fused(
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "S B H K V"]]:
     """Run the kernels; arguments and results as in `reference.token_recurrence`.
 
-    The outputs are in v's dtype. A single token takes a kernel of its own, in float32,
-    unless its gradient is taken. Every `precision` but None and DEFAULT is taken as
-    HIGHEST. What `unsupported` refuses must not come here.
+    The outputs are in v's dtype. A single token has a separate kernel, in float32,
+    unless its gradient is needed. Every `precision` except None and DEFAULT counts as
+    HIGHEST. The caller checks the arguments with `unsupported`.
     """
     del chunk_size, empty
-    of_decay = "BTH" if g is not None and g.ndim == 3 else "BTHK"
+    decay_axes = "BTH" if g is not None and g.ndim == 3 else "BTHK"
     run = partition.divided(
         lambda *arrays: _fused(*arrays, precision),
-        ("BTHK", "BTHK", "BTHV", of_decay, "SBHKV", "S"),
+        ("BTHK", "BTHK", "BTHV", decay_axes, "SBHKV", "S"),
         ("BTHV", "SBHKV"),
     )
     return run(q, k, v, g, states, cu_seqlens)
@@ -75,10 +75,16 @@ def _run(inputs, precision, save):
     operand, exact = operand_type((q, k, v), states, precision)
     q_rows, k_rows, v_rows = (by_head(x.astype(operand), where) for x in (q, k, v))
     o, final, before = forward(
-        *(q_rows, k_rows, v_rows, _gates(g, where)),
-        *(turned_states(states), where.sequence, exact, save),
+        q_rows,
+        k_rows,
+        v_rows,
+        _gates(g, where),
+        transposed_states(states),
+        where.sequence,
+        exact,
+        save,
     )
-    final = unless_empty(from_turned(final, states), states, cu_seqlens)
+    final = unless_empty(from_transposed(final, states), states, cu_seqlens)
     return (from_head(o, where, v), final), before
 
 
@@ -91,19 +97,28 @@ def _fused_backward(precision, residuals, gradients):
         by_head(x.astype(operand), where) for x in (q, k, v, d_o)
     )
     d_q, d_k, d_v, d_states, d_g = backward(
-        *(q_rows, k_rows, v_rows, d_rows, _gates(g, where)),
-        *(before, turned_states(d_final), where.sequence, exact),
+        q_rows,
+        k_rows,
+        v_rows,
+        d_rows,
+        _gates(g, where),
+        before,
+        transposed_states(d_final),
+        where.sequence,
+        exact,
     )
-    d_states = from_turned(d_states, states)
+    d_states = from_transposed(d_states, states)
     if d_g is not None and d_g.ndim == 5:
         within, entry, exit, total = jnp.moveaxis(d_g, 2, 0)
-        d_g = within + from_here_on(entry) + before_here(exit)
+        d_g = within + sums_from(entry) + sums_before(exit)
         d_g = from_lane(d_g + jnp.sum(total, -1, keepdims=True), where, q.shape[1])
         d_g = d_g[:, :, 0].astype(g.dtype)
     elif d_g is not None:
         d_g = from_head(d_g, where, g)
     return (
-        *(from_head(d, where, x) for d, x in ((d_q, q), (d_k, k), (d_v, v))),
+        from_head(d_q, where, q),
+        from_head(d_k, where, k),
+        from_head(d_v, where, v),
         d_g,
         unless_empty(d_states, d_final, cu_seqlens),
         None,
@@ -111,13 +126,13 @@ def _fused_backward(precision, residuals, gradients):
 
 
 _fused.defvjp(
-    once("gated_linear_attention", _fused_forward, (6,)),
-    once("gated_linear_attention", _fused_backward, (0,)),
+    first_order_only("gated_linear_attention", _fused_forward, (6,)),
+    first_order_only("gated_linear_attention", _fused_backward, (0,)),
 )
 
 
 def _gates(g, where):
-    """The log decays as the kernels take them."""
+    """The log decays in the form that the kernels take."""
     if g is None:
         return None
     if g.ndim == 4:

@@ -1,4 +1,4 @@
-"""What the TPU kernels of linear attention can take, and how they divide it."""
+"""The limits and sizes of the TPU kernels of linear attention."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from pallas_kernels.tpu import block_sizes, limits
 from pallas_kernels.tpu.limits import groups
 from pallas_kernels.tpu.tiles import LANES
 
-CHUNK = LANES  # tokens: their pairs are one vector register wide
+CHUNK = LANES  # tokens; a matrix of their pairs is one vector register wide
 
 
 def unsupported(arrays: dict[str, Array | None], chunk_size: int | None) -> str | None:
@@ -18,15 +18,14 @@ def unsupported(arrays: dict[str, Array | None], chunk_size: int | None) -> str 
 
 
 class Sizes(NamedTuple):
-    """What a kernel is compiled for.
+    """The static parameters of a kernel.
 
     Attributes:
-        heads: of a grid step.
-        in_turns: heads whose stages are emitted in turns: few of many factors spill
-          less.
-        K, V: of a head.
+        heads: heads in a grid step.
+        in_turns: heads whose stages are emitted in turns; with fewer, less is spilled.
+        K, V: channels of a head's keys and values.
         decay: "head", "channel", or None.
-        exact: float32 products, else bfloat16 operands.
+        exact: whether products are float32, else their operands are bfloat16.
     """
 
     heads: int
@@ -38,7 +37,7 @@ class Sizes(NamedTuple):
 
     @classmethod
     def choose(cls, kernel: str, H: int, K: int, V: int, g: Array | None, exact: bool):
-        """With as many of H heads as are best for a kernel."""
+        """The sizes for a kernel, with the best number of heads in a grid step."""
         decay = None if g is None else "head" if g.ndim == 5 else "channel"
         best = block_sizes.of(f"{kernel}, a {decay or 'head'}'s decay")
         size = max(K, V) * (2 if exact else 1)
@@ -47,12 +46,12 @@ class Sizes(NamedTuple):
 
     @property
     def together(self) -> list[range]:
-        """The heads by those in turns."""
+        """The heads, divided into those that run in turns."""
         return groups(self.heads, self.in_turns)
 
     @property
     def vmem(self) -> int:
-        """Bytes that the compiler may take."""
+        """Bytes of VMEM that the compiler may use."""
         return limits.vmem(self.heads, self.K, self.V, self.exact)
 
     @property
@@ -60,10 +59,10 @@ class Sizes(NamedTuple):
         """The type of the products' operands."""
         return jnp.float32 if self.exact else jnp.bfloat16
 
-    def of_keys(self, h: int) -> slice:
+    def key_lanes(self, h: int) -> slice:
         """Lanes of a head's keys and queries."""
         return slice(h * self.K, (h + 1) * self.K)
 
-    def of_values(self, h: int) -> slice:
+    def value_lanes(self, h: int) -> slice:
         """Lanes of a head's values."""
         return slice(h * self.V, (h + 1) * self.V)

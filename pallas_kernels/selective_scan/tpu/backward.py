@@ -1,7 +1,7 @@
-"""The gradient of the selective scan as one TPU kernel, from the last chunk on.
+"""The gradient of the selective scan as one TPU kernel, from the last chunk back.
 
-A chunk's states are computed anew from the one before it. Then, with dh_t the gradient
-for h_t,
+The states of a chunk are recomputed from the one before it. Then, with dh_t the
+gradient for h_t,
 
     dh_t = C_t dy_t + exp(dt_{t+1} A) dh_{t+1}
     du_t = sum over N of dh_t B_t,    dB_t = sum over E of dh_t u_t
@@ -25,7 +25,7 @@ from pallas_kernels.selective_scan.tpu.forward import (
     Columns,
     U,
     lanes_of,
-    of_block,
+    row_scratch,
     rows_of,
 )
 from pallas_kernels.selective_scan.tpu.sizes import CHUNK, VMEM, sizes
@@ -44,19 +44,19 @@ def backward(
     sequence: Int[Array, " M"] | None,
     resets: bool,
 ) -> tuple[Array, Array, Array, Array, Array]:
-    """Gradients of x, dt, of B and C, of A and of the initial states.
+    """Gradients for x, dt, B and C together, A, and the initial states.
 
-    Those of B and C come as [B, M, steps, SUBLANES, C N], in the first and the second
-    row, to be summed over the steps of the grid; that of A, not over ln 2, as
+    Those for B and C are the first and the second row of [B, M, steps, SUBLANES, C N],
+    to be summed over the steps of the grid; that for A, not divided by ln 2, is
     [B, M, G, N, LANES], to be summed over rows and chunks.
     """
     (rows, M, _, _), (G, N, _) = x.shape, A.shape
     name = "selective_scan_backward"
     groups, unroll = sizes(name, G)
     grid = ChunkGrid(rows, G, M, groups, sequence, backward=True)
-    of_channels, of_states = grid.tokens(CHUNK, LANES), grid.states(N, LANES)
-    of_chunks = grid.chunk_states(N, LANES)
-    of_x = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+    channel_block, state_block = grid.tokens(CHUNK, LANES), grid.states(N, LANES)
+    chunk_block = grid.chunk_states(N, LANES)
+    x_like = jax.ShapeDtypeStruct(x.shape, jnp.float32)
     sums = jax.ShapeDtypeStruct(
         (rows, M, G // groups * SUBLANES, CHUNK * N), jnp.float32
     )
@@ -65,20 +65,26 @@ def backward(
         partial(_kernel, resets=resets, unroll=unroll),
         name,
         operands=[
-            *((x, of_channels), (dt, of_channels), (dy, of_channels)),
+            (x, channel_block),
+            (dt, channel_block),
+            (dy, channel_block),
             (columns, grid.shared(columns.shape[2], CHUNK)),
-            *((A, grid.constant(N, LANES)), (before, of_chunks)),
-            (d_states, of_states),
+            (A, grid.constant(N, LANES)),
+            (before, chunk_block),
+            (d_states, state_block),
         ],
         results=[
-            *((of_x, of_channels), (of_x, of_channels)),
+            (x_like, channel_block),
+            (x_like, channel_block),
             (sums, grid.stacked(SUBLANES, CHUNK * N)),
-            (jax.ShapeDtypeStruct(before.shape, jnp.float32), of_chunks),
-            (jax.ShapeDtypeStruct(d_states.shape, jnp.float32), of_states),
+            (jax.ShapeDtypeStruct(before.shape, jnp.float32), chunk_block),
+            (jax.ShapeDtypeStruct(d_states.shape, jnp.float32), state_block),
         ],
         scratch=[
-            *(pltpu.VMEM((groups, CHUNK * N, LANES), jnp.float32), terms, terms),
-            of_block(3, groups),
+            pltpu.VMEM((groups, CHUNK * N, LANES), jnp.float32),
+            terms,
+            terms,
+            row_scratch(3, groups),
         ],
         vmem=VMEM,
         flops=20 * CHUNK * N * LANES,
@@ -90,9 +96,17 @@ def backward(
 
 def _kernel(ends, *refs, resets, unroll):
     x_ref, dt_ref, dy_ref, columns_ref, A_ref, before_ref, d_end_ref, *refs = refs
-    dx_ref, ddt_ref, sums_ref, dA_ref, dh_ref, h_ref, of_B_ref, of_C_ref, rows_ref = (
-        refs
-    )
+    (
+        dx_ref,
+        ddt_ref,
+        sums_ref,
+        dA_ref,
+        dh_ref,
+        h_ref,
+        B_terms_ref,
+        C_terms_ref,
+        rows_ref,
+    ) = refs
     (groups, N, _), blocks = A_ref.shape, CHUNK // SUBLANES
 
     @pl.when(ends)
@@ -100,11 +114,11 @@ def _kernel(ends, *refs, resets, unroll):
         dh_ref[...] = d_end_ref[...]
 
     def states_of(block, t):
-        """Rows of h_ref, or of the terms, of a token."""
+        """The rows of a token in h_ref and in the terms."""
         return pl.ds(pl.multiple_of((block * SUBLANES + t) * N, SUBLANES), N)
 
     def read(block):
-        """The block's columns, dt and x, and its rows into rows_ref."""
+        """The block's columns, dt and x; also writes its rows to rows_ref."""
         dt, x = dt_ref[rows_of(block), :], x_ref[rows_of(block), :].astype(jnp.float32)
         rows_ref[DT], rows_ref[U] = dt, dt * x
         return Columns.read(columns_ref, block, N, resets), dt, x
@@ -125,15 +139,16 @@ def _kernel(ends, *refs, resets, unroll):
         block = blocks - 1 - step
         columns, dt, x = read(block)
         rows_ref[DY] = dy_ref[rows_of(block), :].astype(jnp.float32)
-        carry, du, d_log = list(carry), *([RowSums() for _ in carry] for _ in range(2))
+        carry = list(carry)
+        du, d_log = [RowSums() for _ in carry], [RowSums() for _ in carry]
         for t in reversed(range(SUBLANES)):
-            of_B, of_C = [], []
+            terms_B, terms_C = [], []
             for i, (h, dh, dA) in enumerate(carry):
                 at = slice(t, t + 1), lanes_of(i)
                 dt_row, dy = rows_ref[DT, *at], rows_ref[DY, *at]
                 dh = dh + columns.C(t) * dy
-                of_B.append(dh * rows_ref[U, *at])
-                of_C.append(h * dy)
+                terms_B.append(dh * rows_ref[U, *at])
+                terms_C.append(h * dy)
                 du[i].add(t, dh * columns.B(t))
                 h = h_ref[i, states_of(block, t), :]
                 dh = columns.decay(t, dt_row, A_ref[i]) * dh
@@ -141,11 +156,11 @@ def _kernel(ends, *refs, resets, unroll):
                 d_log[i].add(t, dl * A_ref[i])
                 carry[i] = h, dh, dA + dl * dt_row
             at = states_of(block, t)
-            of_B_ref[at, :], of_C_ref[at, :] = sum(of_B), sum(of_C)
-        for i, (of_u, of_log) in enumerate(zip(du, d_log, strict=True)):
+            B_terms_ref[at, :], C_terms_ref[at, :] = sum(terms_B), sum(terms_C)
+        for i, (du_i, d_log_i) in enumerate(zip(du, d_log, strict=True)):
             rows, lanes = rows_of(block), lanes_of(i)
-            dx_ref[rows, lanes] = (of_u.sums * dt[:, lanes]).astype(dx_ref.dtype)
-            ddt_ref[rows, lanes] = of_u.sums * x[:, lanes] + LN_2 * of_log.sums
+            dx_ref[rows, lanes] = (du_i.sums * dt[:, lanes]).astype(dx_ref.dtype)
+            ddt_ref[rows, lanes] = du_i.sums * x[:, lanes] + LN_2 * d_log_i.sums
         return carry
 
     starts = [before_ref[group] for group in range(groups)]
@@ -154,5 +169,5 @@ def _kernel(ends, *refs, resets, unroll):
     for i, (_, dh, dA) in enumerate(lax.fori_loop(0, blocks, backward, carry)):
         dh_ref[i], dA_ref[i] = dh, dA
     sums_ref[...] = jnp.zeros_like(sums_ref)
-    for i, terms in enumerate((of_B_ref, of_C_ref)):
+    for i, terms in enumerate((B_terms_ref, C_terms_ref)):
         sums_ref[i : i + 1, :] = lane_sums([terms[...]], exact=True)[:1]

@@ -2,10 +2,9 @@
 
     h <- exp(dt_t A) h + u_t B_t^T,   y_t = h C_t,   u = dt x
 
-A state [N, E] has the channels in the lanes, 128 of them a group: what is a number a
-channel is a row, and what is a number a state is a column, in the lanes of the chunk's
-B^T and C^T. There are no matrix products: every state has a decay of its own at every
-token.
+A state [N, E] has the channels in the lanes, in groups of 128. A vector over channels
+is a row, and a vector over the N states is a column, one lane of the chunk's B^T or
+C^T. There are no matrix products: every state has its own decay at every token.
 """
 
 import math
@@ -40,18 +39,18 @@ def forward(
 
     Args:
         columns: see `Columns`.
-        A: over ln 2, so that the decay is 2^(dt A).
-        sequence: the state of each chunk; None for one a row.
+        A: divided by ln 2, so that the decay is 2^(dt A).
+        sequence: index of each chunk's state; None for one state per row.
         resets: whether there are tokens before which the state is zeroed.
     """
     (rows, M, _, E), (G, N, _) = x.shape, A.shape
     name = "selective_scan_forward"
     groups, unroll = sizes(name, G)
     grid = ChunkGrid(rows, G, M, groups, sequence)
-    of_channels, of_states = grid.tokens(CHUNK, LANES), grid.states(N, LANES)
+    channel_block, state_block = grid.tokens(CHUNK, LANES), grid.states(N, LANES)
     results = [
-        (jax.ShapeDtypeStruct((rows, M, CHUNK, E), jnp.float32), of_channels),
-        (jax.ShapeDtypeStruct(states.shape, jnp.float32), of_states),
+        (jax.ShapeDtypeStruct((rows, M, CHUNK, E), jnp.float32), channel_block),
+        (jax.ShapeDtypeStruct(states.shape, jnp.float32), state_block),
     ]
     if save:
         before = jax.ShapeDtypeStruct((rows, M, G, N, LANES), jnp.float32)
@@ -60,12 +59,14 @@ def forward(
         partial(_kernel, resets=resets, unroll=unroll),
         name,
         operands=[
-            *((x, of_channels), (dt, of_channels)),
+            (x, channel_block),
+            (dt, channel_block),
             (columns, grid.shared(columns.shape[2], CHUNK)),
-            *((A, grid.constant(N, LANES)), (states, of_states)),
+            (A, grid.constant(N, LANES)),
+            (states, state_block),
         ],
         results=results,
-        scratch=[of_block(2, groups)],
+        scratch=[row_scratch(2, groups)],
         vmem=VMEM,
         flops=6 * CHUNK * N * LANES,
         exponentials=CHUNK * N * LANES,
@@ -74,10 +75,10 @@ def forward(
 
 
 class Columns(NamedTuple):
-    """What is a number a state, or one for all, of the tokens of one register.
+    """The vectors over the N states, and the resets, for the tokens of one register.
 
-    Their array has B^T and C^T and, where there are resets, SUBLANES rows that are 0
-    for tokens before which the state is zeroed and else 1.
+    The array has the rows of B^T and C^T and, with resets, SUBLANES rows that are 0 for
+    tokens before which the state is zeroed and 1 for others.
     """
 
     columns: Float[Array, "rows C"]
@@ -86,7 +87,7 @@ class Columns(NamedTuple):
 
     @classmethod
     def read(cls, ref, block, N: int, resets: bool):
-        """Those of a block of SUBLANES tokens, which come to the first lanes."""
+        """Read a block of SUBLANES tokens, shifted to the first lanes."""
         shift = lax.rem(CHUNK - block * SUBLANES, CHUNK)
         return cls(pltpu.roll(ref[...], shift, 1), N, resets)
 
@@ -97,7 +98,7 @@ class Columns(NamedTuple):
         return self.columns[self.N : 2 * self.N, t : t + 1]
 
     def decay(self, t: int, dt, A):
-        """The token's decays, and zero where the state starts anew."""
+        """The token's decays; zero where the state is reset."""
         factor = jnp.exp2(dt * A)
         if not self.resets:
             return factor
@@ -105,11 +106,11 @@ class Columns(NamedTuple):
 
 
 DT, U, DY = range(3)
-"""What a block's rows are, where `of_block` keeps them."""
+"""Indices of the kinds of rows in the scratch of `row_scratch`."""
 
 
-def of_block(kinds, groups):
-    """Scratch for a block's rows: from memory a row comes to all sublanes at once."""
+def row_scratch(kinds, groups):
+    """Scratch for the rows of a block; loading a row from it fills all sublanes."""
     return pltpu.VMEM((kinds, SUBLANES, groups * LANES), jnp.float32)
 
 
@@ -147,8 +148,8 @@ def _kernel(
                 h = columns.decay(t, rows_ref[DT, *at], A_ref[i]) * h
                 states[i] = h + rows_ref[U, *at] * columns.B(t)
                 y[i].add(t, states[i] * columns.C(t))
-        for i, of_group in enumerate(y):
-            y_ref[rows_of(block), lanes_of(i)] = of_group.sums
+        for i, rows in enumerate(y):
+            y_ref[rows_of(block), lanes_of(i)] = rows.sums
         return states
 
     states = [h_ref[group] for group in range(groups)]

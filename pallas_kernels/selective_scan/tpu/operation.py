@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels import layout, partition
-from pallas_kernels.derivatives import once
+from pallas_kernels.derivatives import first_order_only
 from pallas_kernels.selective_scan.reference import token_recurrence
 from pallas_kernels.selective_scan.tpu.backward import backward
 from pallas_kernels.selective_scan.tpu.forward import LN_2, forward
@@ -13,8 +13,8 @@ from pallas_kernels.selective_scan.tpu.sizes import CHUNK
 from pallas_kernels.tpu.arrange import (
     by_head,
     from_head,
-    from_turned,
-    turned_states,
+    from_transposed,
+    transposed_states,
     unless_empty,
 )
 from pallas_kernels.tpu.tiles import LANES, SUBLANES
@@ -33,10 +33,10 @@ def fused(
 ) -> tuple[Float[Array, "B T E"], Float[Array, "S B E N"]]:
     """Run the kernels; arguments and results as in `reference.token_recurrence`.
 
-    What `unsupported` refuses must not come here.
+    The caller checks the arguments with `unsupported`.
     """
     if x.shape[1] == 1 and cu_seqlens is None:
-        # Nothing to keep in VMEM for the next token.
+        # A kernel gains nothing without a next token to keep the state for.
         return token_recurrence(x, dt, A, B, C, reset, states, None, chunk_size)
     run = partition.divided(
         _fused,
@@ -48,7 +48,14 @@ def fused(
         a.reshape(*a.shape[:-2], -1, LANES, a.shape[-1]) for a in (A, states)
     )
     y, final = run(
-        *(x_groups, dt_groups, A_groups, B, C, reset, states_groups, cu_seqlens)
+        x_groups,
+        dt_groups,
+        A_groups,
+        B,
+        C,
+        reset,
+        states_groups,
+        cu_seqlens,
     )
     return y.reshape(x.shape), final.reshape(states.shape)
 
@@ -64,7 +71,7 @@ def _fused(
     states: Float[Array, "S B G LANES N"],
     cu_seqlens: Int[Array, "S+1"] | None,
 ) -> tuple[Float[Array, "B T G LANES"], Float[Array, "S B G LANES N"]]:
-    """Of G groups of channels, which a mesh may divide."""
+    """Run the kernels on G groups of channels, which a mesh may divide."""
     return _run((x, dt, A, B, C, reset, states, cu_seqlens), save=False)[0]
 
 
@@ -79,10 +86,14 @@ def _run(inputs, save):
     y, final, before = forward(
         by_head(x, where),
         by_head(dt.astype(jnp.float32), where),
-        *(_columns(B, C, reset, where), _rates(A), turned_states(states)),
-        *(where.sequence, reset is not None, save),
+        _columns(B, C, reset, where),
+        _rates(A),
+        transposed_states(states),
+        where.sequence,
+        reset is not None,
+        save,
     )
-    final = unless_empty(from_turned(final, states), states, cu_seqlens)
+    final = unless_empty(from_transposed(final, states), states, cu_seqlens)
     y = from_head(y, where, jax.ShapeDtypeStruct(x.shape, y.dtype))
     return (y, final), before
 
@@ -96,18 +107,24 @@ def _fused_backward(residuals, gradients):
         by_head(x, where),
         by_head(dt.astype(jnp.float32), where),
         by_head(d_y, where),
-        *(_columns(B, C, reset, where), _rates(A), before),
-        *(turned_states(d_final), where.sequence, reset is not None),
+        _columns(B, C, reset, where),
+        _rates(A),
+        before,
+        transposed_states(d_final),
+        where.sequence,
+        reset is not None,
     )
     d_B, d_C = (
         layout.from_rows(jnp.sum(sums[:, :, :, i], 2).reshape(rows, -1, N), where, T)
         for i in range(2)
     )
-    d_states = from_turned(d_states, states)
+    d_states = from_transposed(d_states, states)
     return (
-        *(from_head(d, where, a) for d, a in ((d_x, x), (d_dt, dt))),
-        from_turned(jnp.sum(d_A, (0, 1)), A).astype(A.dtype),
-        *(d.astype(a.dtype) for d, a in ((d_B, B), (d_C, C))),
+        from_head(d_x, where, x),
+        from_head(d_dt, where, dt),
+        from_transposed(jnp.sum(d_A, (0, 1)), A).astype(A.dtype),
+        d_B.astype(B.dtype),
+        d_C.astype(C.dtype),
         None,
         unless_empty(d_states, d_final, cu_seqlens),
         None,
@@ -115,21 +132,21 @@ def _fused_backward(residuals, gradients):
 
 
 _fused.defvjp(
-    once("selective_scan", _fused_forward),
-    once("selective_scan", _fused_backward),
+    first_order_only("selective_scan", _fused_forward),
+    first_order_only("selective_scan", _fused_backward),
 )
 
 
 def _columns(B, C, reset, where) -> Float[Array, "B M rows C"]:
-    """As `Columns` reads them."""
+    """B, C and the resets in the form that `Columns` reads."""
     columns = [layout.rows(a.astype(jnp.float32), where) for a in (B, C)]
     if reset is not None:
-        # Rows of no token come as zeros, and keep the state.
+        # Rows without a token have reset 0, and so keep the state.
         keep = 1.0 - layout.rows(reset[..., None].astype(jnp.float32), where)
         columns.append(jnp.broadcast_to(keep, (*keep.shape[:3], SUBLANES)))
     return jnp.swapaxes(jnp.concatenate(columns, -1), -1, -2)
 
 
 def _rates(A):
-    """[G, LANES, N] to [G, N, LANES], over ln 2."""
+    """[G, LANES, N] to [G, N, LANES], divided by ln 2."""
     return jnp.swapaxes(A, -1, -2) / LN_2

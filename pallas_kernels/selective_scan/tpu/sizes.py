@@ -1,4 +1,4 @@
-"""What the TPU kernels of the selective scan can take, and how they divide it."""
+"""The limits and sizes of the TPU kernels of the selective scan."""
 
 from jaxtyping import Array
 
@@ -24,13 +24,13 @@ def unsupported(arrays: dict[str, Array | None], chunk_size: int | None) -> str 
         )
     if N > MOST_STATES:
         return (
-            f"the TPU kernel takes at most {MOST_STATES} states a channel, but N is "
+            f"the TPU kernel takes at most {MOST_STATES} states per channel, but N is "
             f"{N}; pass implementation='xla'."
         )
     if N % SUBLANES:
         return (
-            f"the TPU kernel takes a multiple of {SUBLANES} states a channel, but N is "
-            f"{N}; the nearest is {N + -N % SUBLANES} (pad with zeros), or pass "
+            f"the TPU kernel takes a multiple of {SUBLANES} states per channel, but N "
+            f"is {N}; the nearest is {N + -N % SUBLANES} (pad with zeros), or pass "
             "implementation='xla'."
         )
     if chunk_size not in (None, CHUNK):
@@ -42,7 +42,7 @@ def unsupported(arrays: dict[str, Array | None], chunk_size: int | None) -> str 
 
 
 def sizes(kernel: str, groups: int) -> tuple[int, int]:
-    """Groups of LANES channels in a grid step, of so many, and blocks unrolled."""
+    """Groups of channels in a grid step, a divisor of `groups`; blocks unrolled."""
     best = block_sizes.of(kernel)
     fits = [n for n in range(1, best["heads"] + 1) if groups % n == 0]
     return max(fits), best["unroll"]
