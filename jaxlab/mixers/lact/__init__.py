@@ -2,7 +2,7 @@
 
 Softmax attention sees a sliding window; what lies further back is in the weights of a
 small network a head, which takes one large training step a chunk and is read by every
-token (`jaxlab.layers.fast_weights`):
+token (`jaxlab.mixers.lact.fast_weights`):
 
     q, k, v = x W_q, x W_k, x W_v
     o = attention_window(q, k, v) + silu(x w_scale) RMSNorm(f_W(q'))       (algorithm 2)
@@ -47,9 +47,9 @@ from jaxlab.layers import (
     softmax_attention,
     softmax_attention_step,
 )
-from jaxlab.layers.fast_weights import FastWeights, Rule
 from jaxlab.layers.states import check_forward, check_step
-from jaxlab.layers.ttt_scan import FastState, init_fast_state, ttt_scan, ttt_step
+from jaxlab.mixers.lact.fast_weights import FastWeights, Rule
+from jaxlab.mixers.lact.ttt_scan import FastState, init_fast_state, ttt_scan, ttt_step
 from jaxlab.mixers.sizes import check_sizes
 from jaxlab.params import ParamSpec, abstract, constrain, linear, value
 
@@ -105,7 +105,8 @@ class Config:
         if self.order not in ORDERS:
             raise ValueError(
                 f"order={self.order!r} is not one of {ORDERS}; 'strided' needs to know "
-                "which tokens write, so call jaxlab.layers.ttt_scan.ttt_scan for it."
+                "which tokens write, so call ttt_scan of jaxlab.mixers.lact.ttt_scan "
+                "for it."
             )
         if self.scale_placement not in PLACEMENTS:
             raise ValueError(

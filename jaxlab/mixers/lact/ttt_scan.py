@@ -26,7 +26,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.layers import rows, segments
-from jaxlab.layers.fast_weights import FastWeights, Rule, apply, update, used
+from jaxlab.mixers.lact.fast_weights import FastWeights, Rule, apply, update, used
 from jaxlab.params import constrain
 
 MUON = Rule()
