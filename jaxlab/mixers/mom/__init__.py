@@ -9,7 +9,7 @@ own keys, values, steps and decays; for the others it stands still:
     o_t = K^{-1/2} sum over its m of w^m_t (S^m_t)^T q^m_t,  w = 1 for the shared one
 
 so that the state grows with the memories, the work with `top_k` alone. The choices are
-sorted by memory into one stream (`layers.routing`): grouped products make its keys and
+sorted by memory into one stream (`routing`): grouped products make its keys and
 values, and one call of the recurrence runs all memories.
 
 The other rules leave out the decay (``delta_rule``), the erasing and beta
@@ -46,10 +46,10 @@ from jaxlab.layers import (
     gated_output,
     initial,
     l2_normalize,
-    routing,
     segments,
 )
 from jaxlab.layers.states import check_forward, check_step
+from jaxlab.mixers.mom import routing
 from jaxlab.mixers.sizes import check_heads, check_sizes
 from jaxlab.params import ParamSpec, grouped_linear, linear, over_batch_shards, value
 
