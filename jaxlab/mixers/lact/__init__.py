@@ -49,11 +49,17 @@ from jaxlab.layers import (
 )
 from jaxlab.layers.states import check_forward, check_step
 from jaxlab.mixers.lact.fast_weights import FastWeights, Rule
-from jaxlab.mixers.lact.ttt_scan import FastState, init_fast_state, ttt_scan, ttt_step
+from jaxlab.mixers.lact.ttt_scan import (
+    ORDERS,
+    FastState,
+    init_fast_state,
+    ttt_scan,
+    ttt_step,
+)
 from jaxlab.mixers.sizes import check_sizes
 from jaxlab.params import ParamSpec, abstract, constrain, linear, value
 
-ORDERS = ("apply_update", "update_apply", "update_all")
+LAYER_ORDERS = tuple(order for order in ORDERS if order != "strided")
 PLACEMENTS = ("fast", "attention")
 
 
@@ -102,11 +108,11 @@ class Config:
                 "rotary positions turn pairs of channels."
             )
         _ = self.rule  # checks its names
-        if self.order not in ORDERS:
+        if self.order not in LAYER_ORDERS:
             raise ValueError(
-                f"order={self.order!r} is not one of {ORDERS}; 'strided' needs to know "
-                "which tokens write, so call ttt_scan of jaxlab.mixers.lact.ttt_scan "
-                "for it."
+                f"order={self.order!r} is not one of {LAYER_ORDERS}; 'strided' needs "
+                "to know which tokens write, so call ttt_scan of "
+                "jaxlab.mixers.lact.ttt_scan for it."
             )
         if self.scale_placement not in PLACEMENTS:
             raise ValueError(
