@@ -20,7 +20,7 @@ from typing import TypeGuard
 
 import jaxlab
 
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {"policy.Config": "perceptron.Config"}
 """Former names of classes of jaxlab, and their present ones."""
 
 CONFIG_FILE = "config_file_"

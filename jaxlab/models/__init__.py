@@ -1,4 +1,4 @@
-"""Models built of mixers."""
+"""The language model built of mixers; in a module of its own, a perceptron."""
 
 from jaxlab.models.language_model import (
     LMConfig,
