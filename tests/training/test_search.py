@@ -12,8 +12,8 @@ import pytest
 from jaxlab import params
 from jaxlab.data import CorpusConfig
 from jaxlab.environments import CartPole, Pendulum
-from jaxlab.evolution import EGGROLL, integer_model
-from jaxlab.evolution.integer import IntegerEGGROLL
+from jaxlab.evolution import EGGROLL
+from jaxlab.evolution.integer import IntegerEGGROLL, integer_model
 from jaxlab.mixers import delta_product
 from jaxlab.models import LMConfig
 from jaxlab.optimizers import AdamW, WarmupCosine
