@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 MAY_IMPORT = {
     "config": set(),
+    "checkpoint": {"config"},
     "params": set(),
     "layers": {"params"},
     "mixers": {"params", "layers"},
@@ -27,7 +28,7 @@ MAY_IMPORT = {
     "training": {
         *("params", "layers", "mixers", "feedforward", "models", "decoding"),
         *("optimizers", "data", "inference", "evaluation", "evolution", "objectives"),
-        *("environments", "rl", "config"),
+        *("environments", "rl", "config", "checkpoint"),
     },
 }
 

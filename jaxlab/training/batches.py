@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxlab.checkpoint import CheckpointError
 from jaxlab.data import Batch
 from jaxlab.optimizers import BatchState
-from jaxlab.training.checkpoint import CheckpointError
 from jaxlab.training.config import TrainConfig
 from jaxlab.training.source import TrainBatches
 

@@ -16,11 +16,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxlab import config, params
+from jaxlab.checkpoint import CheckpointError, Checkpoints
 from jaxlab.inference import generate
 from jaxlab.objectives import heldout_scores
 from jaxlab.optimizers import build_for, events, tapped_by
 from jaxlab.training.batches import StepBatches
-from jaxlab.training.checkpoint import CheckpointError, Checkpoints
 from jaxlab.training.config import TrainConfig
 from jaxlab.training.metrics import MetricWriter, Progress, peak_flops, plot_losses
 from jaxlab.training.source import Source, open_source

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxlab import params
+from jaxlab.checkpoint import CheckpointError
 from jaxlab.data import CorpusConfig
 from jaxlab.environments import CartPole, Pendulum
 from jaxlab.evolution import EGGROLL
@@ -18,7 +19,7 @@ from jaxlab.mixers import delta_product
 from jaxlab.models import LMConfig
 from jaxlab.optimizers import AdamW, WarmupCosine
 from jaxlab.rl import GRPO, Copy
-from jaxlab.training import CheckpointError, TextData, TrainConfig, load_run, train
+from jaxlab.training import TextData, TrainConfig, load_run, train
 from jaxlab.training.metrics import read_metrics
 from jaxlab.training.search import (
     FineTuning,

@@ -9,10 +9,10 @@ from pathlib import Path
 import jax
 
 from jaxlab import config, params
+from jaxlab.checkpoint import CheckpointError, Checkpoints
 from jaxlab.models import LMConfig
 from jaxlab.objectives import NextToken, Objective
 from jaxlab.params import MeshConfig
-from jaxlab.training.checkpoint import CheckpointError, Checkpoints
 from jaxlab.training.metrics import MetricWriter, plot_losses
 from jaxlab.training.search.fine_tuning import FineTuning
 from jaxlab.training.search.integers import IntegerTraining
