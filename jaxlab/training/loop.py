@@ -22,7 +22,10 @@ from jaxlab.objectives import heldout_scores
 from jaxlab.optimizers import build_for, events, tapped_by
 from jaxlab.training.batches import StepBatches
 from jaxlab.training.config import TrainConfig
-from jaxlab.training.metrics import MetricWriter, Progress, peak_flops, plot_losses
+from jaxlab.training.loss_curve import plot_losses
+from jaxlab.training.metrics import MetricWriter
+from jaxlab.training.peaks import peak_flops
+from jaxlab.training.progress import Progress
 from jaxlab.training.source import Source, open_source
 from jaxlab.training.state import TrainState, abstract_state, create_state
 from jaxlab.training.step import make_train_step

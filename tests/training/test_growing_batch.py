@@ -23,7 +23,7 @@ from jaxlab.optimizers import LAMB, MKOR, AdAdaGrad, BatchGrowth, WarmupCosine
 from jaxlab.optimizers.mkor import preconditioned
 from jaxlab.training import TextData, TrainConfig, load_run, loop, train
 from jaxlab.training.batches import StepBatches
-from jaxlab.training.metrics import Progress
+from jaxlab.training.progress import Progress
 from jaxlab.training.source import TrainBatches, open_source
 from jaxlab.training.state import create_state
 from jaxlab.training.step import make_train_step

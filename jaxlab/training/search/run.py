@@ -13,7 +13,8 @@ from jaxlab.checkpoint import CheckpointError, Checkpoints
 from jaxlab.models import LMConfig
 from jaxlab.objectives import NextToken, Objective
 from jaxlab.params import MeshConfig
-from jaxlab.training.metrics import MetricWriter, plot_losses
+from jaxlab.training.loss_curve import plot_losses
+from jaxlab.training.metrics import MetricWriter
 from jaxlab.training.search.fine_tuning import FineTuning
 from jaxlab.training.search.integers import IntegerTraining
 from jaxlab.training.search.policies import PolicySearch
