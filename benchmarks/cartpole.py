@@ -25,7 +25,8 @@ from benchmarks.record import record
 from benchmarks.turns import alternate, report, summarise, timed
 from jaxlab import params
 from jaxlab.environments import CartPole, episode, returns
-from jaxlab.evolution import EGGROLL, policy
+from jaxlab.evolution import EGGROLL
+from jaxlab.models import perceptron
 
 RANKS = {"rank 1": 1, "rank 4": 4, "full": None}
 POPULATION = 512
@@ -35,9 +36,9 @@ MOST = 100  # generations
 SOLVED = {64: tuple(RANKS), 256: ("rank 1",)}  # width: the ranks that are run
 
 
-def network(width: int) -> policy.Config:
+def network(width: int) -> perceptron.Config:
     """Three hidden layers."""
-    return policy.Config(CartPole().observation_size, CartPole().actions, width)
+    return perceptron.Config(CartPole().observation_size, CartPole().actions, width)
 
 
 def main(turns: int = 9) -> None:
@@ -67,7 +68,7 @@ def main(turns: int = 9) -> None:
         "cartpole",
         turns=turns,
         population=POPULATION,
-        parameters={w: params.count(policy.spec(network(w))) for w in SOLVED},
+        parameters={w: params.count(perceptron.spec(network(w))) for w in SOLVED},
         evaluation_episodes=EPISODES,
         seeds=SEEDS,
         generations=of_runs(solved, "generations"),
@@ -87,26 +88,26 @@ def of_runs(solved: dict, name: str) -> dict:
     }
 
 
-def strategy(rank: int | None, cfg: policy.Config):
+def strategy(rank: int | None, cfg: perceptron.Config):
     """EGGROLL with Adam."""
     es = EGGROLL(population=POPULATION, rank=rank, sigma=0.05)
-    return es.build(policy.spec(cfg), optax.adam(1e-2))
+    return es.build(perceptron.spec(cfg), optax.adam(1e-2))
 
 
-def start(es, seed: int, cfg: policy.Config):
+def start(es, seed: int, cfg: perceptron.Config):
     """State and parameters before the first generation."""
     of_weights, of_noise = jax.random.split(jax.random.key(seed))
-    weights = params.init(policy.spec(cfg), of_weights)
+    weights = params.init(perceptron.spec(cfg), of_weights)
     return es.init(weights, of_noise), weights
 
 
-def generation(rank: int | None, environment: CartPole, cfg: policy.Config):
+def generation(rank: int | None, environment: CartPole, cfg: perceptron.Config):
     """The compiled program of one generation, and its first arguments."""
     es = strategy(rank, cfg)
 
     def fitness(weights, key):
         return episode(
-            lambda o, _: policy.greedy(weights, o, cfg), environment, key
+            lambda o, _: perceptron.greedy(weights, o, cfg), environment, key
         ).total
 
     def step(state, weights):
@@ -118,16 +119,16 @@ def generation(rank: int | None, environment: CartPole, cfg: policy.Config):
 
 
 @partial(jax.jit, static_argnames="cfg")
-def evaluate(weights, key, cfg: policy.Config):
+def evaluate(weights, key, cfg: perceptron.Config):
     """The worst return of the mean parameters."""
 
     def greedy(o, _):
-        return policy.greedy(weights, o, cfg)
+        return perceptron.greedy(weights, o, cfg)
 
     return returns(greedy, CartPole(), key, EPISODES).min()
 
 
-def solve(step, rank: int | None, seed: int, cfg: policy.Config) -> dict:
+def solve(step, rank: int | None, seed: int, cfg: perceptron.Config) -> dict:
     """Generations and seconds until every episode of an evaluation is full.
 
     Raises:

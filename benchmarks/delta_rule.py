@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.cases import delta_rule as cases
 from benchmarks.record import record
 from benchmarks.turns import Peer, alternate, report, run, summarise, timed
 from pallas_kernels import delta_product
-from pallas_kernels.delta_rule import accurate, cases, chunked
+from pallas_kernels.delta_rule import accurate, chunked
 
 NAMES = ("q", "k", "v", "beta", "g")
 PEER = pathlib.Path(__file__).with_name("delta_rule_peer.py")

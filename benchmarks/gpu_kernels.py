@@ -10,7 +10,7 @@ from benchmarks.record import record
 from pallas_kernels import aot
 
 DELTA = "pallas_kernels.programs:delta_rule"
-PAGED = "pallas_kernels.paged_attention.cases:program"
+PAGED = "pallas_kernels.programs:paged_attention"
 ROOM = (32, 32, 1024, 64)  # queries, sequences, pages, pages a sequence
 VARIANTS = {
     "delta rule, K = V = 64": (DELTA, {"T": 8192, "K": 64, "V": 64}),

@@ -20,8 +20,8 @@ import tyro
 
 from benchmarks.record import RESULTS, record
 from jaxlab import data, params
-from jaxlab.evolution import integer_model as model
 from jaxlab.evolution.integer import IntegerEGGROLL
+from jaxlab.evolution.integer import integer_model as model
 from jaxlab.training import TextData
 from jaxlab.training.problems.integers import heldout_bits_per_byte
 

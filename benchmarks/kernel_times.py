@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.kernel_cycles import SCAN, VARIANTS, least_work
 from benchmarks.record import RESULTS, record
 from benchmarks.turns import alternate, timed
-from jaxlab.training.metrics import PEAK_FLOPS
+from jaxlab.training.peaks import PEAK_FLOPS
 from pallas_kernels import programs
 
 FORMS = ("xla", "pallas_tpu", "pallas_gpu")

@@ -20,8 +20,8 @@ from jaxtyping import Array, Float
 
 from benchmarks.record import record
 from jaxlab.layers import l2_normalize
-from jaxlab.layers.fast_weights import FastWeights, Rule
-from jaxlab.layers.ttt_scan import ttt_scan
+from jaxlab.mixers.lact.fast_weights import FastWeights, Rule
+from jaxlab.mixers.lact.ttt_scan import ttt_scan
 
 SIZE = 64
 PAIRS = (16, 64, 128, 256, 512)

@@ -12,7 +12,7 @@ import pathlib
 import tempfile
 
 from benchmarks.record import RESULTS, ROOT
-from jaxlab.training.metrics import plot_losses
+from jaxlab.training.loss_curve import plot_losses
 
 PICTURE = ROOT / "docs" / "images" / "training.png"
 

@@ -5,7 +5,7 @@ and their channels form one axis, as after a model's projections, so that the ch
 layout for a kernel is compiled with it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.delta_rule import delta_product
 from pallas_kernels.linear_attention import gated_linear_attention
+from pallas_kernels.paged_attention import paged_attention as _paged_attention
 from pallas_kernels.selective_scan import selective_scan as _selective_scan
 from pallas_kernels.tpu import block_sizes
 
@@ -204,6 +205,49 @@ def selective_scan(
         jax.ShapeDtypeStruct((E,), jnp.float32),
     )
     return _both(forward) if backward else forward, shapes
+
+
+def paged_attention(
+    heads: Sequence[int],
+    room: Sequence[int],
+    dtype: str,
+    pages: str | None = None,
+    implementation: str = "pallas_tpu",
+    **masks,
+) -> Program:
+    """Paged attention, for as many queries and pages as there is room for.
+
+    Args:
+        heads: query heads, heads of keys and values, head size, tokens a page.
+        room: sequences, rows of queries, pages, pages a sequence.
+        dtype: of queries, and of pages unless `pages` is given.
+        pages: the dtype of quantised pages.
+        **masks: the window and the soft cap.
+    """
+    Hq, Hkv, D, page = heads
+    S, Tq, P, pages_per_seq = room
+    cache = (P, page, Hkv, D)
+    shapes = tuple(
+        jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+        for shape, dtype in (
+            ((Tq, Hq, D), dtype),
+            (cache, pages or dtype),
+            (cache, pages or dtype),
+            ((S, pages_per_seq), "int32"),
+            ((S,), "int32"),
+            ((S + 1,), "int32"),
+            *[(cache[:3], "float32")] * (2 if pages else 0),
+        )
+    )
+
+    def call(*arrays):
+        *arrays, k_scale, v_scale = arrays if pages else (*arrays, None, None)
+        scales = {"k_scale": k_scale, "v_scale": v_scale}
+        return _paged_attention(
+            *arrays, **scales, **masks, implementation=implementation
+        )
+
+    return call, shapes
 
 
 def with_block_sizes(program: str, sizes: dict[str, int], **arguments) -> Program:

@@ -14,7 +14,7 @@ the TPU kernels' cycles, on any machine.
 import argparse
 
 from benchmarks import delta_rule, kernel_cycles, kernel_times
-from pallas_kernels.delta_rule import cases
+from benchmarks.cases import delta_rule as cases
 
 
 def main():

@@ -9,8 +9,9 @@ import jax
 import tyro
 
 from jaxlab import config
+from jaxlab.checkpoint import CheckpointError
 from jaxlab.objectives import heldout_scores
-from jaxlab.training import CheckpointError, TextData, load_run
+from jaxlab.training import TextData, load_run
 from jaxlab.training.source import open_source
 
 

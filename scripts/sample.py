@@ -9,10 +9,11 @@ import numpy as np
 import tyro
 
 from jaxlab import config
+from jaxlab.checkpoint import CheckpointError
 from jaxlab.data import open_corpus
 from jaxlab.inference import SamplingParams, generate
 from jaxlab.objectives import NextToken
-from jaxlab.training import CheckpointError, TextData, load_run
+from jaxlab.training import TextData, load_run
 
 
 @dataclasses.dataclass

@@ -4,6 +4,8 @@ import gc
 import itertools
 import os
 import pathlib
+import shutil
+import subprocess
 
 # Must be set before JAX starts its backends.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -68,3 +70,15 @@ def bounded_mappings():
 def key():
     """A fixed PRNG key; split it for more."""
     return jax.random.key(20260101)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A directory on a disk of 2 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount).returncode != 0:
+        pytest.skip("a small tmpfs cannot be mounted here (root is needed)")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)

@@ -1,6 +1,7 @@
-"""Imports go one way: each layer knows only those listed for it."""
+"""Imports go one way, between layers and between modules; files stay readable."""
 
 import ast
+import graphlib
 import pathlib
 import sys
 
@@ -10,6 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 MAY_IMPORT = {
     "config": set(),
+    "checkpoint": {"config"},
     "params": set(),
     "layers": {"params"},
     "mixers": {"params", "layers"},
@@ -25,11 +27,26 @@ MAY_IMPORT = {
     "inference": {"params", "layers", "models", "decoding"},
     "evaluation": {"params", "layers", "mixers", "models", "data"},
     "training": {
-        *("params", "layers", "mixers", "feedforward", "models", "decoding"),
-        *("optimizers", "data", "inference", "evaluation", "evolution", "objectives"),
-        *("environments", "rl", "config"),
+        "params",
+        "layers",
+        "mixers",
+        "feedforward",
+        "models",
+        "decoding",
+        "optimizers",
+        "data",
+        "inference",
+        "evaluation",
+        "evolution",
+        "objectives",
+        "environments",
+        "rl",
+        "config",
+        "checkpoint",
     },
 }
+
+LONGEST = 600  # lines of a file
 
 
 def imported(path):
@@ -73,3 +90,37 @@ def test_library_imports_no_scripts_and_no_torch():
             for name in imported(path):
                 top = name.split(".")[0]
                 assert top not in ("configs", "scripts", "benchmarks", "tests", "torch")
+
+
+def modules():
+    """The files of both packages by the names of their modules."""
+    for folder in ("jaxlab", "pallas_kernels"):
+        for path in python_files(folder):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield ".".join(parts).removesuffix(".__init__"), path
+
+
+def test_no_module_imports_itself_through_others():
+    """Wherever an import stands: in a function, or for the type checker alone, too.
+
+    `from a import b` is an import of the module a.b where there is one, not of a. That
+    Python runs a package's `__init__` before its modules is not counted.
+    """
+    files = dict(modules())
+    imports = {name: set() for name in files}
+    for name, path in files.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imports[name] |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                full = (f"{node.module}.{alias.name}" for alias in node.names)
+                imports[name] |= {x if x in files else node.module for x in full}
+        imports[name] = (imports[name] & files.keys()) - {name}
+    # Raises CycleError, whose message has the modules of a circle.
+    tuple(graphlib.TopologicalSorter(imports).static_order())
+
+
+def test_no_file_is_too_long_to_read():
+    for name, path in modules():
+        lines = len(path.read_text().splitlines())
+        assert lines <= LONGEST, f"{name} has {lines} lines; divide it."

@@ -5,14 +5,16 @@
 For the model of configs/tiny.py and for a larger one: the state, also that of a device
 that has one of eight shards of the parameters, and the bytes that each of eight copies
 exchanges a step. `tests/training/test_exchange.py` holds such figures against compiled
-steps. K-FAC is not here; its figures are `kfac_costs`. Writes
+steps. K-FAC is not in the library; its figures are a formula, `kfac_costs`. Writes
 `results/optimizer_costs.json`.
 """
 
 import dataclasses
+import math
 from typing import Any
 
-from jax.sharding import AbstractMesh, AxisType
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from benchmarks.record import record
 from configs import tiny
@@ -27,13 +29,13 @@ from jaxlab.optimizers import (
     SOAP,
     AdAdaGrad,
     AdamW,
+    Costs,
     Muon,
     Shampoo,
     costs,
-    kfac_costs,
     preconditioned,
 )
-from jaxlab.params import MESH_AXES
+from jaxlab.params import MESH_AXES, ParamSpec, axis_names, partition_spec
 
 DEVICES = 8
 MODELS = {
@@ -85,6 +87,44 @@ def of_model(specs: Any) -> dict[str, dict[str, int]]:
         name: {**dataclasses.asdict(copy), "state_a_shard": shard.state_a_device}
         for name, (copy, shard) in found.items()
     }
+
+
+def kfac_costs(
+    base: Costs, specs: Any, mesh: Mesh | AbstractMesh, tapped: Any
+) -> Costs:
+    """Return what K-FAC in front of an optimizer would cost: a formula to compare with.
+
+    For a weight [in, out] devices sum the factors [in, in] and [out, out], and the
+    devices that invert a factor send its inverse to the others: 2 (in^2 + out^2)
+    numbers, and as many are kept; 4 d^2 if both sides are d. Numbers are float32,
+    factors are on every device, and both halves of symmetric matrices count: sending
+    one half takes about half of these bytes. They are the bytes of a step that renews
+    factors and inverses.
+
+    Args:
+        base: costs of the optimizer behind it.
+        specs: tree of `ParamSpec`.
+        mesh: as in `costs`; nothing is exchanged where all devices have all tokens.
+        tapped: tree of booleans, the weights that have factors.
+
+    Reference: Mozaffari et al., MKOR, arXiv 2306.01685, table 1.
+    """
+    pairs = zip(jax.tree.leaves(specs), jax.tree.leaves(tapped), strict=True)
+    more = sum(_factor_bytes(spec) for spec, has_factors in pairs if has_factors)
+    axes = [name for e in partition_spec(("batch", "time")) for name in axis_names(e)]
+    shares_of_tokens = math.prod(mesh.shape[name] for name in axes)
+    return dataclasses.replace(
+        base,
+        state=base.state + more,
+        state_a_device=base.state_a_device + more,
+        statistics=base.statistics + (more if shares_of_tokens > 1 else 0),
+    )
+
+
+def _factor_bytes(spec: ParamSpec) -> int:
+    *stack, n_in, n_out = spec.shape
+    float32 = 4
+    return float32 * math.prod(stack) * 2 * (n_in**2 + n_out**2)
 
 
 def mesh(**sizes: int) -> AbstractMesh:

@@ -47,6 +47,8 @@ def methods() -> str:
         return f"[`{name}.py`](jaxlab/optimizers/{name}.py)"
 
     def mixer(name):
+        if name in ("lact", "mom"):  # folders
+            return f"[`{name}`](jaxlab/mixers/{name})"
         return f"[`{name}.py`](jaxlab/mixers/{name}.py)"
 
     def copied(name):

@@ -19,7 +19,7 @@ from typing import TypeGuard
 
 import jaxlab
 
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {"policy.Config": "perceptron.Config"}
 """Former names of jaxlab's classes, mapped to the present ones."""
 
 CONFIG_FILE = "config_file_"

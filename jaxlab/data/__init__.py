@@ -1,12 +1,7 @@
 """Tokenizers, corpora, the resumable loader and synthetic tasks."""
 
-from jaxlab.data.corpus import (
-    Corpus,
-    CorpusConfig,
-    Documents,
-    build,
-    open_corpus,
-)
+from jaxlab.data.building import CorpusConfig, build
+from jaxlab.data.corpus import Corpus, Documents, open_corpus
 from jaxlab.data.loader import (
     ArrayDocuments,
     Batch,

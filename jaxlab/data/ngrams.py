@@ -1,29 +1,27 @@
 """Bits per byte of n-gram counts: what a model of text has to beat."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from jaxtyping import Int
 
-if TYPE_CHECKING:  # which counts them when it is built
-    from jaxlab.data.corpus import Corpus
+from jaxlab.data.corpus import Corpus
 
 TOKENS_AT_ONCE = 2**20
 
 
-def ngram_bits_per_byte(corpus: "Corpus", order: int) -> float:
-    """Bits per byte of held-out text under n-gram counts of the training split.
+def ngram_bits_per_byte(corpus: Corpus, order: int) -> float:
+    """Return held-out bits per byte under n-gram counts of the training split.
 
     p(b | a) = (count(a, b) + 1) / (count(a) + vocab_size), for order 1 without a. The
-    closing separator of each document is predicted too, so the sum of -log2 p is over
-    more tokens than the bytes it is divided by.
+    closing separator of each document is predicted too, so the sum of -log2 p has more
+    terms than the number of bytes by which it is divided.
 
     Args:
-        corpus: one of byte tokens.
+        corpus: of byte tokens.
         order: 1 for unigrams, 2 for bigrams.
 
     Raises:
-        ValueError: another tokenizer or order, or nothing is held out.
+        ValueError: the tokenizer is not of bytes, the order is neither 1 nor 2, or
+            nothing is held out.
     """
     if corpus.tokenizer.fingerprint != "bytes":
         raise ValueError(
@@ -45,8 +43,8 @@ def ngram_bits_per_byte(corpus: "Corpus", order: int) -> float:
     return float((heldout * bits).sum() / corpus.split("heldout").bytes)
 
 
-def _pair_counts(corpus: "Corpus", split: str) -> Int[np.ndarray, "vocab vocab"]:
-    """Counts the pairs (token, next token) inside the documents of a split."""
+def _pair_counts(corpus: Corpus, split: str) -> Int[np.ndarray, "vocab vocab"]:
+    """Count the pairs (token, next token) inside the documents of a split."""
     documents, vocab = corpus.split(split), corpus.vocab_size
     counts = np.zeros(vocab * vocab, np.int64)
     for start in range(0, documents.tokens, TOKENS_AT_ONCE):

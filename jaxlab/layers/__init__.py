@@ -1,6 +1,6 @@
 """Small pure functions shared by mixers and models."""
 
-from jaxlab.layers import initial, routing, rows, segments
+from jaxlab.layers import initial, rows, segments
 from jaxlab.layers.convolution import convolution_step, short_convolution
 from jaxlab.layers.norm import l2_normalize, rms_norm
 from jaxlab.layers.output import gated_output
@@ -21,7 +21,6 @@ __all__ = [
     "l2_normalize",
     "rms_norm",
     "rotary",
-    "routing",
     "rows",
     "segments",
     "short_convolution",

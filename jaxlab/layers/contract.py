@@ -1,4 +1,4 @@
-"""The module of a layer: the one that defines the class of the layer's config."""
+"""How a layer is found: by the module that defines the class of its config."""
 
 import sys
 from collections.abc import Sequence
@@ -7,18 +7,18 @@ from typing import Any
 
 
 def module_of(cfg: Any, functions: Sequence[str], kind: str) -> ModuleType:
-    """The module in which the class of `cfg` is defined.
+    """Return the module in which the class of `cfg` is defined.
 
-    A layer is a file that defines a Config and functions of it, so the class of a
-    config leads to the functions, in the library as in a file of the user's.
+    A layer is a module that defines a Config and functions that take it, so the class
+    of a config leads to the functions, in the library as well as in a user's own file.
 
     Args:
         cfg: an instance of a layer's Config.
         functions: names that the module must define.
-        kind: of layer, for the message, such as "mixer".
+        kind: what the message calls the layer, such as "mixer".
 
     Raises:
-        TypeError: the module does not define one of the functions; names it.
+        TypeError: the module lacks one of the functions; the message names it.
     """
     name = type(cfg).__module__
     module = sys.modules.get(name)

@@ -14,18 +14,18 @@ def short_convolution(
     tail: Float[Array, "B W-1 D"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B W-1 D"]]:
-    """``y_t = sum_j filter[W-1-j] x_{t-j}`` over the tokens of t's own document.
+    """Compute ``y_t = sum_j filter[W-1-j] x_{t-j}`` over the tokens of t's document.
 
     Args:
         x_BTD: the sequence.
-        filter_WD: one filter of W taps a channel, the last tap on the present token.
+        filter_WD: W taps for each channel; the last multiplies the present token.
         tail: the W-1 inputs before this sequence, which belong to its first document;
             None for the start of a sequence.
         segment_ids: document numbers, see `layers.segments`.
 
     Returns:
-        The outputs, and the last W-1 inputs of the last document (zeros where it has
-        fewer), the tail of a following call.
+        The outputs, and the tail for a following call: the last W-1 inputs of the last
+        document, with zeros where it has fewer.
     """
     B, T, D = x_BTD.shape
     width = filter_WD.shape[0]
@@ -33,7 +33,7 @@ def short_convolution(
     if segment_ids is None:
         segment_ids = jnp.zeros((B, T), jnp.int32)
     segment_ids = segments.documents(segment_ids)
-    # Row t of x stands at t + W-1 of x_ext.
+    # Row t of x is row t + W-1 of x_ext.
     before = ((0, 0), (width - 1, 0))
     x_ext = jnp.pad(x_BTD, (*before, (0, 0)))
     ids_ext = jnp.pad(segment_ids, before, constant_values=segments.PADDING)
@@ -60,7 +60,7 @@ def convolution_step(
     filter_WD: Float[Array, "W D"],
     tail: Float[Array, "B W-1 D"],
 ) -> tuple[Float[Array, "B D"], Float[Array, "B W-1 D"]]:
-    """`short_convolution` of one token."""
+    """Run `short_convolution` for one token."""
     window = jnp.concatenate([tail.astype(x_BD.dtype), x_BD[:, None]], axis=1)
     y = jnp.sum(window * filter_WD.astype(x_BD.dtype)[None], axis=1)
     return y, window[:, 1:].astype(tail.dtype)

@@ -1,4 +1,4 @@
-"""First values of parameters that are not matrices."""
+"""Initialisers of parameters that are not matrices."""
 
 import math
 
@@ -9,17 +9,17 @@ from jaxlab.params.spec import Initializer
 
 
 def uniform(low: float, high: float) -> Initializer:
-    """Uniform between `low` and `high`."""
+    """Return an initialiser that is uniform between `low` and `high`."""
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, low, high)
 
 
 def log_of_uniform(low: float, high: float) -> Initializer:
-    """Logarithm of a uniform draw: of the rates of a decay."""
+    """Return an initialiser for the logarithms of decay rates: log(uniform)."""
     return lambda *args: jnp.log(uniform(low, high)(*args))
 
 
 def inverse_softplus_of_time_step(key, shape, dtype):
-    """softplus of it is log-uniform in [1e-3, 1e-1].
+    """Draw values whose softplus, a time step, is log-uniform in [1e-3, 1e-1].
 
     Reference: Dao and Gu, Mamba-2, arXiv 2405.21060.
     """

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 def rms_norm(
     x: Float[Array, "*rows d"], scale: Float[Array, " d"], eps: float = 1e-6
 ) -> Float[Array, "*rows d"]:
-    """``scale * x / sqrt(mean(x^2) + eps)``.
+    """Return ``scale * x / sqrt(mean(x^2) + eps)``.
 
     Reference: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
     """
@@ -21,7 +21,7 @@ def rms_norm(
 def l2_normalize(
     x: Float[Array, "*rows d"], eps: float = 1e-6
 ) -> Float[Array, "*rows d"]:
-    """``x / sqrt(sum(x^2) + eps)``: unit length, and zero stays zero."""
+    """Return ``x / sqrt(sum(x^2) + eps)``: of unit length; zero stays zero."""
     x_f32 = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.sum(x_f32 * x_f32, axis=-1, keepdims=True) + eps)
     return (x_f32 * inverse).astype(x.dtype)

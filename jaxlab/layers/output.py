@@ -1,4 +1,4 @@
-"""From the heads of a recurrent layer back to the model's width."""
+"""The output projection of a recurrent layer, from its heads to the model's width."""
 
 from typing import Any
 
@@ -12,7 +12,10 @@ from jaxlab.params import linear, value
 def gated_output(
     params: Any, x: Float[Array, "*rows width"], o: Float[Array, "*rows H V"]
 ) -> Float[Array, "*rows width"]:
-    """``(rms_norm(o) * silu(x W_gate)) W_o``, normalised a head; no W_gate, no gate."""
+    """Return ``(rms_norm(o) * silu(x W_gate)) W_o``.
+
+    Each head is normalised by itself; without `w_gate` in `params` there is no gate.
+    """
     o = rms_norm(o, value(params["norm"])).reshape(*x.shape[:-1], -1)
     if "w_gate" in params:
         o = o * jax.nn.silu(linear(x, params["w_gate"]))

@@ -9,8 +9,8 @@ def rotary(
 ) -> Float[Array, "B T H D"]:
     """Rotate channel pairs ``(i, i + D/2)`` by ``position * base^(-2i/D)`` radians.
 
-    Products of two rotated vectors depend on the difference of their positions only.
-    Angles are float32.
+    The product of two rotated vectors depends only on the difference of their
+    positions. Angles are float32.
 
     Reference: Su et al., "RoFormer", arXiv 2104.09864, eq. 34 (half-split pairs).
     """

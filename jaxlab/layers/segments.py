@@ -13,14 +13,15 @@ PADDING = -1
 
 
 def real(segment_ids_BT: Int[Array, "B T"]) -> Bool[Array, "B T"]:
-    """True where a token is not padding."""
+    """Whether each token is real, not padding."""
     return segment_ids_BT >= 0
 
 
 def documents(segment_ids_BT: Int[Array, "B T"]) -> Int[Array, "B T"]:
-    """Ids that only grow along a row, so that equal ids are one document.
+    """Renumber documents so that ids only grow along a row.
 
-    An id that comes back after another is a new document; padding stays `PADDING`.
+    Equal ids are then one document: an id that comes back after another is a new one.
+    Padding becomes `PADDING`.
     """
     before = jnp.pad(segment_ids_BT[:, :-1], ((0, 0), (1, 0)), constant_values=PADDING)
     opens = (segment_ids_BT != before) & real(segment_ids_BT)
@@ -29,21 +30,21 @@ def documents(segment_ids_BT: Int[Array, "B T"]) -> Int[Array, "B T"]:
 
 
 def first_real(segment_ids_BT: Int[Array, "B T"]) -> Int[Array, " B"]:
-    """Index of each row's first real token; T in a row of padding."""
+    """Return the index of each row's first real token; T in a row of padding."""
     is_real = real(segment_ids_BT)
     first = jnp.argmax(is_real, axis=1).astype(jnp.int32)
     return jnp.where(jnp.any(is_real, axis=1), first, is_real.shape[1])
 
 
 def end_real(segment_ids_BT: Int[Array, "B T"]) -> Int[Array, " B"]:
-    """One past each row's last real token; T in a row of padding."""
+    """Return one past the index of each row's last real token; T if all is padding."""
     length = segment_ids_BT.shape[1]
     last_from_end = jnp.argmax(real(segment_ids_BT)[:, ::-1], axis=1)
     return (length - last_from_end).astype(jnp.int32)
 
 
 def at(segment_ids_BT: Int[Array, "B T"], index_B: Int[Array, " B"]) -> Array:
-    """The id at one index of each row, `PADDING` outside the row."""
+    """Return the id at one index of each row, `PADDING` outside the row."""
     ids = jnp.take_along_axis(
         segment_ids_BT, index_B[:, None], axis=1, mode="fill", fill_value=PADDING
     )
@@ -53,14 +54,16 @@ def at(segment_ids_BT: Int[Array, "B T"], index_B: Int[Array, " B"]) -> Array:
 def positions(
     segment_ids_BT: Int[Array, "B T"], start_B: Int[Array, " B"]
 ) -> Int[Array, "B T"]:
-    """Each token's place in its document; the row's first document starts at `start`.
+    """Return each token's position in its document.
+
+    The first document of a row starts at `start_B`, the others at 0.
 
     Args:
         segment_ids_BT: document numbers, below 0 for padding.
         start_B: tokens of the first document that came before this row.
 
     Returns:
-        int32 ``[B, T]``; padding gets whatever.
+        int32 ``[B, T]``; positions of padding mean nothing.
     """
     length = segment_ids_BT.shape[1]
     index_BT = jnp.broadcast_to(
@@ -68,6 +71,6 @@ def positions(
     )
     before = jnp.pad(segment_ids_BT[:, :-1], ((0, 0), (1, 0)), constant_values=PADDING)
     opens = segment_ids_BT != before
-    start_of_own = jax.lax.cummax(jnp.where(opens, index_BT, 0), axis=1)
+    document_start = jax.lax.cummax(jnp.where(opens, index_BT, 0), axis=1)
     in_first = segment_ids_BT == at(segment_ids_BT, first_real(segment_ids_BT))[:, None]
-    return index_BT - start_of_own + jnp.where(in_first, start_B[:, None], 0)
+    return index_BT - document_start + jnp.where(in_first, start_B[:, None], 0)

@@ -2,8 +2,8 @@
 
     o_t = sum_{s in [t-w+1, t]} softmax_s(q_t . k_s / sqrt(D)) v_s
 
-With a window the cost is linear in the length: queries go in blocks, and each block
-sees its own keys and the w - 1 before it. Scores and weights are float32.
+With a window the cost is linear in the length: queries are taken in blocks, and each
+block sees its own keys and the w - 1 keys before them. Scores and weights are float32.
 
 Dimension key: B batch, T time, S slots of the cache, H query heads, G key heads, D head
 size, C queries a block.
@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.layers import rows, segments
 
-SMALLEST_BLOCK = 64  # queries; shorter blocks are all overhead
+SMALLEST_BLOCK = 64  # queries; in shorter blocks the overhead prevails
 
 
 @struct.dataclass
@@ -28,7 +28,7 @@ class KVCache:
 
     Attributes:
         k, v: ``[B, S, G, D]``.
-        position: int32 ``[B, S]``, the place of each slot's token; -1 if empty.
+        position: int32 ``[B, S]``, the position of each slot's token; -1 if empty.
         length: int32 ``[B]``, tokens of the document so far.
     """
 
@@ -41,7 +41,7 @@ class KVCache:
 def init_cache(
     batch: int, slots: int, n_kv_heads: int, head_size: int, dtype: Any = jnp.float32
 ) -> KVCache:
-    """An empty cache of the last `slots` tokens."""
+    """Return an empty cache for the last `slots` tokens."""
     kv = jnp.zeros((batch, slots, n_kv_heads, head_size), dtype)
     return KVCache(
         k=kv,
@@ -57,7 +57,7 @@ def attend(
     v_BSGD: Float[Array, "B S G D"],
     visible_BTS: Bool[Array, "B T S"],
 ) -> Float[Array, "B T H D"]:
-    """Attention under any mask; ``H / G`` queries share a key and value head.
+    """Attend under any mask; ``H / G`` query heads share a head of keys and values.
 
     A query that sees nothing gets the mean of the values, not NaN.
     """
@@ -83,19 +83,19 @@ def softmax_attention(
     cache: KVCache | None = None,
     block_size: int | None = None,
 ) -> tuple[Float[Array, "B T H D"], KVCache | None]:
-    """Causal attention of packed rows that continue from a cache.
+    """Attend causally in packed rows that may continue from a cache.
 
     Args:
-        q, k, v: rotated if they are to be.
+        q, k, v: queries, keys and values, already rotated where positions are used.
         segment_ids: from `segments.documents`.
-        positions: from `segments.positions`, started at the cache's length.
-        window: tokens seen, the present one included; None: the whole document.
-        cache: tokens before those of the first document.
-        block_size: queries that a window handles at once; None: as many as the window
-            spans, at least 64.
+        positions: from `segments.positions`, starting at the cache's length.
+        window: tokens that a query sees, its own included; None: the whole document.
+        cache: earlier tokens of the first document.
+        block_size: queries in a block when there is a window; None: as many as the
+            window spans, at least 64.
 
     Returns:
-        Outputs (zero for padding), and the cache of the last document (None where none
+        Outputs (zero for padding), and the cache of the last document (None if no cache
         was given).
     """
     if window is None:
@@ -117,7 +117,7 @@ def softmax_attention_step(
     cache: KVCache,
     window: int | None = None,
 ) -> tuple[Float[Array, "B H D"], KVCache]:
-    """One token: write its key and value, then read the cache."""
+    """Attend for one token: write its key and value, then read the cache."""
     row = jnp.arange(q.shape[0])
     slot = cache.length % cache.position.shape[1]
     cache = KVCache(
@@ -134,7 +134,7 @@ def softmax_attention_step(
 
 
 def _whole(q, k, v, ids, positions, cache: KVCache | None):
-    """T x (S + T) scores."""
+    """Attend to whole documents, by T x (S + T) scores."""
     index = jnp.arange(ids.shape[1])
     visible = (
         (ids[:, :, None] == ids[:, None, :])
@@ -151,16 +151,17 @@ def _whole(q, k, v, ids, positions, cache: KVCache | None):
 
 
 def _windowed(q, k, v, ids, window: int, cache: KVCache | None, C: int):
-    """A scan over blocks of C queries, which carries the w - 1 keys before a block.
+    """Attend by a scan over blocks of C queries; it carries the w - 1 keys before each.
 
-    The tokens of a document are neighbours, so a distance is a difference of places in
-    the row. The backward pass computes each block again: memory is linear too.
+    The tokens of a document are contiguous, so their distance is the difference of
+    their indices in the row. The backward pass computes each block again, so memory is
+    linear in the length, too.
     """
     T, before = ids.shape[1], window - 1
     blocks = -(-T // C)
 
     def around(x, past, fill):
-        """Before: the past, just before the first real token. After: whole blocks."""
+        """Put `past` just before the first real token; pad the end to whole blocks."""
         pad = ((0, 0), (before, blocks * C - T), *[(0, 0)] * (x.ndim - 2))
         x = jnp.pad(x, pad, constant_values=fill)
         if past is None:
@@ -174,15 +175,15 @@ def _windowed(q, k, v, ids, window: int, cache: KVCache | None, C: int):
     def in_blocks(x):
         return jnp.moveaxis(x.reshape(x.shape[0], blocks, C, *x.shape[2:]), 1, 0)
 
-    # Query i of a block stands at before + i among its keys.
+    # Query i of a block has index before + i among the block's keys.
     behind = before + jnp.arange(C)[:, None] - jnp.arange(before + C)[None, :]
     near = (behind >= 0) & (behind < window)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def block(carry, own):
-        q, *own = own
+    def block(carry, xs):
+        q, *new = xs
         k, v, key_ids = (
-            jnp.concatenate(pair, axis=1) for pair in zip(carry, own, strict=True)
+            jnp.concatenate(pair, axis=1) for pair in zip(carry, new, strict=True)
         )
         query_ids = key_ids[:, before:]
         visible = (
@@ -199,7 +200,7 @@ def _windowed(q, k, v, ids, window: int, cache: KVCache | None, C: int):
 
 
 def _newest(cache: KVCache, ids, count: int):
-    """The last `count` keys, values and ids of the first document, in order of time."""
+    """Read the first document's last `count` keys, values and ids, oldest first."""
     place = cache.length[:, None] - count + jnp.arange(count)[None]
     slot = (place % cache.position.shape[1])[..., None, None]
     held = jnp.take_along_axis(cache.position, slot[..., 0, 0], axis=1) == place
@@ -212,7 +213,7 @@ def _newest(cache: KVCache, ids, count: int):
 
 
 def _store(cache: KVCache, k, v, ids, positions) -> KVCache:
-    """Write the last document's newest tokens; an older document is forgotten."""
+    """Store the newest tokens of the last document; forget any other document."""
     slots = cache.position.shape[1]
     last_id = segments.at(ids, segments.end_real(ids) - 1)
     none_real = last_id < 0
@@ -228,7 +229,7 @@ def _store(cache: KVCache, k, v, ids, positions) -> KVCache:
         & segments.real(ids)
         & (positions >= length[:, None] - slots)
     )
-    # Slot S is out of range: dropped.
+    # Slot S is out of range, so what is written there is dropped.
     slot = jnp.where(newest, positions % slots, slots)
     row = jnp.arange(ids.shape[0])[:, None]
     return KVCache(

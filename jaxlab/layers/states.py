@@ -1,4 +1,4 @@
-"""What a mixer is called with: checks with a sentence for the user."""
+"""Checks of what `forward` and `step` of a mixer are given."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,14 +17,14 @@ def check_forward(
 
     Args:
         x: the input.
-        state: what the caller gave; None for none.
+        state: the caller's state, or None.
         init_state: the mixer's.
         cfg: the mixer's Config.
-        max_length: that the state was made for, where it matters.
+        max_length: for which the state was made, where its shape depends on it.
 
     Raises:
-        ValueError: x is of another shape, or an array of the state is missing,
-            superfluous or of another shape; names it.
+        ValueError: x has another shape, or an array of the state is missing,
+            superfluous or of another shape; the message names it.
     """
     _check_input(x, ("batch", "time"), init_state, cfg, "forward")
     if state is not None:
@@ -38,7 +38,7 @@ def check_step(
     cfg: Any,
     max_length: int | None = None,
 ) -> None:
-    """Check those of `step`: x [B, width] and a state; as `check_forward`."""
+    """Check the arguments of `step`, x [B, width] and a state, as `check_forward`."""
     _check_input(x, ("batch",), init_state, cfg, "step")
     if state is None:
         raise ValueError(
@@ -64,18 +64,18 @@ def _check_state(state, init_state, cfg, batch, max_length):
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
 
-    has = shapes(state)
-    needs = shapes(jax.eval_shape(lambda: init_state(cfg, batch, max_length)))
-    for name in needs | has:
-        if has.get(name) != needs.get(name):
+    given = shapes(state)
+    needed = shapes(jax.eval_shape(lambda: init_state(cfg, batch, max_length)))
+    for name in needed | given:
+        if given.get(name) != needed.get(name):
             raise ValueError(
-                f"The state has {name} of shape {has.get(name)}, but the Config and "
-                f"the batch need {needs.get(name)}. It belongs to another Config or "
+                f"The state has {name} of shape {given.get(name)}, but the Config and "
+                f"the batch need {needed.get(name)}. It belongs to another Config or "
                 f"batch; make one with {_name(init_state)}.init_state(cfg, {batch}, "
                 "max_length)."
             )
 
 
 def _name(init_state):
-    """The mixer's."""
+    """The name of the mixer's module."""
     return init_state.__module__.rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""Models built from mixers."""
+"""The language model, built from mixers; and, in a file of its own, a perceptron."""
 
 from jaxlab.models.language_model import (
     LMConfig,

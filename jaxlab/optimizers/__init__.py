@@ -7,7 +7,7 @@ from jaxlab.optimizers.adadagrad import (
     scale_by_adagrad_norm,
 )
 from jaxlab.optimizers.adamw import AdamW
-from jaxlab.optimizers.cost import Costs, costs, kfac_costs, state_bytes
+from jaxlab.optimizers.cost import Costs, costs, state_bytes
 from jaxlab.optimizers.frugal import FRUGAL, frugal, scale_by_frugal
 from jaxlab.optimizers.lamb import LAMB, lamb, scale_by_layer_norms
 from jaxlab.optimizers.mkor import MKOR, mkor, preconditioned, scale_by_mkor
@@ -62,7 +62,6 @@ __all__ = [
     "events",
     "frugal",
     "gradient_variance",
-    "kfac_costs",
     "lamb",
     "left_at",
     "mkor",

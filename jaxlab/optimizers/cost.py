@@ -70,9 +70,9 @@ def costs(
     """The costs of an optimizer in `jaxlab.training.make_train_step`.
 
     For a weight [in, out] the statistics are in + out + 1 numbers, at every step,
-    whatever MKOR's period: linear in its sides, where K-FAC's are quadratic
-    (`kfac_costs`). On a mesh of the axis "data" alone there is nothing else but two or
-    three numbers, sums of the loss and of its weights. Where devices split parameters
+    whatever MKOR's period: linear in its sides, where K-FAC's are quadratic.
+    On a mesh of the axis "data" alone there is nothing else but two or three numbers,
+    sums of the loss and of its weights. Where devices split parameters
     or time they also exchange parameters and activations, and an optimizer that
     multiplies matrices parts of these, as the compiler sees fit; that is not counted.
 
@@ -95,34 +95,6 @@ def costs(
         ),
         gradients=accumulate * _gradient_bytes(specs, mesh),
         statistics=accumulate * sum(_tap_bytes(spec, mesh) for spec in taps),
-    )
-
-
-def kfac_costs(
-    base: Costs, specs: Any, mesh: Mesh | AbstractMesh, tapped: Any
-) -> Costs:
-    """What K-FAC in front of an optimizer would cost: a formula to compare with.
-
-    For a weight [in, out] devices sum the factors [in, in] and [out, out], and those
-    that invert one send its inverse to the others: 2 (in^2 + out^2) numbers, and as
-    many are kept; 4 d^2 if both sides are d. Numbers are float32, factors are on every
-    device, and both halves of symmetric matrices count: sending one is about half.
-    These are the bytes of a step that renews factors and inverses.
-
-    Args:
-        base: costs of the optimizer behind it.
-        specs: tree of `ParamSpec`.
-        mesh: as of `costs`; nothing is exchanged where all devices have all tokens.
-        tapped: tree of booleans, the weights that have factors.
-
-    Reference: Mozaffari et al., MKOR, arXiv 2306.01685, table 1.
-    """
-    more = sum(_factor_bytes(spec) for spec in _chosen(specs, tapped))
-    return dataclasses.replace(
-        base,
-        state=base.state + more,
-        state_a_device=base.state_a_device + more,
-        statistics=base.statistics + (more if _devices(mesh, _of_tokens()) > 1 else 0),
     )
 
 
@@ -154,11 +126,6 @@ def _tap_bytes(spec: ParamSpec, mesh) -> int:
         for axis in spec.axes[-2:]
     )
     return FLOAT32 * math.prod(stack) * (n_in // of_in + n_out // of_out + 1)
-
-
-def _factor_bytes(spec: ParamSpec) -> int:
-    *stack, n_in, n_out = spec.shape
-    return FLOAT32 * math.prod(stack) * 2 * (n_in**2 + n_out**2)
 
 
 def _of_tokens() -> set[str]:

@@ -1,6 +1,5 @@
-"""Training: the loop of every run, its problems, checkpoints and metrics."""
+"""Training: the loop of every run, its problems and metrics."""
 
-from jaxlab.training.checkpoint import CheckpointError, Checkpoints
 from jaxlab.training.config import RunConfig
 from jaxlab.training.loop import train
 from jaxlab.training.problem import Curve, Problem, Reading
@@ -9,8 +8,6 @@ from jaxlab.training.restore import Run, load_run
 from jaxlab.training.source import TaskData, TextData
 
 __all__ = [
-    "CheckpointError",
-    "Checkpoints",
     "Curve",
     "Problem",
     "Reading",

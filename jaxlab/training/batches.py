@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from jaxlab.checkpoint import CheckpointError
 from jaxlab.optimizers import BatchController, BatchState
-from jaxlab.training.checkpoint import CheckpointError
 
 
 class Numbered:

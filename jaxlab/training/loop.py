@@ -12,10 +12,13 @@ import jax
 from jax.sharding import Mesh
 
 from jaxlab import config, params
-from jaxlab.training.checkpoint import CheckpointError, Checkpoints
+from jaxlab.checkpoint import CheckpointError, Checkpoints
 from jaxlab.training.config import MAY_DIFFER, RunConfig
-from jaxlab.training.metrics import MetricWriter, Progress, peak_flops, plot_losses
+from jaxlab.training.loss_curve import plot_losses
+from jaxlab.training.metrics import MetricWriter
+from jaxlab.training.peaks import peak_flops
 from jaxlab.training.problem import Problem
+from jaxlab.training.progress import Progress
 from jaxlab.training.stopping import SIGNALS, stop_signals, why_stop
 
 log = logging.getLogger(__name__)

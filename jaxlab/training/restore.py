@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxlab import config, params
-from jaxlab.training.checkpoint import CheckpointError, Checkpoints
+from jaxlab.checkpoint import CheckpointError, Checkpoints
 
 
 class Run(NamedTuple):

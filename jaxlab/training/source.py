@@ -11,9 +11,9 @@ import jax
 from jax.experimental import multihost_utils
 
 from jaxlab import data
+from jaxlab.checkpoint import CheckpointError
 from jaxlab.data import Batch
 from jaxlab.data.tokenizer import Tokenizer
-from jaxlab.training.checkpoint import CheckpointError
 
 AnyTask = (
     data.GroupWordProblem

@@ -18,7 +18,9 @@ from jaxlab.config import (
     to_json,
     updated,
 )
-from jaxlab.mixers import attention, delta_product
+from jaxlab.evolution.integer import IntegerEGGROLL, integer_model
+from jaxlab.mixers import attention, delta_product, lact, mom
+from jaxlab.models import perceptron
 from jaxlab.optimizers import AdamW
 
 # In a module of jaxlab's name, so that they are saved as its own classes are.
@@ -149,6 +151,11 @@ def test_the_path_of_an_earlier_version_is_an_alias():
     for path, cls in {
         "jaxlab.mixers.delta_product.Config": delta_product.Config,
         "jaxlab.somewhere.else.delta_product.Config": delta_product.Config,
+        "jaxlab.mixers.lact.Config": lact.Config,
+        "jaxlab.mixers.mom.Config": mom.Config,
+        "jaxlab.evolution.integer_model.Config": integer_model.Config,
+        "jaxlab.evolution.integer.IntegerEGGROLL": IntegerEGGROLL,
+        "jaxlab.evolution.policy.Config": perceptron.Config,
         "jaxlab.optimizers.adamw.AdamW": AdamW,
         "delta_product.Config": delta_product.Config,
         "AdamW": AdamW,

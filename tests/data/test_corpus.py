@@ -19,8 +19,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-import jaxlab.data.corpus
+import jaxlab.data.building
 import jaxlab.data.ngrams
+import jaxlab.data.storage
 from jaxlab.data import (
     ByteTokenizer,
     CorpusConfig,
@@ -173,8 +174,8 @@ def test_globs_and_named_files(tmp_path, texts):
 
 
 def test_more_than_one_shard(tmp_path, monkeypatch):
-    monkeypatch.setattr(jaxlab.data.corpus, "SHARD", 64)
-    monkeypatch.setattr(jaxlab.data.corpus, "BLOCK", 16)
+    monkeypatch.setattr(jaxlab.data.storage, "SHARD", 64)
+    monkeypatch.setattr(jaxlab.data.storage, "BLOCK", 16)
     root = tmp_path / "in"
     root.mkdir()
     rng = np.random.default_rng(1)
@@ -248,7 +249,7 @@ def test_the_same_request_is_not_built_again(tmp_path, texts, monkeypatch):
     built = build(cfg)
     for path in texts[0].rglob("*.txt"):
         os.utime(path, (1, 1))  # touched, as by a copy, but the same
-    monkeypatch.setattr(jaxlab.data.corpus, "_write", None)  # would fail
+    monkeypatch.setattr(jaxlab.data.building, "_write", None)  # would fail
     assert build(cfg).manifest == built.manifest
 
 
@@ -346,7 +347,7 @@ def test_an_interrupted_build_leaves_nothing(
     tmp_path, texts, monkeypatch, failure, raised, message
 ):
     cfg = config(tmp_path, texts[0])
-    flush = jaxlab.data.corpus._ArrayWriter._flush
+    flush = jaxlab.data.storage.ArrayWriter._flush
     calls = []
 
     def fail_later(self):
@@ -355,7 +356,7 @@ def test_an_interrupted_build_leaves_nothing(
             raise failure
         flush(self)
 
-    monkeypatch.setattr(jaxlab.data.corpus._ArrayWriter, "_flush", fail_later)
+    monkeypatch.setattr(jaxlab.data.storage.ArrayWriter, "_flush", fail_later)
     with pytest.raises(raised, match=message) as caught:
         build(cfg)
     if raised is OSError:
@@ -366,10 +367,11 @@ def test_an_interrupted_build_leaves_nothing(
 
 def test_a_killed_build_is_cleaned_up_by_the_next(tmp_path, texts):
     code = f"""
-import os, jaxlab.data.corpus as c
-c._ArrayWriter.close = lambda self: os._exit(9)
-c.build(c.CorpusConfig(directory={str(tmp_path / "corpus")!r},
-                       sources=({str(texts[0])!r},)))
+import os
+from jaxlab.data import CorpusConfig, build, storage
+storage.ArrayWriter.close = lambda self: os._exit(9)
+build(CorpusConfig(directory={str(tmp_path / "corpus")!r},
+                   sources=({str(texts[0])!r},)))
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == 9
     assert any("building" in p.name for p in tmp_path.iterdir())
@@ -381,16 +383,16 @@ c.build(c.CorpusConfig(directory={str(tmp_path / "corpus")!r},
 def test_two_processes_may_build_the_same_corpus(tmp_path, texts, monkeypatch):
     """The one that ends later takes what is there, if it is what it asked for."""
     cfg = config(tmp_path, texts[0])
-    write = jaxlab.data.corpus._write
+    write = jaxlab.data.building._write
 
     def write_as_another_builds(*arguments, given=cfg):
-        monkeypatch.setattr(jaxlab.data.corpus, "_write", write)
+        monkeypatch.setattr(jaxlab.data.building, "_write", write)
         with monkeypatch.context() as another:
             another.setattr(os, "getpid", os.getppid)
             build(given)
         return write(*arguments)
 
-    monkeypatch.setattr(jaxlab.data.corpus, "_write", write_as_another_builds)
+    monkeypatch.setattr(jaxlab.data.building, "_write", write_as_another_builds)
     built = build(cfg).fingerprint
     assert open_corpus(cfg.directory).fingerprint == built
     assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus", "texts"]
@@ -398,7 +400,7 @@ def test_two_processes_may_build_the_same_corpus(tmp_path, texts, monkeypatch):
     shutil.rmtree(cfg.directory)
     other = dataclasses.replace(cfg, heldout_fraction=0.5)
     monkeypatch.setattr(
-        jaxlab.data.corpus, "_write", partial(write_as_another_builds, given=other)
+        jaxlab.data.building, "_write", partial(write_as_another_builds, given=other)
     )
     with pytest.raises(ValueError, match="heldout_fraction"):
         build(cfg)

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab import params as parameters
-from jaxlab.evolution import integer_model as model
-from jaxlab.evolution.integer import IntegerEGGROLL, Outer, Product
-from jaxlab.evolution.integer_model import Config
+from jaxlab.evolution.integer import IntegerEGGROLL
+from jaxlab.evolution.integer import integer_model as model
+from jaxlab.evolution.integer.integer_model import Config
+from jaxlab.evolution.integer.strategy import Outer, Product
 
 KEY = jax.random.key(3)
 TINY = Config(width=4, layers=2, vocab_size=7, separator=6)

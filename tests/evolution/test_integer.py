@@ -21,16 +21,16 @@ from integer_oracle import (
 )
 
 from jaxlab import params as parameters
-from jaxlab.evolution import integer_model as model
-from jaxlab.evolution.integer import (
-    IntegerEGGROLL,
+from jaxlab.evolution.integer import IntegerEGGROLL
+from jaxlab.evolution.integer import integer_model as model
+from jaxlab.evolution.integer.integer_model import Config, Perturbed
+from jaxlab.evolution.integer.strategy import (
     Outer,
     Product,
     count_votes,
     elect,
     preferences,
 )
-from jaxlab.evolution.integer_model import Config, Perturbed
 
 # Noise --------------------------------------------------------------------------------
 

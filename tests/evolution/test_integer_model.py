@@ -9,8 +9,8 @@ import pytest
 from integer_oracle import KEY, SMALL, TINY, Oracle, clip, forward, start, text, zeros
 
 from jaxlab import params as parameters
-from jaxlab.evolution import integer_model as model
-from jaxlab.evolution.integer_model import Config, Perturbed
+from jaxlab.evolution.integer import integer_model as model
+from jaxlab.evolution.integer.integer_model import Config, Perturbed
 
 # Arithmetic ---------------------------------------------------------------------------
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import pallas_kernels
+from benchmarks.cases import delta_rule as cases
 from pallas_kernels import platform
-from pallas_kernels.delta_rule import cases
 
 EPS = float(np.finfo(np.float32).eps)
 BFLOAT16_EPS = float(jnp.finfo(jnp.bfloat16).eps)

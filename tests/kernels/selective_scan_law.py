@@ -5,7 +5,7 @@ from functools import partial
 import recurrence_law
 
 import pallas_kernels
-from pallas_kernels.selective_scan import cases
+from benchmarks.cases import selective_scan as cases
 
 run = partial(recurrence_law.run, operation=pallas_kernels.selective_scan)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from recurrence_law import EPS, assert_law, error, run, small
 
-from pallas_kernels.delta_rule import cases
+from benchmarks.cases import delta_rule as cases
 
 
 @pytest.mark.parametrize("steps", (1, 2, 3))

@@ -12,8 +12,8 @@ from recurrence_law import assert_bfloat16, in_float64, narrowed
 from recurrence_law import run as run_operation
 
 import pallas_kernels
+from benchmarks.cases import delta_rule as cases
 from pallas_kernels import aot, platform
-from pallas_kernels.delta_rule import cases
 
 INPUTS = ("q", "k", "v", "beta", "g", "initial_state")
 run = partial(

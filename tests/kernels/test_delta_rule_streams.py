@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from recurrence_law import assert_law, run, small
 
+from benchmarks.cases import delta_rule as cases
 from pallas_kernels import delta_product, delta_rule
-from pallas_kernels.delta_rule import cases
 
 # Row 0: padding in front, behind and inside a segment, segments of length 1, an id
 # that comes back. Row 1: one long segment over several chunks.

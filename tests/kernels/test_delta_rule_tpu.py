@@ -20,8 +20,8 @@ from recurrence_law import (
 from recurrence_law import run as run_operation
 
 import pallas_kernels
+from benchmarks.cases import delta_rule as cases
 from pallas_kernels import platform
-from pallas_kernels.delta_rule import cases
 
 INPUTS = ("q", "k", "v", "beta", "g", "initial_state")
 run = partial(run_operation, implementation="pallas_tpu")

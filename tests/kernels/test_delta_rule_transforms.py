@@ -10,8 +10,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from recurrence_law import error, run, small
 
+from benchmarks.cases import delta_rule as cases
 from pallas_kernels import delta_product, delta_rule
-from pallas_kernels.delta_rule import cases
 
 NAMES = ("q", "k", "v", "beta", "g")
 

@@ -10,8 +10,8 @@ from linear_attention_oracle import gated_linear_attention as oracle
 from recurrence_law import EPS, assert_law, error
 from recurrence_law import run as run_operation
 
+from benchmarks.cases import linear_attention as cases
 from pallas_kernels import gated_linear_attention
-from pallas_kernels.linear_attention import cases
 
 run = partial(run_operation, operation=gated_linear_attention)
 SMALL = cases.SHAPES["small"]

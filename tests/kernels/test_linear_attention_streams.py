@@ -11,8 +11,8 @@ from linear_attention_oracle import gated_linear_attention as oracle
 from recurrence_law import assert_law
 from recurrence_law import run as run_operation
 
+from benchmarks.cases import linear_attention as cases
 from pallas_kernels import gated_linear_attention
-from pallas_kernels.linear_attention import cases
 
 run = partial(run_operation, operation=gated_linear_attention)
 segmented = partial(delta_rule_oracle.segmented, oracle=oracle)

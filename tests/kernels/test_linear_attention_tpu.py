@@ -18,8 +18,8 @@ from recurrence_law import (
 )
 from recurrence_law import run as run_operation
 
+from benchmarks.cases import linear_attention as cases
 from pallas_kernels import gated_linear_attention
-from pallas_kernels.linear_attention import cases
 
 run = partial(
     run_operation, operation=gated_linear_attention, implementation="pallas_tpu"

@@ -10,8 +10,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from recurrence_law import error
 
+from benchmarks.cases import linear_attention as cases
 from pallas_kernels import gated_linear_attention
-from pallas_kernels.linear_attention import cases
 
 SMALL = cases.SHAPES["small"]
 FORMS = ("xla", "reference")

@@ -7,7 +7,9 @@ import pytest
 from paged_attention_law import assert_law, bfloat16_error, compiled
 from paged_attention_oracle import paged_attention as oracle
 
-from pallas_kernels.paged_attention import cases, paged_attention
+from benchmarks.cases import paged_attention as cases
+from pallas_kernels import programs
+from pallas_kernels.paged_attention import paged_attention
 
 # Queries an item, pages a block, units a step; None for those of the call.
 SIZES = (None, (1, 1, 1), (4, 2, 3), (16, 3, 16))
@@ -176,7 +178,7 @@ def test_the_way_the_memory_goes():
     """Temporaries are far from the scores of all queries with all pages of a table."""
     heads = cases.Heads(Hq=8, Hkv=2, D=64, page=16)
     room = cases.Room(S=8, Tq=256, P=512, pages_per_seq=1024)
-    _, shapes = cases.program(heads, room, "float32")
+    _, shapes = programs.paged_attention(heads, room, "float32")
     names = ("q", "k_pages", "v_pages", "page_table", "kv_lens", "cu_q_lens")
     arrays = dict(zip(names, shapes, strict=True))
     memory = compiled(implementation="xla").lower(**arrays).compile().memory_analysis()

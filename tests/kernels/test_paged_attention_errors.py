@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels.paged_attention import cases, paged_attention
+from benchmarks.cases import paged_attention as cases
+from pallas_kernels import programs
+from pallas_kernels.paged_attention import paged_attention
 from pallas_kernels.platform import interpreted_tpu
 
 
@@ -102,7 +104,7 @@ def test_the_tpu_kernel_names_the_platform():
 
 
 def shapes(heads=(4, 2, 64, 16), room=(8, 8, 64, 8), dtype="float32"):
-    call, shapes = cases.program(heads, room, dtype)
+    call, shapes = programs.paged_attention(heads, room, dtype)
     return jax.eval_shape(call, *shapes)
 
 

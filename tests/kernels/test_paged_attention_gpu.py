@@ -6,9 +6,10 @@ import pytest
 from paged_attention_law import bfloat16_error, compiled
 from paged_attention_oracle import paged_attention as oracle
 
+from benchmarks.cases import paged_attention as cases
+from benchmarks.cases.paged_attention import Heads, Room
 from pallas_kernels import aot
-from pallas_kernels.paged_attention import cases, paged_attention
-from pallas_kernels.paged_attention.cases import Heads, Room
+from pallas_kernels.paged_attention import paged_attention
 from pallas_kernels.platform import interpreted_gpu
 
 GPU = {"implementation": "pallas_gpu"}
@@ -95,7 +96,7 @@ def test_a_scale_a_token_and_head_it_cannot_take():
 
 @pytest.mark.skipif(not aot.available("h100"), reason="needs JAX for CUDA")
 def test_it_compiles_for_hopper_without_spills():
-    program = "pallas_kernels.paged_attention.cases:program"
+    program = "pallas_kernels.programs:paged_attention"
     variants = (
         ((32, 8, 128, 16), (32, 32, 1024, 64), {}),
         ((8, 1, 64, 64), (4, 4, 64, 16), {"window": 100, "soft_cap": 5.0}),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from paged_attention_oracle import paged_attention as oracle
 
-from pallas_kernels.paged_attention import cases, merge_partials, paged_attention
+from benchmarks.cases import paged_attention as cases
+from pallas_kernels.paged_attention import merge_partials, paged_attention
 
 
 def softmax_attention(scores, values):

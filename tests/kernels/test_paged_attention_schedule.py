@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from pallas_kernels.paged_attention import cases, schedule
+from benchmarks.cases import paged_attention as cases
+from pallas_kernels.paged_attention import schedule
 
 PAGE = cases.SMALL.page
 MAKE = jax.jit(schedule.make, static_argnames=("tokens", "block_q", "page", "window"))

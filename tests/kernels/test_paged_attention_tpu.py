@@ -9,14 +9,10 @@ from jax.experimental.pallas import tpu as pltpu
 from paged_attention_law import assert_law, bfloat16_error, compiled
 from paged_attention_oracle import paged_attention as oracle
 
+from benchmarks.cases import paged_attention as cases
+from benchmarks.cases.paged_attention import Heads, Room
 from pallas_kernels import aot
-from pallas_kernels.paged_attention import (
-    block_sizes,
-    cases,
-    paged_attention,
-    pallas_tpu,
-)
-from pallas_kernels.paged_attention.cases import Heads, Room
+from pallas_kernels.paged_attention import block_sizes, paged_attention, pallas_tpu
 from pallas_kernels.paged_attention.operands import Masks, Operands
 from pallas_kernels.platform import interpreted_tpu
 
@@ -132,7 +128,7 @@ COMPILED = [
 @pytest.mark.skipif(not aot.available(), reason="needs libtpu")
 @pytest.mark.parametrize("chip", aot.CHIPS)
 def test_it_compiles(chip):
-    program = "pallas_kernels.paged_attention.cases:program"
+    program = "pallas_kernels.programs:paged_attention"
     names = ("heads", "room", "dtype", "pages")
     jobs = [
         aot.Job(program, dict(zip(names, case, strict=True)), chip) for case in COMPILED

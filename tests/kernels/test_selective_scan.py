@@ -7,7 +7,7 @@ import selective_scan_oracle as oracle
 from recurrence_law import EPS, assert_law, error
 from selective_scan_law import run, small
 
-from pallas_kernels.selective_scan import cases
+from benchmarks.cases import selective_scan as cases
 
 
 @pytest.mark.parametrize("name", cases.HARD)

@@ -8,8 +8,8 @@ import selective_scan_oracle as oracle
 from recurrence_law import assert_law
 from selective_scan_law import run, small
 
+from benchmarks.cases import selective_scan as cases
 from pallas_kernels import selective_scan
-from pallas_kernels.selective_scan import cases
 
 TOKENS = ("x", "dt", "B", "C")
 

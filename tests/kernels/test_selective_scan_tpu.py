@@ -16,8 +16,8 @@ from recurrence_law import (
 from selective_scan_law import run as run_operation
 from selective_scan_oracle import selective_scan as oracle
 
+from benchmarks.cases import selective_scan as cases
 from pallas_kernels import selective_scan
-from pallas_kernels.selective_scan import cases
 from pallas_kernels.tpu import block_sizes
 
 run = partial(run_operation, implementation="pallas_tpu")

@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 from recurrence_law import error
 from selective_scan_law import run, small
 
+from benchmarks.cases import selective_scan as cases
 from pallas_kernels import selective_scan
-from pallas_kernels.selective_scan import cases
 
 NAMES = ("x", "dt", "A", "B", "C", "D")
 

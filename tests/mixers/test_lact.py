@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from jaxlab import params
-from jaxlab.layers.fast_weights import NEWTON_SCHULZ, FastWeights, Rule
-from jaxlab.layers.ttt_scan import ttt_scan
 from jaxlab.mixers import lact
+from jaxlab.mixers.lact.fast_weights import NEWTON_SCHULZ, FastWeights, Rule
+from jaxlab.mixers.lact.ttt_scan import ttt_scan
 
 WIDTH, B, C = 16, 2, 4
 BASE = lact.Config(WIDTH, n_heads=4, n_fast_heads=2, chunk_size=C, base_lr=0.05)

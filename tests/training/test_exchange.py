@@ -13,6 +13,7 @@ import pytest
 from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
+from benchmarks.optimizers.costs import kfac_costs
 from jaxlab import models, params
 from jaxlab.mixers import attention
 from jaxlab.models import LMConfig
@@ -29,7 +30,6 @@ from jaxlab.optimizers import (
     Shampoo,
     Switch,
     costs,
-    kfac_costs,
 )
 from jaxlab.params import MESH_AXES, MeshConfig
 from jaxlab.training.state import abstract_state, create_state

@@ -13,6 +13,7 @@ import optax
 import pytest
 
 from jaxlab import models, params
+from jaxlab.checkpoint import CheckpointError
 from jaxlab.data.loader import batches
 from jaxlab.inference import SamplingParams
 from jaxlab.mixers import attention
@@ -22,9 +23,8 @@ from jaxlab.optimizers import LAMB, MKOR, AdAdaGrad, BatchGrowth, WarmupCosine
 from jaxlab.optimizers.mkor import preconditioned
 from jaxlab.training import TextData, TrainConfig, load_run, train
 from jaxlab.training.batches import StepBatches
-from jaxlab.training.checkpoint import CheckpointError
-from jaxlab.training.metrics import Progress
 from jaxlab.training.problems import gradient
+from jaxlab.training.progress import Progress
 from jaxlab.training.source import TrainBatches, open_source
 from jaxlab.training.state import create_state
 from jaxlab.training.step import make_train_step

@@ -20,6 +20,7 @@ import optax
 import pytest
 
 from jaxlab import data, models, params
+from jaxlab.checkpoint import CheckpointError
 from jaxlab.config import from_json, to_json
 from jaxlab.data import CorpusConfig, GroupWordProblem
 from jaxlab.evaluation import evaluate
@@ -35,7 +36,6 @@ from jaxlab.training import (
     load_run,
     train,
 )
-from jaxlab.training.checkpoint import CheckpointError
 from jaxlab.training.source import open_source
 from jaxlab.training.state import create_state
 from jaxlab.training.step import make_train_step
@@ -285,7 +285,7 @@ def test_loss_that_is_not_finite_stops_with_advice(cfg):
 
 
 def test_full_disk_costs_a_save_not_the_run(cfg, monkeypatch, caplog):
-    from jaxlab.training.checkpoint import Checkpoints
+    from jaxlab.checkpoint import Checkpoints
 
     save, failures = Checkpoints.save, []
 

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from jaxlab import params
+from jaxlab.checkpoint import CheckpointError
 from jaxlab.data import CorpusConfig
 from jaxlab.environments import CartPole, Pendulum
-from jaxlab.evolution import EGGROLL, integer_model
-from jaxlab.evolution.integer import IntegerEGGROLL
+from jaxlab.evolution import EGGROLL
+from jaxlab.evolution.integer import IntegerEGGROLL, integer_model
 from jaxlab.mixers import delta_product, retnet
 from jaxlab.models import LMConfig
 from jaxlab.optimizers import (
@@ -32,7 +33,6 @@ from jaxlab.optimizers import (
 )
 from jaxlab.rl import GRPO, Copy
 from jaxlab.training import (
-    CheckpointError,
     Curve,
     Problem,
     RunConfig,

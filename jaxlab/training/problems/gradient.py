@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxlab import config, params
+from jaxlab.checkpoint import Checkpoints
 from jaxlab.inference import SamplingParams, generate
 from jaxlab.models import LMConfig
 from jaxlab.objectives import NextToken, Objective, heldout_scores
@@ -26,7 +27,6 @@ from jaxlab.optimizers import (
     tapped_by,
 )
 from jaxlab.training.batches import StepBatch, StepBatches
-from jaxlab.training.checkpoint import Checkpoints
 from jaxlab.training.config import MAY_DIFFER, RunConfig
 from jaxlab.training.problem import Curve, Problem, Reading
 from jaxlab.training.source import Source, TaskData, TextData, open_source

@@ -10,8 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlab import data, params
-from jaxlab.evolution import integer_model
-from jaxlab.evolution.integer import TEXTS, IntegerEGGROLL
+from jaxlab.evolution.integer import TEXTS, IntegerEGGROLL, integer_model
 from jaxlab.evolution.noise import divided
 from jaxlab.training.batches import Numbered
 from jaxlab.training.problem import Curve, Problem, Reading

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from jaxlab import params
 from jaxlab.environments import Acrobot, Box, CartPole, Pendulum, returns
-from jaxlab.evolution import EGGROLL, policy
+from jaxlab.evolution import EGGROLL
+from jaxlab.models import perceptron
 from jaxlab.optimizers import AdamW, Optimizer, WarmupStableDecay
 from jaxlab.training.batches import Numbered
 from jaxlab.training.problem import Curve, Problem
@@ -51,10 +52,10 @@ class PolicySearch:
         """The problem of a run of so many generations."""
         space = self.environment.actions
         outputs = space.size if isinstance(space, Box) else space
-        cfg = policy.Config(
+        cfg = perceptron.Config(
             self.environment.observation_size, outputs, self.width, self.layers
         )
-        specs = policy.spec(cfg)
+        specs = perceptron.spec(cfg)
         of_weights, of_noise, of_scores = jax.random.split(jax.random.key(seed), 3)
         weights = params.init(specs, of_weights)
         strategy = self.es.build(specs, self.optimizer.build(specs, steps))
@@ -63,10 +64,10 @@ class PolicySearch:
             def act(observation, key):
                 if isinstance(space, Box):
                     bounds = jnp.asarray(space.low), jnp.asarray(space.high)
-                    return policy.bounded(weights, observation, cfg, *bounds)
+                    return perceptron.bounded(weights, observation, cfg, *bounds)
                 if self.actions == "greedy":
-                    return policy.greedy(weights, observation, cfg)
-                return policy.sample(weights, observation, cfg, key)
+                    return perceptron.greedy(weights, observation, cfg)
+                return perceptron.sample(weights, observation, cfg, key)
 
             return returns(act, self.environment, key, episodes)
 

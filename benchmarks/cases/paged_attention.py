@@ -7,11 +7,8 @@ without queries or keys, and all kinds of requests in one call.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-
-from pallas_kernels.paged_attention.api import paged_attention
 
 QUANTISED = {"int8": 127.0, "float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}
 """The largest value of each dtype of quantised pages."""
@@ -124,37 +121,3 @@ def draw(
         arguments[f"{name}_pages"] = x.astype(jnp.dtype(pages or dtype))
         arguments[f"{name}_scale"] = scale
     return arguments
-
-
-def program(
-    heads: Sequence[int],
-    room: Sequence[int],
-    dtype: str,
-    pages: str | None = None,
-    implementation: str = "pallas_tpu",
-    **masks,
-):
-    """A call of a kernel, and its arguments' shapes, to compile."""
-    heads, room = Heads(*heads), Room(*room)
-    cache = (room.P, heads.page, heads.Hkv, heads.D)
-    shapes = [
-        jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
-        for shape, dtype in (
-            ((room.Tq, heads.Hq, heads.D), dtype),
-            (cache, pages or dtype),
-            (cache, pages or dtype),
-            ((room.S, room.pages_per_seq), "int32"),
-            ((room.S,), "int32"),
-            ((room.S + 1,), "int32"),
-            *[(cache[:3], "float32")] * (2 if pages else 0),
-        )
-    ]
-
-    def call(*arrays):
-        *arrays, k_scale, v_scale = arrays if pages else (*arrays, None, None)
-        scales = {"k_scale": k_scale, "v_scale": v_scale}
-        return paged_attention(
-            *arrays, **scales, **masks, implementation=implementation
-        )
-
-    return call, shapes

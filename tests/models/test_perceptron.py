@@ -1,4 +1,4 @@
-"""The policy against numpy, with plain weights and as members of a population."""
+"""The perceptron against numpy, with plain weights and as members of a population."""
 
 import jax
 import jax.numpy as jnp
@@ -7,16 +7,17 @@ import optax
 import pytest
 
 from jaxlab import params as parameters
-from jaxlab.evolution import EGGROLL, policy
+from jaxlab.evolution import EGGROLL
+from jaxlab.models import perceptron
 from jaxlab.params import LowRank, value
 
-CFG = policy.Config(observation_size=5, outputs=3, width=8, layers=2)
+CFG = perceptron.Config(observation_size=5, outputs=3, width=8, layers=2)
 KEY = jax.random.key(4)
 
 
 def weights_away_from_their_start(key=KEY):
     """Biases, scales and shifts that are not zero and one."""
-    weights = parameters.init(policy.spec(CFG), key)
+    weights = parameters.init(perceptron.spec(CFG), key)
     leaves, tree = jax.tree.flatten(weights)
     keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
     moved = [
@@ -44,14 +45,14 @@ def test_the_network_is_the_formula():
     weights = weights_away_from_their_start()
     for i, size in enumerate((1e-3, 1.0, 100.0)):
         observation = size * jax.random.normal(jax.random.key(i), (5,))
-        got = policy.forward(weights, observation, CFG)
+        got = perceptron.forward(weights, observation, CFG)
         np.testing.assert_allclose(got, oracle(weights, observation), 2e-5, 2e-5)
-    nothing = policy.forward(weights, jnp.zeros(5), CFG)
+    nothing = perceptron.forward(weights, jnp.zeros(5), CFG)
     np.testing.assert_allclose(nothing, oracle(weights, np.zeros(5)), 2e-5, 2e-5)
 
 
 def test_the_parameters_are_those_of_the_sizes():
-    specs = policy.spec(CFG)
+    specs = perceptron.spec(CFG)
     assert specs["hidden_0"]["w"].shape == (5, 8)
     assert specs["hidden_1"]["w"].shape == (8, 8)
     assert specs["last"]["w"].shape == (8, 3)
@@ -63,11 +64,11 @@ def test_the_parameters_are_those_of_the_sizes():
 @pytest.mark.parametrize("rank", (1, 3, None))
 def test_members_act_like_their_dense_weights(rank):
     weights = weights_away_from_their_start()
-    strategy = EGGROLL(6, rank, sigma=0.3).build(policy.spec(CFG), optax.sgd(0.1))
+    strategy = EGGROLL(6, rank, sigma=0.3).build(perceptron.spec(CFG), optax.sgd(0.1))
     stacked, axes = strategy.ask(strategy.init(weights, KEY), weights)
     assert isinstance(stacked["last"]["w"], LowRank) == (rank is not None)
     x = jax.random.normal(KEY, (6, 5))
-    act = jax.vmap(lambda w, x: policy.forward(w, x, CFG), (axes, 0))
+    act = jax.vmap(lambda w, x: perceptron.forward(w, x, CFG), (axes, 0))
     dense = jax.vmap(
         lambda w: jax.tree.map(value, w, is_leaf=lambda x: isinstance(x, LowRank)),
         (axes,),
@@ -81,17 +82,17 @@ def test_members_act_like_their_dense_weights(rank):
 def test_greedy_takes_the_largest_output_and_the_first_of_equals():
     weights = weights_away_from_their_start()
     observations = jax.random.normal(KEY, (20, 5))
-    got = jax.vmap(lambda o: policy.greedy(weights, o, CFG))(observations)
+    got = jax.vmap(lambda o: perceptron.greedy(weights, o, CFG))(observations)
     assert got.tolist() == [int(np.argmax(oracle(weights, o))) for o in observations]
     assert got.dtype == jnp.int32 and len(set(got.tolist())) > 1
     silent = jax.tree.map(jnp.zeros_like, weights)
-    assert int(policy.greedy(silent, observations[0], CFG)) == 0
+    assert int(perceptron.greedy(silent, observations[0], CFG)) == 0
 
 
 def test_samples_are_as_frequent_as_the_softmax_says():
     weights = weights_away_from_their_start()
     observation = jax.random.normal(KEY, (5,))
-    draw = jax.vmap(lambda key: policy.sample(weights, observation, CFG, key))
+    draw = jax.vmap(lambda key: perceptron.sample(weights, observation, CFG, key))
     drawn = np.bincount(draw(jax.random.split(KEY, 4000)), minlength=3) / 4000
     outputs = np.exp(oracle(weights, observation))
     expected = outputs / outputs.sum()
@@ -103,13 +104,13 @@ def test_bounded_actions_fill_their_box():
     weights = weights_away_from_their_start()
     low, high = jnp.asarray([-2.0, 0.0, 5.0]), jnp.asarray([2.0, 1.0, 5.5])
     observation = jax.random.normal(KEY, (5,))
-    got = policy.bounded(weights, observation, CFG, low, high)
+    got = perceptron.bounded(weights, observation, CFG, low, high)
     share = (np.tanh(oracle(weights, observation)) + 1) / 2
     np.testing.assert_allclose(got, low + share * (high - low), rtol=1e-5)
     for sign, bound in ((-1, low), (1, high)):
         last = {"w": jnp.zeros((8, 3)), "b": jnp.full(3, sign * 50.0)}
         extreme = weights | {"last": last}
-        got = policy.bounded(extreme, observation, CFG, low, high)
+        got = perceptron.bounded(extreme, observation, CFG, low, high)
         np.testing.assert_array_equal(got, bound)
 
 
@@ -117,4 +118,4 @@ def test_bounded_actions_fill_their_box():
 def test_sizes_that_cannot_be(name):
     sizes = {"observation_size": 4, "outputs": 2} | {name: 0}
     with pytest.raises(ValueError, match=f"{name} is 0, but must be at least 1"):
-        policy.Config(**sizes)
+        perceptron.Config(**sizes)

@@ -1,4 +1,4 @@
-"""Named shapes and named hard inputs of the delta rule, for tests and benchmarks.
+"""Named shapes and named hard inputs of the delta rule.
 
 Random keys with beta below 1 are easy for every algorithm. What breaks one is in
 `HARD`: keys that repeat, steps that reflect (beta = 2), and decays of all sizes.

@@ -39,13 +39,13 @@ NEWTON_SCHULZ = {
         (2.8366, -3.0525, 1.2012),
     ),
 }
-"""Coefficients of each step. Singular values of at least 1% of the norm end in
-[0.68, 1.14] with the paper's, and in [0.97, 1.04] with the schedule, which is that of
-the released code."""
+"""Coefficients of each step, those of the paper and the schedule of the released code.
+Singular values of at least 1% of the norm end in [0.68, 1.14] by the paper's and in
+[0.97, 1.04] by the schedule."""
 
 
 class FastWeights(NamedTuple):
-    """The three matrices of every head; a leading batch axis where rows differ."""
+    """The three matrices of every head; a batch axis leads where rows differ."""
 
     gate: Float[Array, "*B H D F"]
     up: Float[Array, "*B H D F"]
@@ -56,15 +56,16 @@ class FastWeights(NamedTuple):
 class Rule:
     """How a chunk changes the weights.
 
-    Under Muon a step has size 1 whatever the rates are: they weigh the tokens of a
-    chunk, and with momentum the chunks, against each other.
+    Under Muon every step has size 1, whatever the rates are: they only weigh the tokens
+    of a chunk, and with momentum the chunks, against each other.
     """
 
     optimizer: str = "muon"  # or "gradient_descent"
-    # "post" rescales after each step; "pre" sums steps and rescales what is used, so
-    # that a step counts less the more there were; "none".
+    # "post" rescales the weights after each step. "pre" sums the steps and rescales
+    # the sum where it is used, so that a step counts less the more steps there were.
+    # "none" rescales nothing.
     norm_placement: str = "post"
-    newton_schulz: str = "schedule"  # coefficients of Muon, or "paper"
+    newton_schulz: str = "schedule"  # Muon's coefficients; or "paper"
 
     def __post_init__(self):
         for name, choices in (
@@ -78,13 +79,13 @@ class Rule:
 
 
 def apply(W: FastWeights, x: Float[Array, "*B H C D"]) -> Float[Array, "*B H C D"]:
-    """``f(x)``, float32."""
+    """Return ``f(x)``, float32."""
     hidden = jax.nn.silu(_matmul(x, W.gate)) * _matmul(x, W.up)
     return _matmul(hidden.astype(x.dtype), W.down)
 
 
 def ascent(W: FastWeights, k, v, eta) -> FastWeights:
-    """The sum over tokens of ``-eta * gradient``, one rate a matrix.
+    """Return the sum over tokens of ``-eta * gradient``, with a rate for each matrix.
 
     Args:
         W: the weights at which the gradients are taken.
@@ -108,15 +109,14 @@ def ascent(W: FastWeights, k, v, eta) -> FastWeights:
 def newton_schulz(
     G: Float[Array, "*stack m n"], coefficients: str = "schedule", dtype: Any = None
 ) -> Float[Array, "*stack m n"]:
-    """The nearest matrix with equal singular values, about, for each matrix of a stack.
+    """Orthogonalise each matrix of a stack, approximately: make singular values equal.
 
-    X <- a X + (b X X^T + c (X X^T)^2) X, five times from G / |G|.
+    X <- a X + (b X X^T + c (X X^T)^2) X, five times, starting from G / |G|.
 
     Args:
         G: float32; zero stays zero.
         coefficients: a name in `NEWTON_SCHULZ`.
-        dtype: of the factors of the products, which are summed in float32; None:
-            float32.
+        dtype: of the factors of each product, whose sum is float32; None: float32.
     """
 
     def cast(X):
@@ -132,7 +132,7 @@ def newton_schulz(
 
 
 def rescale(W: FastWeights, initial: FastWeights) -> FastWeights:
-    """`W` with the norm over the inputs of each unit as it was initially."""
+    """Return `W` with each unit's norm over its inputs as it was initially."""
 
     def one(w, w_initial):
         def squares(x):
@@ -144,7 +144,10 @@ def rescale(W: FastWeights, initial: FastWeights) -> FastWeights:
 
 
 def used(W: FastWeights, initial: FastWeights, rule: Rule) -> FastWeights:
-    """The weights that read and take gradients; `W` are those that are summed."""
+    """Return the weights that queries read and gradients are taken at.
+
+    They are `W`, rescaled under the norm placement "pre", where `W` is a plain sum.
+    """
     return rescale(W, initial) if rule.norm_placement == "pre" else W
 
 
@@ -158,12 +161,12 @@ def update(
     initial: FastWeights,
     rule: Rule,
 ) -> tuple[FastWeights, FastWeights | None]:
-    """One chunk.
+    """Take the step of one chunk.
 
     Args:
         W, velocity: float32, with a batch axis; without momentum the velocity is None.
-        k, v: of the chunk.
-        eta: float32 rates of gate, up and down; zero for tokens to leave out.
+        k, v: keys and values of the chunk.
+        eta: float32 rates of gate, up and down; zero leaves a token out.
         momentum: float32, the chunk's beta.
         initial: the learned weights, without a batch axis.
         rule: the optimizer and the norm.
@@ -183,12 +186,12 @@ def update(
 
 
 def _matmul(x, y):
-    """Factors in the dtype of `x`, the sum in float32."""
+    """Multiply factors in the dtype of `x`; sum in float32."""
     return jnp.matmul(
         x, _like(y, x).astype(x.dtype), preferred_element_type=jnp.float32
     )
 
 
 def _like(x, y):
-    """`x` with leading axes of size 1 until it has the rank of `y`."""
+    """Give `x` leading axes of size 1 until it has the rank of `y`."""
     return x.reshape((1,) * (y.ndim - x.ndim) + x.shape)

@@ -34,7 +34,7 @@ from jax.core import Tracer
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int8, Int32
 
-from jaxlab.evolution.integer_model import (
+from jaxlab.evolution.integer.integer_model import (
     FIXED_POINT,
     LARGEST,
     ONE,

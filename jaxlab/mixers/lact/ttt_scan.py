@@ -1,14 +1,14 @@
 """Test-time training over sequences: a scan over large chunks, documents, decoding.
 
-`fast_weights` has the step of one chunk; here is which tokens make a chunk and which
-weights read a token:
+`fast_weights` takes the step of one chunk. This module says which tokens make a chunk
+and which weights a token is read with:
 
 | order | tokens of chunk c are read with the weights after | causal |
 |---|---|---|
 | ``apply_update`` | chunks < c | by token |
 | ``update_apply`` | chunks <= c | by chunk |
 | ``update_all`` | all chunks | no |
-| ``strided`` | the tokens of chunks <= c that are chosen to write | by chunk |
+| ``strided`` | the chosen tokens of chunks <= c, which alone write | by chunk |
 
 Reference: Zhang et al., "Test-Time Training Done Right", arXiv 2505.23884, section 3.2.
 
@@ -26,7 +26,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.layers import rows, segments
-from jaxlab.layers.fast_weights import FastWeights, Rule, apply, update, used
+from jaxlab.mixers.lact.fast_weights import FastWeights, Rule, apply, update, used
 from jaxlab.params import constrain
 
 MUON = Rule()
@@ -35,16 +35,16 @@ ORDERS = ("apply_update", "update_apply", "update_all", "strided")
 
 @struct.dataclass
 class FastState:
-    """What decoding remembers; slots of the open chunk past `filled` are zero.
+    """What decoding remembers. Slots of the open chunk past `filled` are zero.
 
     Attributes:
-        change: float32, the weights minus the initial ones (under the norm placement
-            "pre", of the sum that is not rescaled).
+        change: float32, the weights minus the initial ones; under the norm placement
+            "pre", the sum before it is rescaled minus the initial weights.
         velocity: float32; None without momentum.
-        k, v: of the open chunk, ``[B, C, H, D]``.
-        eta: float32 ``[B, C, H, 3]``.
+        k, v: keys and values of the open chunk, ``[B, C, H, D]``.
+        eta: its rates, float32 ``[B, C, H, 3]``.
         momentum: float32 ``[B, C, H]``; None without momentum.
-        filled: int32 ``[B]``, tokens of the open chunk, below C.
+        filled: int32 ``[B]``, the number of tokens in the open chunk, below C.
     """
 
     change: FastWeights
@@ -64,13 +64,13 @@ def init_fast_state(
     momentum: bool,
     dtype: Any = jnp.float32,
 ) -> FastState:
-    """The state before the first token.
+    """Return the state before the first token.
 
     Args:
         initial: arrays or abstract arrays; only their shapes matter.
         batch: rows.
         chunk_size: C.
-        momentum: whether there is one.
+        momentum: whether the update has momentum.
         dtype: of the open chunk's keys and values.
     """
     H, D, _ = initial.gate.shape
@@ -109,19 +109,19 @@ def ttt_scan(
     """Write chunks of keys and values into fast weights; read them with queries.
 
     Chunks are counted from the start of each document. In the order "apply_update" a
-    chunk writes once it is full; the open one at the end is only read.
+    chunk writes once it is full; the open chunk at the end has not written yet.
 
     Args:
         initial: the weights before the first token, ``[H, D, F]`` and ``[H, F, D]``.
-        q, k, v: used as given.
+        q, k, v: queries, keys and values, used as given.
         eta: rates of gate, up and down.
-        momentum: in [0, 1], averaged over the tokens of a chunk; None: none.
+        momentum: in [0, 1], averaged over the tokens of a chunk; None for no momentum.
         chunk_size: C.
-        rule: what a chunk does to the weights.
+        rule: how a chunk changes the weights.
         order: a row of the table above.
         writes: tokens that write, for the order "strided"; a chunk without any leaves
             the weights as they are.
-        state: to continue from, in the order "apply_update".
+        state: the state to continue from, in the order "apply_update".
         segment_ids: documents, in the order "apply_update"; see `layers.segments`.
 
     Returns:
@@ -165,7 +165,7 @@ def ttt_step(
     state: FastState,
     rule: Rule = MUON,
 ) -> tuple[Float[Array, "B H D"], FastState]:
-    """`ttt_scan` of one token: read the weights, and write when its chunk is full."""
+    """Run `ttt_scan` for one token: read the weights; write once its chunk is full."""
     initial = jax.tree.map(lambda w: w.astype(jnp.float32), initial)
     W = _add(initial, state.change)
     o = apply(used(W, initial, rule), q[:, :, None])[:, :, 0]
@@ -204,7 +204,7 @@ def ttt_step(
         )
         return _select(full, closed, s)
 
-    # Rows fill their chunks at different steps; a step where none does pays nothing.
+    # Rows fill their chunks at different steps; steps at which none does cost nothing.
     return o, jax.lax.cond(jnp.any(full), close, lambda s: s, opened)
 
 
@@ -215,15 +215,15 @@ class _Chunk(NamedTuple):
     v: Float[Array, "B H C D"]
     eta: Float[Array, "B H C 3"]
     momentum: Float[Array, "B H"] | None
-    valid: Bool[Array, " B"] | None = None  # False: changes nothing; None: all valid
-    first: Bool[Array, " B"] | None = None  # True: starts from the initial weights
+    valid: Bool[Array, " B"] | None = None  # whether it writes; None: all do
+    first: Bool[Array, " B"] | None = None  # whether it starts from the initial weights
 
 
 def _scan(W, velocity, chunks: _Chunk, queries, initial: FastWeights, rule: Rule):
-    """Each chunk updates the weights; then its queries ``[B, H, C, D]`` read them.
+    """Scan over chunks: each updates the weights, then its queries read them.
 
-    The backward pass computes each chunk again: what it keeps are the weights between
-    chunks.
+    Queries are ``[B, H, C, D]`` a chunk. The backward pass computes each chunk again
+    and keeps only the weights between chunks.
     """
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -245,7 +245,7 @@ def _scan(W, velocity, chunks: _Chunk, queries, initial: FastWeights, rule: Rule
 
 
 def _one_document(initial, tokens, C: int, rule: Rule):
-    """Rows that are one document from its start: chunks are a reshape."""
+    """Run rows that hold one document from its start: chunks are a reshape."""
     q, k, v, eta, momentum = tokens
     B, T = q.shape[:2]
     writing = (T - 1) // C  # what the last chunk would write is never read
@@ -265,7 +265,7 @@ def _one_document(initial, tokens, C: int, rule: Rule):
 
 
 def _by_chunk(initial, tokens, C: int, rule: Rule, order: str, writes):
-    """The orders in which a chunk is used before it, or any, is read."""
+    """Run the orders in which a chunk writes before it is read."""
     q, k, v, eta, momentum = tokens
     B, T = q.shape[:2]
     chosen = jnp.ones((B, T, 1), bool) if writes is None else writes[..., None]
@@ -292,7 +292,7 @@ def _by_chunk(initial, tokens, C: int, rule: Rule, order: str, writes):
 
 
 def _documents(initial, tokens, C: int, rule: Rule, state, segment_ids):
-    """Packed rows, padding and states: chunks start where their documents do.
+    """Run packed rows, padding and states: chunks start where their documents do.
 
     Only full chunks write, and there are at most T / C of them however many documents
     there are. After each, the weights read the C tokens that follow. The tokens before
@@ -305,7 +305,7 @@ def _documents(initial, tokens, C: int, rule: Rule, state, segment_ids):
     first, end = segments.first_real(ids), segments.end_real(ids)
     in_first = ids == segments.at(ids, first)[:, None]
     filled = jnp.zeros((B,), jnp.int32) if state is None else state.filled
-    place = segments.positions(ids, filled)  # from the start of a chunk
+    place = segments.positions(ids, filled)  # counted from the start of a chunk
 
     # The m-th full chunk of a row ends at token ends[m].
     closes = segments.real(ids) & (place % C == C - 1)
@@ -317,7 +317,7 @@ def _documents(initial, tokens, C: int, rule: Rule, state, segment_ids):
     past = 0 if state is None else C  # rows before the first token
 
     def around(x, slots):
-        """C rows more at the end; the open chunk just before the first real token."""
+        """Pad C rows at the end; put the open chunk before the first real token."""
         x = jnp.pad(x, ((0, 0), (past, C), *[(0, 0)] * (x.ndim - 2)))
         if slots is None:
             return x
@@ -325,7 +325,7 @@ def _documents(initial, tokens, C: int, rule: Rule, state, segment_ids):
         return rows.write(x, rows.read(slots, filled, C).astype(x.dtype), first)
 
     def windows(x, starts):
-        """The C rows from each start, ``[M, B, H, C, ...]``."""
+        """Read C rows from each start, ``[M, B, H, C, ...]``."""
         read = jax.vmap(rows.read, in_axes=(None, 1, None))(x, starts, C)
         return jnp.moveaxis(read, 2, 3)
 
@@ -347,7 +347,7 @@ def _documents(initial, tokens, C: int, rule: Rule, state, segment_ids):
         W, velocity, chunks, windows(queries, ends + 1), initial, rule
     )
 
-    # Each token's output, by its place in [open chunk, after chunk 0, 1, ...].
+    # Find each token's output in [open chunk, after chunk 0, after chunk 1, ...].
     index = jnp.arange(T)[None]
     row = jnp.where(
         place < C,
@@ -368,7 +368,8 @@ def _documents(initial, tokens, C: int, rule: Rule, state, segment_ids):
 
     any_real = first < T
     filled = jnp.where(any_real, (last(place) + 1) % C, filled)
-    ours = last(in_first) | (last(place) + 1 >= C)  # else it has written nothing yet
+    # Otherwise the last document is a new one that has written nothing yet.
+    carries = last(in_first) | (last(place) + 1 >= C)
     still_open = jnp.arange(C)[None] < filled[:, None]
 
     def open_chunk(x):
@@ -378,12 +379,12 @@ def _documents(initial, tokens, C: int, rule: Rule, state, segment_ids):
     slots = jax.tree.map(open_chunk, written)
     slots = jax.tree.map(lambda x, old: x.astype(old.dtype), slots, _open_chunk(state))
     changed = _subtract(W, initial), velocity
-    change, velocity = _select(ours, changed, jax.tree.map(jnp.zeros_like, changed))
+    change, velocity = _select(carries, changed, jax.tree.map(jnp.zeros_like, changed))
     return o, FastState(change=change, velocity=velocity, **slots, filled=filled)
 
 
 def _start(initial, batch: int, momentum, state: FastState | None = None):
-    """Weights and velocity of every row."""
+    """Return the weights and velocities with which rows start."""
     if state is not None:
         return _add(initial, state.change), state.velocity
     W = jax.tree.map(lambda w: jnp.broadcast_to(w[None], (batch, *w.shape)), initial)
@@ -403,7 +404,7 @@ def _subtract(W: FastWeights, initial: FastWeights) -> FastWeights:
 
 
 def _select(condition_B, new, old):
-    """`new` in the rows where the condition holds, `old` in the others."""
+    """Take `new` in the rows where the condition holds, `old` in the others."""
 
     def pick(a, b):
         return jnp.where(condition_B.reshape(-1, *[1] * (b.ndim - 1)), a, b)
@@ -412,18 +413,18 @@ def _select(condition_B, new, old):
 
 
 def _heads_first(x):
-    """[B, C, H, ...] to [B, H, C, ...]."""
+    """Turn [B, C, H, ...] into [B, H, C, ...]."""
     return jnp.swapaxes(x, 1, 2)
 
 
 def _chunked(x, C: int):
-    """[B, T, H, ...] to [M, B, H, C, ...], zeros at the end."""
+    """Cut [B, T, H, ...] into [M, B, H, C, ...], with zeros at the end."""
     x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % C), *[(0, 0)] * (x.ndim - 2)))
     x = x.reshape(x.shape[0], -1, C, *x.shape[2:])
     return jnp.moveaxis(x, (1, 3), (0, 2))
 
 
 def _to_tokens(o):
-    """[M, B, H, C, D] to [B, M C, H, D]."""
+    """Join [M, B, H, C, D] to [B, M C, H, D]."""
     o = jnp.moveaxis(o, (0, 2), (1, 3))
     return o.reshape(o.shape[0], -1, *o.shape[3:])

@@ -1,9 +1,9 @@
 """Tokens routed to memories: one stream of rows, sorted by memory.
 
-Every token takes k of M memories, so there are ``N = B T k`` rows whatever the routing:
-shapes are static and no token is dropped. The rows of a memory lie behind one another,
-and within them those of a batch row in order of time, a sequence for each (memory,
-batch row). Padding tokens come last, in no sequence.
+Every token takes k of M memories, so that there are ``N = B T k`` rows whatever the
+routing: shapes are static and no token is dropped. The rows of a memory are contiguous,
+and so are those of a batch row within them, in order of time: each pair of a memory and
+a batch row is a sequence. Padding tokens come last and belong to no sequence.
 
 Dimension key: B batch, T time, k choices a token, M memories, N rows of the stream,
 S = M B sequences, W taps of a convolution.
@@ -20,17 +20,17 @@ from jaxlab.layers.convolution import short_convolution
 
 
 class Stream(NamedTuple):
-    """Which choice stands in which row, and where sequences and documents change.
+    """Which choice is in which row, and where sequences and documents change.
 
     Attributes:
-        choice: the choice in each row, counted through ``[B, T, k]``.
+        choice: the choice in each row, an index into the flattened ``[B, T, k]``.
         row: the row of each choice, the inverse of `choice`.
-        sizes: rows of each memory.
+        sizes: the number of rows of each memory.
         cu_seqlens: where each sequence starts, and where the last one ends.
-        sequence: memory * B + batch row, of each row; S for padding.
+        sequence: memory * B + batch row, for each row; S for padding.
         document: the document of each row.
-        first, last: the first and the last document of each sequence's batch row; a
-            given state belongs to the first, the state returned to the last.
+        first, last: the first and the last document of each sequence's batch row. A
+            given state belongs to the first, the returned state to the last.
     """
 
     choice: Int[Array, " N"]
@@ -49,14 +49,14 @@ class Stream(NamedTuple):
 
     @property
     def resets(self) -> Bool[Array, " N"]:
-        """Whether a row's document differs from that of the row, or state, before."""
+        """Whether a row's document differs from that of the row or state before."""
         state = self.first.at[self.sequence].get(mode="clip")
         before = jnp.where(self.starts, state, jnp.roll(self.document, 1))
         return self.document != before
 
     @property
     def carries(self) -> Bool[Array, " S"]:
-        """Whether the state a sequence ends with is of the last document."""
+        """Whether the state at the end of a sequence belongs to the last document."""
         starts, ends = self.cu_seqlens[:-1], self.cu_seqlens[1:]
         latest = self.document.at[ends - 1].get(mode="clip")
         return jnp.where(starts == ends, self.first, latest) == self.last
@@ -67,10 +67,10 @@ def sort_by_memory(
     n_memories: int,
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> Stream:
-    """The stream of the tokens' choices.
+    """Sort the tokens' choices into a stream.
 
     Args:
-        memory_BTk: the memories of each token, all different.
+        memory_BTk: the memories that each token takes, all different.
         n_memories: M.
         segment_ids: document numbers, see `layers.segments`.
     """
@@ -102,20 +102,20 @@ def sort_by_memory(
     )
 
 
-# The transpose of a permutation is its inverse: told so, the backward passes gather,
-# where XLA would scatter.
+# The transpose of a permutation is its inverse. With gradients written that way, the
+# backward passes gather where XLA would scatter.
 
 
 @jax.custom_vjp
 def to_rows(x_BT: Float[Array, "B T *d"], stream: Stream) -> Float[Array, "N *d"]:
-    """The token of each row."""
+    """Gather the token of each row."""
     k = stream.row.shape[2]
     return _take(x_BT.reshape(-1, *x_BT.shape[2:]), stream.choice // k)
 
 
 @jax.custom_vjp
 def to_choices(x_N: Float[Array, "N *d"], stream: Stream) -> Float[Array, "B T k *d"]:
-    """The row of each choice."""
+    """Gather the row of each choice."""
     return _take(x_N, stream.row)
 
 
@@ -141,16 +141,16 @@ def stream_convolution(
     stream: Stream,
     tails: Float[Array, "S W-1 D"] | None = None,
 ) -> tuple[Float[Array, "N D"], Float[Array, "S W-1 D"] | None]:
-    """`short_convolution` along each sequence, seeing no other, nor another document.
+    """Run `short_convolution` along each sequence, without crossing documents.
 
     Args:
         x_ND: the rows.
         filter_WD: the filters, the same for all memories.
-        stream: how the rows lie.
-        tails: the W-1 inputs before each sequence; None for none.
+        stream: the order of the rows.
+        tails: the W-1 inputs before each sequence, or None.
 
     Returns:
-        The outputs, and the tails of a following call (None where none were given).
+        The outputs, and the tails for a following call (None if none were given).
     """
     number = jnp.cumsum((stream.starts | stream.resets).astype(jnp.int32))
     y, _ = short_convolution(x_ND[None], filter_WD, segment_ids=number[None])
@@ -171,7 +171,7 @@ def stream_convolution(
     row = jnp.where(follows, starts + i, x_ND.shape[0])
     y = y[0].at[row].add(echo[:, past:], mode="drop")
 
-    # The last inputs, of the tail where the sequence is shorter, of the last document.
+    # The last inputs of the last document, from the tail where the sequence is shorter.
     row = ends - past + i
     is_row = row >= starts
     document = jnp.where(is_row, stream.document.at[row].get(mode="clip"), first)

@@ -2,26 +2,26 @@
 
 A router sends every token to `top_k` of `n_memories` memories, and all tokens to one
 shared memory. A memory is a linear recurrence over the tokens that reach it, with its
-own keys, values, steps and decays; for the others it stands still:
+own keys, values, steps and decays; other tokens leave it as it is:
 
     p_t = softmax(x_t W_router),  w_t = p_t on its top k memories, rescaled to sum 1
     S^m_t = e^{g^m_t} (I - beta^m_t k^m_t k^m_t^T) S^m_{t-1} + beta^m_t k^m_t v^m_t^T
     o_t = K^{-1/2} sum over its m of w^m_t (S^m_t)^T q^m_t,  w = 1 for the shared one
 
-so that the state grows with the memories, the work with `top_k` alone. The choices are
-sorted by memory into one stream (`layers.routing`): grouped products make its keys and
-values, and one call of the recurrence runs all memories.
+so that the state grows with the number of memories, but the work only with `top_k`. The
+choices are sorted by memory into one stream (`routing`): grouped products make its keys
+and values, and one call of the recurrence runs all memories.
 
 The other rules leave out the decay (``delta_rule``), the erasing and beta
 (``gated_linear_attention``), or both (``linear_attention``).
 With ``top_k=1`` the weight is 1 and only the balance loss teaches the router.
 
 Differs from the paper's code in:
-1. the short convolutions run along each memory's own tokens and never see those of
-   another memory, batch row or document, in training as in decoding;
-2. the router and its weights are float32 whatever the activations are, and so are beta
-   and the decay from their logits on;
-3. the balance loss is of one layer's tokens, not of all layers' together.
+1. the short convolutions run along the tokens of one memory and never see those of
+   another memory, batch row or document, in training as well as in decoding;
+2. the router and the weights of the memories are float32 whatever the activations are,
+   and so are beta and the decay from their logits on;
+3. the balance loss is taken over the tokens of one layer, not of all layers together.
 
 Dimension key: B batch, T time, k memories a token and M in all, with the shared one,
 N = B T k rows, S = M B sequences, H heads, K key size, V value size, W taps.
@@ -46,10 +46,10 @@ from jaxlab.layers import (
     gated_output,
     initial,
     l2_normalize,
-    routing,
     segments,
 )
 from jaxlab.layers.states import check_forward, check_step
+from jaxlab.mixers.mom import routing
 from jaxlab.mixers.sizes import check_heads, check_sizes
 from jaxlab.params import ParamSpec, grouped_linear, linear, over_batch_shards, value
 
@@ -64,15 +64,15 @@ class Config:
 
     width: int  # the model's width
     n_heads: int = 4
-    key_size: int | None = None  # a head's; None: width / n_heads
-    value_size: int | None = None  # a head's; None: as the key
-    n_memories: int = 4  # the router chooses among; the shared one comes on top
+    key_size: int | None = None  # of a head; None: width / n_heads
+    value_size: int | None = None  # of a head; None: the key size
+    n_memories: int = 4  # memories to choose from; the shared one comes on top
     top_k: int = 2  # memories a token is routed to
-    shared_memory: bool = True  # one more, that every token uses
+    shared_memory: bool = True  # one more memory, which every token uses
     rule: str = "gated_delta_rule"  # how a memory changes; one of RULES
     output_gate: bool = True  # silu(x W_gate) on the normalised output
     convolution: int = 4  # taps of the short convolutions on q, k, v; 0: none
-    balance_weight: float = 0.01  # of the loss that keeps the memories equally used
+    balance_weight: float = 0.01  # weighs the loss that keeps memories equally used
     chunk_size: int | None = None  # of the parallel form; None: the kernel's choice
     implementation: str | None = None  # of the kernel; None: the best that can run
 
@@ -114,7 +114,7 @@ class Config:
 
 
 def spec(cfg: Config) -> dict[str, ParamSpec]:
-    """Parameters of the layer."""
+    """Declare the parameters of the layer."""
     H, K, V, M = cfg.n_heads, cfg.K, cfg.V, cfg.M
 
     def per_memory(channels):
@@ -174,7 +174,7 @@ class MoMState:
 def init_state(
     cfg: Config, batch: int, max_length: int | None = None, dtype: Any = jnp.float32
 ) -> MoMState:
-    """The state before the first token; `max_length` does not matter to it."""
+    """Return the state before the first token, whatever `max_length` is."""
     H, K, V, M, W = cfg.n_heads, cfg.K, cfg.V, cfg.M, cfg.convolution
     channels = (H * K, H * K, H * V) if W else ()
     return MoMState(
@@ -184,13 +184,13 @@ def init_state(
 
 
 def _route(params, x, cfg: Config):
-    """The router's probabilities ``[B, T, n_memories]`` and its choices (eq. 3)."""
+    """Return the router's probabilities ``[B, T, n_memories]`` and choices (eq. 3)."""
     probabilities = jax.nn.softmax(linear(x.astype(jnp.float32), params["w_router"]))
     return probabilities, jax.lax.top_k(probabilities, cfg.top_k)[1]
 
 
 def _memories(params, x, cfg: Config):
-    """The k memories of each token and their weights, ``[B, T, k]``."""
+    """Return the k memories of each token and their weights, ``[B, T, k]``."""
     probabilities, chosen = _route(params, x, cfg)
     weights = jnp.take_along_axis(probabilities, chosen, axis=-1)
     weights /= jnp.sum(weights, axis=-1, keepdims=True)
@@ -208,10 +208,10 @@ def auxiliary_loss(
     *,
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> Float[Array, ""]:
-    """Balance loss: ``balance_weight * M sum_m (share of m's tokens) (mean p of m)``.
+    """Return ``balance_weight * M sum_m (share of m's tokens) (mean p of m)``.
 
-    Over the routed memories and the tokens that are no padding. The shares sum to
-    `top_k`; equal shares, the least unequal use, give ``balance_weight * top_k``.
+    This balance loss counts the M routed memories and the tokens that are not padding.
+    The shares sum to `top_k`; equal shares give ``balance_weight * top_k``.
 
     Reference: Fedus et al., Switch Transformers, arXiv 2101.03961, eq. 4.
     """
@@ -227,9 +227,10 @@ def auxiliary_loss(
 
 
 def _rows(params, x_BT, chosen, cfg: Config, segment_ids=None):
-    """The stream, and the inputs of the convolutions, beta and g in its rows (eq. 4).
+    """Return the stream and, in its rows, q, k and v before convolution, beta and g.
 
-    Queries are those of the tokens, keys and values those of the memories.
+    Queries are the same for all memories; each memory projects its own keys and values
+    (eq. 4).
     """
     stream = routing.sort_by_memory(chosen, cfg.M, segment_ids)
     q = routing.to_rows(linear(x_BT, params["w_q"]), stream)
@@ -249,7 +250,7 @@ def _rows(params, x_BT, chosen, cfg: Config, segment_ids=None):
 
 
 def _filters(params, cfg: Config):
-    """Those of q, k and v, if there are any."""
+    """Return the convolutions' filters for q, k and v, or none."""
     names = ("conv_q", "conv_k", "conv_v") if cfg.convolution else ()
     return [value(params[name]) for name in names]
 
@@ -275,14 +276,14 @@ def forward(
     state: MoMState | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], MoMState | None]:
-    """The parallel form; see `jaxlab.mixers` for the contract."""
+    """Run the parallel form; see `jaxlab.mixers` for the contract."""
     check_forward(x, state, init_state, cfg)
     run = functools.partial(_forward, cfg=cfg)
     return over_batch_shards(run, params, (x, state, segment_ids))
 
 
 def _forward(params, rows, cfg: Config):
-    """One stream of all memories and batch rows."""
+    """Run all memories and batch rows as one stream."""
     x, state, segment_ids = rows
     chosen, weights = _memories(params, x, cfg)
     stream, inputs, beta, g = _rows(params, x, chosen, cfg, segment_ids)
@@ -292,7 +293,7 @@ def _forward(params, rows, cfg: Config):
         inputs[i], tail = routing.stream_convolution(inputs[i], filter_WD, stream, tail)
         tails.append(tail)
     q, k, v = _heads(inputs, cfg)
-    if segment_ids is not None:  # a decay by zero starts a document anew
+    if segment_ids is not None:  # a decay to zero forgets the document before
         g = jnp.zeros(q.shape[:2], jnp.float32) if g is None else g
         g = jnp.where(stream.resets[:, None], -jnp.inf, g)
     o, memory = _rule(
@@ -317,7 +318,7 @@ def _forward(params, rows, cfg: Config):
 
 
 def _rule(operands, **settings):
-    """The memories' recurrence: linear attention, or with step sizes the delta rule."""
+    """Run the memories' recurrence: the delta rule if there is a beta."""
     q, k, v, beta, g = operands
     if beta is None:
         return pallas_kernels.gated_linear_attention(q, k, v, g, **settings)
@@ -325,14 +326,14 @@ def _rule(operands, **settings):
 
 
 def _by_sequence(a: Array) -> Array:
-    """[B, M, ...] to [S, ...], memories first."""
+    """Turn [B, M, ...] into [S, ...], memories first."""
     return jnp.swapaxes(a, 0, 1).reshape(a.shape[0] * a.shape[1], *a.shape[2:])
 
 
 def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: MoMState
 ) -> tuple[Float[Array, "B width"], MoMState]:
-    """The recurrence itself, one token; reads and writes its k memories alone."""
+    """Run the recurrence for one token, reading and writing only its k memories."""
     check_step(x, state, init_state, cfg)
     return over_batch_shards(functools.partial(_step, cfg=cfg), params, (x, state))
 
@@ -342,16 +343,17 @@ def _step(params, rows, cfg: Config):
     x_BT = x[:, None]
     chosen, weights = _memories(params, x_BT, cfg)
     stream, inputs, beta, g = _rows(params, x_BT, chosen, cfg)
-    own = stream.sequence % len(x), stream.sequence // len(x)  # batch row, memory
+    # The batch row and the memory of each row of the stream.
+    place = stream.sequence % len(x), stream.sequence // len(x)
     inputs, tails = list(inputs), list(state.tails)
     for i, filter_WD in enumerate(_filters(params, cfg)):
-        inputs[i], tail = convolution_step(inputs[i], filter_WD, tails[i][own])
-        tails[i] = tails[i].at[own].set(tail)
+        inputs[i], tail = convolution_step(inputs[i], filter_WD, tails[i][place])
+        tails[i] = tails[i].at[place].set(tail)
     q, k, v = _heads(inputs, cfg)
     o, memory = _rule(
         jax.tree.map(lambda a: a[:, None], (q, k, v, beta, g)),
-        initial_state=state.memory[own],
+        initial_state=state.memory[place],
         implementation=cfg.implementation,
     )
     y = _output(params, x_BT, o[:, 0], weights, stream)
-    return y[:, 0], MoMState(state.memory.at[own].set(memory), tuple(tails))
+    return y[:, 0], MoMState(state.memory.at[place].set(memory), tuple(tails))

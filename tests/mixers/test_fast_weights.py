@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.layers.fast_weights import (
+from jaxlab.mixers.lact.fast_weights import (
     NEWTON_SCHULZ,
     FastWeights,
     Rule,

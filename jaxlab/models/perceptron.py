@@ -1,4 +1,4 @@
-"""The multi-layer perceptron that acts in environments.
+"""A multi-layer perceptron, and three ways to act by its outputs.
 
 A hidden layer is relu(norm(x W + b)) with the norm of layers,
 
@@ -7,8 +7,8 @@ A hidden layer is relu(norm(x W + b)) with the norm of layers,
 and the last layer is x W + b. Its weights are used through `linear` alone, so they may
 be a population's members.
 
-Three ways to an action: `greedy` and `sample` take one of `outputs` actions, `bounded`
-makes a vector of them.
+As the policy of an environment, `greedy` and `sample` choose one of `outputs` actions,
+and `bounded` makes the vector of one action.
 
 Reference: Sarkar et al., Evolution Strategies at the Hyperscale, arXiv 2511.16652;
 the layer is that of Gallici et al., Simplifying Deep Temporal Difference Learning,
@@ -34,7 +34,7 @@ class Config:
         observation_size: entries of an observation.
         outputs: number of actions, or entries of an action.
         width: of the hidden layers.
-        layers: how many hidden layers.
+        layers: number of hidden layers.
     """
 
     observation_size: int
@@ -51,7 +51,7 @@ class Config:
 
 
 def spec(cfg: Config) -> dict[str, dict[str, ParamSpec]]:
-    """Parameters: `hidden_0`, `hidden_1`, ... and `last`."""
+    """Declare the parameters `hidden_0`, `hidden_1`, ... and `last`."""
 
     def affine(n_in, n_out):
         zeros = ParamSpec((n_out,), (None,), initializers.zeros, "bias")
@@ -72,7 +72,7 @@ def spec(cfg: Config) -> dict[str, dict[str, ParamSpec]]:
 def forward(
     params: Any, observation: Float[Array, " observation_size"], cfg: Config
 ) -> Float[Array, " outputs"]:
-    """The outputs of the network for one observation."""
+    """Return the outputs of the network for one observation."""
     x = observation
     for i in range(cfg.layers):
         layer = params[f"hidden_{i}"]
@@ -85,14 +85,14 @@ def forward(
 def greedy(
     params: Any, observation: Float[Array, " observation_size"], cfg: Config
 ) -> Int[Array, ""]:
-    """The action of the largest output, the first of equals."""
+    """Return the action with the largest output, the first of equals."""
     return jnp.argmax(forward(params, observation, cfg)).astype(jnp.int32)
 
 
 def sample(
     params: Any, observation: Float[Array, " observation_size"], cfg: Config, key: Array
 ) -> Int[Array, ""]:
-    """An action drawn from softmax(outputs)."""
+    """Draw an action from softmax(outputs)."""
     return jax.random.categorical(key, forward(params, observation, cfg))
 
 
@@ -103,7 +103,7 @@ def bounded(
     low: Float[Array, " outputs"],
     high: Float[Array, " outputs"],
 ) -> Float[Array, " outputs"]:
-    """low + (high - low) (tanh(outputs) + 1) / 2."""
+    """Return low + (high - low) (tanh(outputs) + 1) / 2."""
     low, high = jnp.asarray(low), jnp.asarray(high)
     share = (jnp.tanh(forward(params, observation, cfg)) + 1) / 2
     return low + (high - low) * share

@@ -7,15 +7,15 @@ from jaxtyping import Array, Shaped, UInt32
 
 @jax.jit
 def digest(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:
-    """32-bit digest of the values of an array, whatever its sharding.
+    """Return a 32-bit digest of the values of an array, whatever its sharding.
 
     sum_i mix(w_i XOR mix(i)) mod 2^32, over the words w_i at flat positions i. `mix`
     is a bijection, so a change of one word always changes the sum; any other change,
-    such as two words swapped, goes unseen with a chance of 2^-32. An integer sum does
-    not depend on its order, hence not on devices.
+    such as two words swapped, goes unseen with a probability of 2^-32. An integer sum
+    does not depend on its order, and so not on the devices that compute it.
 
     Args:
-        x: any dtype but PRNG keys.
+        x: of any dtype except PRNG keys.
 
     Returns:
         The digest, replicated.
@@ -36,9 +36,9 @@ def digest(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:
 
 
 def digests(arrays: dict[str, Array]) -> dict[str, int]:
-    """The digest of every array, each in [0, 2^32)."""
-    found = jax.device_get({name: digest(x) for name, x in arrays.items()})
-    return {name: int(value) for name, value in found.items()}
+    """Return the digest of every array, a number in [0, 2^32)."""
+    values = jax.device_get({name: digest(x) for name, x in arrays.items()})
+    return {name: int(value) for name, value in values.items()}
 
 
 def _mix(h: UInt32[Array, "..."]) -> UInt32[Array, "..."]:

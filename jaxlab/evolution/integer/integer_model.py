@@ -2,8 +2,8 @@
 
 Weights and activations are int8 in -127 .. 127 and stand for sixteenths (16 is 1.0);
 sums are int32. Every operation rounds to negative infinity (``>>`` and ``//``) and
-saturates, so the model has no derivative, and needs none: `evolution.integer` moves its
-weights by the signs of differences of its loss.
+saturates, so the model has no derivative, and needs none: `strategy` moves its weights
+by the signs of differences of its loss.
 
     x <- x + cell(norm(x)),   x <- x + (norm(x) W_up) W_down,   logits = norm(x) W_head
 

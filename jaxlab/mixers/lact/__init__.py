@@ -1,26 +1,27 @@
 """LaCT: attention within a chunk, fast weights beyond it.
 
-Softmax attention sees a sliding window; what lies further back is in the weights of a
-small network a head, which takes one large training step a chunk and is read by every
-token (`jaxlab.layers.fast_weights`):
+Softmax attention sees a sliding window. Older tokens are stored in the weights of a
+small network for each head, which takes one large training step per chunk and is read
+by every token (`fast_weights`):
 
     q, k, v = x W_q, x W_k, x W_v
     o = attention_window(q, k, v) + silu(x w_scale) RMSNorm(f_W(q'))       (algorithm 2)
     y = o W_o
 
 with q' and k' the unit vectors of silu(scale * q + offset), turned by the rotary
-positions, and v' = silu(v). The learning rates are softplus(x W_lr + b), one a token,
-head and matrix; the momentum is sigmoid(x W_momentum + b), averaged over a chunk.
+positions, and v' = silu(v). The learning rates are softplus(x W_lr + b), one for each
+token, head and matrix. The momentum is sigmoid(x W_momentum + b), averaged over a
+chunk.
 
-Chunk c is read with the weights after chunks < c, so its own tokens meet in attention
-only: the window spans at least a chunk.
+Chunk c is read with the weights after chunks < c, so that its own tokens see each other
+in attention only: the window spans at least a chunk.
 
-Differs from the paper in: the scale and offset stand on the fast queries and keys, as
+Differs from the paper in: the scale and offset apply to the fast queries and keys, as
 in the released code (``scale_placement="attention"`` is the paper's). Differs from that
-code in: a document starts with its own chunk and the learned weights, and decoding
-continues them; the code ignores documents there and starts again at every call. The
+code in: every document starts a new chunk with the learned weights, and decoding
+continues both; the code ignores documents there and starts again at every call. The
 fast weights start with full rank (``init_rank=32`` is the code's), and the scale of the
-fast branch at the size of its fan-in (the code's is nearly off).
+fast branch starts at the size of its fan-in (in the code it is nearly off).
 
 Reference: Zhang et al., "Test-Time Training Done Right", arXiv 2505.23884.
 
@@ -47,13 +48,19 @@ from jaxlab.layers import (
     softmax_attention,
     softmax_attention_step,
 )
-from jaxlab.layers.fast_weights import FastWeights, Rule
 from jaxlab.layers.states import check_forward, check_step
-from jaxlab.layers.ttt_scan import FastState, init_fast_state, ttt_scan, ttt_step
+from jaxlab.mixers.lact.fast_weights import FastWeights, Rule
+from jaxlab.mixers.lact.ttt_scan import (
+    ORDERS,
+    FastState,
+    init_fast_state,
+    ttt_scan,
+    ttt_step,
+)
 from jaxlab.mixers.sizes import check_sizes
 from jaxlab.params import ParamSpec, abstract, constrain, linear, value
 
-ORDERS = ("apply_update", "update_apply", "update_all")
+LAYER_ORDERS = tuple(order for order in ORDERS if order != "strided")
 PLACEMENTS = ("fast", "attention")
 
 
@@ -62,20 +69,20 @@ class Config:
     """Sizes and variants of a LaCT layer."""
 
     width: int  # the model's width
-    n_heads: int = 4  # of attention
+    n_heads: int = 4  # heads of attention
     n_fast_heads: int = 4  # the state holds 3 * inter_multi * width^2 / n_fast_heads
-    inter_multi: int = 1  # hidden size of a fast head, in head sizes
+    inter_multi: int = 1  # hidden size of a fast head, as a multiple of the head size
     chunk_size: int = 256  # tokens a step; the paper trains with 2048 and more
-    window: int | None = None  # of attention; None: a chunk
-    optimizer: str = "muon"  # of the fast weights, or "gradient_descent"
+    window: int | None = None  # tokens that attention sees; None: a chunk
+    optimizer: str = "muon"  # trains the fast weights; or "gradient_descent"
     momentum: bool = True  # learned, per token
-    norm_placement: str = "post"  # of the weights' norm: "post", "pre" or "none"
-    newton_schulz: str = "schedule"  # coefficients of Muon, or "paper"
+    norm_placement: str = "post"  # where weights are rescaled: "post", "pre", "none"
+    newton_schulz: str = "schedule"  # Muon's coefficients; or "paper"
     base_lr: float = 1e-3  # at the start; Muon only uses ratios of rates
-    order: str = "apply_update"  # others are not causal: forward without state only
-    scale_placement: str = "fast"  # of scale and offset, or "attention"
+    order: str = "apply_update"  # the others are not causal: only forward, no state
+    scale_placement: str = "fast"  # where scale and offset apply; or "attention"
     fast_rope: bool = True  # rotary positions on the fast queries and keys
-    value_silu: bool = True  # of the fast values
+    value_silu: bool = True  # silu on the fast values
     init_rank: int | None = None  # of the initial gate and up matrices; None: full
     rope_base: float = 10_000.0  # wavelength base of the rotary positions
 
@@ -101,11 +108,12 @@ class Config:
                 f"width={self.width} / n_heads={self.n_heads} is an odd head size; "
                 "rotary positions turn pairs of channels."
             )
-        _ = self.rule  # checks its names
-        if self.order not in ORDERS:
+        _ = self.rule  # checks the names in it
+        if self.order not in LAYER_ORDERS:
             raise ValueError(
-                f"order={self.order!r} is not one of {ORDERS}; 'strided' needs to know "
-                "which tokens write, so call jaxlab.layers.ttt_scan.ttt_scan for it."
+                f"order={self.order!r} is not one of {LAYER_ORDERS}; 'strided' needs "
+                "to know which tokens write, so call ttt_scan of "
+                "jaxlab.mixers.lact.ttt_scan for it."
             )
         if self.scale_placement not in PLACEMENTS:
             raise ValueError(
@@ -139,7 +147,7 @@ class Config:
 
 
 def spec(cfg: Config) -> dict[str, ParamSpec]:
-    """Parameters of the layer; heads of the fast weights stand side by side."""
+    """Declare the parameters; heads of the fast weights are side by side."""
     d, H, D, F = cfg.width, cfg.n_fast_heads, cfg.D, cfg.F
     square = ParamSpec((d, d), ("width", "heads"))
     zeros, ones = initializers.zeros, initializers.ones
@@ -186,10 +194,10 @@ class LactState:
 def init_state(
     cfg: Config, batch: int, max_length: int, dtype: Any = jnp.float32
 ) -> LactState:
-    """The state before the first token.
+    """Return the state before the first token.
 
-    Its size does not grow with the length. Where `max_length` is below the window,
-    attention keeps that many tokens.
+    Its size does not grow with the length. If `max_length` is below the window,
+    attention keeps only that many tokens.
     """
     slots, head_size = min(max_length, cfg.span), cfg.width // cfg.n_heads
     shapes = jax.eval_shape(lambda p: _initial_weights(p, cfg), abstract(spec(cfg)))
@@ -202,7 +210,8 @@ def init_state(
 
 
 def _initial_weights(params, cfg: Config) -> FastWeights:
-    def heads(w):  # [in, H * out] to [H, in, out]
+    def heads(w):
+        """Turn [in, H * out] into [H, in, out]."""
         w = w.astype(jnp.float32)
         return jnp.swapaxes(w.reshape(w.shape[0], cfg.n_fast_heads, -1), 0, 1)
 
@@ -220,7 +229,7 @@ def _initial_weights(params, cfg: Config) -> FastWeights:
 
 
 def _project(params, x_BTd, positions_BT, cfg: Config):
-    """Queries, keys and values of both branches, ``[B, T, heads, size]``."""
+    """Project to queries, keys and values of both branches, ``[B, T, heads, size]``."""
     B, T, _ = x_BTd.shape
     q, k, v = (linear(x_BTd, params[name]) for name in ("w_q", "w_k", "w_v"))
 
@@ -237,7 +246,7 @@ def _project(params, x_BTd, positions_BT, cfg: Config):
         return rotary(split(a, cfg.n_heads), positions_BT, cfg.rope_base)
 
     def fast(a):
-        """Unit vectors a fast head; turned with the angles of the attention heads."""
+        """Unit vectors of each fast head, turned by the angles of attention's heads."""
         a = l2_normalize(split(jax.nn.silu(a), cfg.n_fast_heads))
         return split(turn(a), cfg.n_fast_heads) if cfg.fast_rope else a
 
@@ -251,14 +260,14 @@ def _project(params, x_BTd, positions_BT, cfg: Config):
 
 
 def _head(params, x, name: str):
-    """``x W + b``, float32."""
+    """Return ``x W + b``, float32."""
     y = linear(x, params[f"w_{name}"]).astype(jnp.float32)
     b = value(params[f"b_{name}"]).astype(jnp.float32)
     return y + b.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def _rates(params, x, cfg: Config):
-    """eta ``[..., H, 3]`` and beta ``[..., H]`` (or None), float32."""
+    """Return eta ``[..., H, 3]`` and beta ``[..., H]`` (or None), float32."""
     start = cfg.base_lr + math.log(-math.expm1(-cfg.base_lr))  # softplus: base_lr
     eta = jax.nn.softplus(_head(params, x, "lr") + start)
     eta = eta.reshape(*x.shape[:-1], cfg.n_fast_heads, 3)
@@ -282,10 +291,10 @@ def forward(
     state: LactState | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], LactState | None]:
-    """A scan over chunks; see `jaxlab.mixers` for the contract.
+    """Run the layer by a scan over chunks; see `jaxlab.mixers` for the contract.
 
-    It holds for the order "apply_update". The others see tokens of the future: by
-    chunk ("update_apply") or all of them ("update_all"), in the fast branch.
+    The contract holds for the order "apply_update". In the others the fast branch sees
+    future tokens: those of its chunk ("update_apply") or all of them ("update_all").
     """
     check_forward(x, state, init_state, cfg, _slots(state))
     B, T, _ = x.shape
@@ -320,7 +329,7 @@ def forward(
 def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: LactState
 ) -> tuple[Float[Array, "B width"], LactState]:
-    """One token; a step is taken where it fills a chunk."""
+    """Run one token, which trains the fast weights if it fills a chunk."""
     if cfg.order != "apply_update":
         raise ValueError(
             f"order={cfg.order!r} reads a chunk after it was written, so its tokens "
@@ -346,5 +355,5 @@ def step(
 
 
 def _slots(state: LactState | None) -> int:
-    """Those of the cache: the caller's choice, as max_length."""
+    """Return the number of slots of the cache, which the caller chose by max_length."""
     return state.cache.position.shape[1] if isinstance(state, LactState) else 0

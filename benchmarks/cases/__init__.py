@@ -1,0 +1,1 @@
+"""Named shapes and named hard inputs of the kernels, for tests and benchmarks."""

@@ -1,0 +1,43 @@
+"""The position in the data, of the iterator of every process."""
+
+from typing import Any
+
+import jax
+
+from jaxlab.checkpoint.errors import CheckpointError
+from jaxlab.checkpoint.processes import gather_json
+
+
+def data_positions(data_iterator: Any) -> list | None:
+    """Return the position of every process's iterator, on every process."""
+    if data_iterator is None:
+        return None
+    position = data_iterator.get_state()
+    if isinstance(position, bytes):
+        position = {"bytes": position.decode()}
+    return gather_json(position)
+
+
+def set_position(data_iterator: Any, positions: list | None, step: int) -> None:
+    """Move this process's iterator to its saved position.
+
+    Raises:
+        CheckpointError: no positions were saved, or those of another number of
+            processes.
+    """
+    if positions is None:
+        raise CheckpointError(
+            f"Step {step} was saved without a data iterator, so there is no position "
+            "to restore; pass no data_iterator to start the data from its beginning."
+        )
+    if len(positions) != jax.process_count():
+        raise CheckpointError(
+            f"Step {step} holds the data positions of {len(positions)} processes and "
+            f"this run has {jax.process_count()}, each of which would read another "
+            "part of the data. Use as many processes, or pass no data_iterator to "
+            "start the data from its beginning."
+        )
+    position = positions[jax.process_index()]
+    if isinstance(position, dict) and position.keys() == {"bytes"}:
+        position = position["bytes"].encode()
+    data_iterator.set_state(position)
