@@ -1,4 +1,4 @@
-"""Optimizers: optax transformations, one method a file; and schedules."""
+"""Optimizers as optax transformations, one method a file, and schedules."""
 
 from jaxlab.optimizers.adadagrad import (
     AdAdaGrad,
@@ -33,7 +33,7 @@ from jaxlab.optimizers.statistics import tapped_by
 from jaxlab.optimizers.switching import Switch, left_at, while_it_pays
 
 Optimizer = AdamW | SGD | LAMB | Muon | MKOR | SOAP | Shampoo | FRUGAL | AdAdaGrad
-"""Settings that a training config may name."""
+"""The settings that a training config may hold."""
 
 __all__ = [
     "FRUGAL",
