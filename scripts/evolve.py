@@ -1,9 +1,9 @@
 """Search a config: python scripts/evolve.py configs/cartpole.py [--resume] [--steps 20]
 
-Evolution strategies, and the policy gradients beside them: whatever makes its own data.
-Every number and name in the config is an option, which --help after the config lists;
-another environment, method or shaping is another config. --resume
-continues the search of that name.
+Runs evolution strategies and policy gradients, methods that generate their own data.
+Every number and name in the config is an option; --help after the config lists them.
+For another environment, method or shaping write another config. --resume continues the
+search of the same name.
 """
 
 import logging
@@ -24,7 +24,7 @@ def main() -> None:
     if not isinstance(cfg, SearchConfig):
         sys.exit(
             f"error: {arguments[0]} is a {type(cfg).__name__}, not a SearchConfig; "
-            "scripts/train.py trains by gradients."
+            "train it with scripts/train.py."
         )
     try:
         search(cfg, resume="--resume" in arguments)
