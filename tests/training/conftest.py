@@ -11,7 +11,7 @@ from jaxlab.data import CorpusConfig
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """40 short documents of five words."""
+    """A corpus of 40 short documents made of five words."""
     folder = tmp_path_factory.mktemp("text")
     rng = np.random.default_rng(0)
     for i in range(40):
@@ -27,6 +27,6 @@ def small_disk(tmp_path):
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
     if shutil.which("mount") is None or subprocess.run(mount).returncode != 0:
-        pytest.skip("a small tmpfs cannot be mounted here (root is needed)")
+        pytest.skip("a small tmpfs cannot be mounted (this needs root)")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
