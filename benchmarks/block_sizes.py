@@ -1,8 +1,8 @@
 """Choose the TPU kernels' block sizes by the compiler's estimate of their cycles.
 
-Every candidate's kernels, of both directions, are estimated on two chips, and each
-kernel has its own best on each. Writes the choice where the kernels read it, and every
-candidate's cycles to benchmarks/results/block_sizes.json.
+The kernels of every candidate, forward and backward, are estimated on two chips, and
+each kernel gets its own best sizes on each. Writes the choice where the kernels read
+it, and the cycles of every candidate to benchmarks/results/block_sizes.json.
 """
 
 import fnmatch
@@ -13,7 +13,7 @@ from benchmarks.record import RESULTS, record
 from pallas_kernels import aot
 from pallas_kernels.tpu import block_sizes
 
-CHIPS = ("v5e", "v6e")  # on the others the estimate, which takes VMEM, has too little
+CHIPS = ("v5e", "v6e")  # the others have too little VMEM, which the estimate also uses
 TOKENS, HEADS = 1024, 16
 CANDIDATES = {
     "delta_rule": {"heads": (8, 16)},
@@ -21,12 +21,12 @@ CANDIDATES = {
     "linear_attention, a channel's decay": {"heads": (8, 16), "in_turns": (2, 4, 8)},
     "selective_scan": {"heads": (2, 4, 8), "unroll": (1, 2, 4)},
 }
-"""Of K = V = 128 in bfloat16; a "head" of the selective scan is 128 channels of 16
-states."""
+"""Sizes to try, with K = V = 128 in bfloat16; a "head" of the selective scan is 128
+channels of 16 states."""
 
 
 def job(operation: str, sizes: dict[str, int], chip: str) -> aot.Job:
-    """The program of an operation's kernels, both directions."""
+    """The program of an operation's forward and backward kernels."""
     name, _, decay = operation.partition(", a ")
     arguments = {"T": TOKENS, "backward": True, "program": name, "sizes": sizes}
     if name == "selective_scan":  # half of the heads: its code is long
@@ -39,7 +39,7 @@ def job(operation: str, sizes: dict[str, int], chip: str) -> aot.Job:
 
 
 def estimate(operation: str) -> dict[str, list[dict]]:
-    """Cycles of every candidate, by kernel; None where one does not compile."""
+    """The cycles of every candidate, by kernel; None for one that does not compile."""
     name, comma, decay = operation.partition(",")
     kernels = {f"{name}_{way}": [] for way in ("forward", "backward")}
     choices = CANDIDATES[operation]
@@ -51,17 +51,17 @@ def estimate(operation: str) -> dict[str, list[dict]]:
         for kernel, candidates in kernels.items():
             cycles = {}
             for chip, report in zip(CHIPS, reports, strict=True):
-                of_kernel = [k.cycles for k in report.kernels if k.name == kernel]
-                cycles[chip] = of_kernel[0] if of_kernel else None
+                counts = [k.cycles for k in report.kernels if k.name == kernel]
+                cycles[chip] = counts[0] if counts else None
             candidates.append({"sizes": sizes, "cycles": cycles})
             print(f"{kernel}{comma}{decay} {sizes}: {cycles}", flush=True)
     return {f"{k}{comma}{decay}": candidates for k, candidates in kernels.items()}
 
 
 def best(candidates: list[dict], chip: str) -> dict[str, int]:
-    """The first sizes whose cycles are within 2% of the least; others are longer code.
+    """The first sizes within 2% of the fewest cycles; later sizes make longer code.
 
-    Those that are not estimated on a chip are out.
+    Candidates without an estimate on the chip are ignored.
     """
     cycles = [c["cycles"][chip] for c in candidates]
     enough = 1.02 * min(n for n in cycles if n is not None)
@@ -72,19 +72,19 @@ def best(candidates: list[dict], chip: str) -> dict[str, int]:
     )
 
 
-def table(found: dict[str, list[dict]]) -> dict[str, dict[str, dict[str, int]]]:
+def table(candidates: dict[str, list[dict]]) -> dict[str, dict[str, dict[str, int]]]:
     """The best sizes by kernel and chip."""
-    return {k: {chip: best(found[k], chip) for chip in CHIPS} for k in found}
+    return {k: {chip: best(candidates[k], chip) for chip in CHIPS} for k in candidates}
 
 
 def main(only: str = "*") -> None:
-    """Estimate the operations of a glob, and write both files."""
+    """Estimate the operations that match a glob, and write both files."""
     path = RESULTS / "block_sizes.json"
-    found = {} if only == "*" else json.loads(path.read_text())["candidates"]
+    candidates = {} if only == "*" else json.loads(path.read_text())["candidates"]
     for operation in fnmatch.filter(CANDIDATES, only):
-        found |= estimate(operation)
-    lines = [f'  "{k}": {json.dumps(sizes)}' for k, sizes in table(found).items()]
+        candidates |= estimate(operation)
+    lines = [f'  "{k}": {json.dumps(sizes)}' for k, sizes in table(candidates).items()]
     block_sizes.PATH.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     versions = {"libtpu": aot.libtpu_version()}
-    record("block_sizes", tokens=TOKENS, candidates=found, versions=versions)
+    record("block_sizes", tokens=TOKENS, candidates=candidates, versions=versions)
     print(f"Wrote {block_sizes.PATH} and {path}.")

@@ -2,15 +2,15 @@
 
     python -m benchmarks.cartpole [--turns 9]
 
-A population of 512 networks of three hidden layers, `greedy`, sigma 0.05 and Adam at
-0.01; a member's fitness is the return of one episode, whose first state a pair shares.
-After each generation the mean parameters play 16 episodes that no member saw, and it is
-solved where all of them last 500 steps. Layers of 256 are those of the paper's
-networks; only rank 1 is run to the end with them.
+A population has 512 networks with three hidden layers that act greedily; sigma is 0.05,
+and Adam's learning rate 0.01. A member's fitness is the return of one episode, whose
+first state the two members of a pair share. After each generation the mean parameters
+play 16 other episodes; the task is solved when all of them last 500 steps. The paper's
+networks have layers of 256; these are trained until solved only with rank 1.
 
-A generation gets slower as members live longer. So the time is taken in a CartPole
-without limits, where all 512 live for 500 steps, from noise to update, without the
-evaluation; ranks take turns. Writes `results/cartpole.json`.
+A generation gets slower as members survive longer. So it is timed in a CartPole without
+limits, where all 512 survive for 500 steps, from noise to update and without the
+evaluation; the ranks take turns. Writes `results/cartpole.json`.
 """
 
 import math
@@ -31,13 +31,13 @@ from jaxlab.models import perceptron
 RANKS = {"rank 1": 1, "rank 4": 4, "full": None}
 POPULATION = 512
 SEEDS = (1, 2, 3, 4, 5)
-EPISODES = 16  # of an evaluation
+EPISODES = 16  # in an evaluation
 MOST = 100  # generations
-SOLVED = {64: tuple(RANKS), 256: ("rank 1",)}  # width: the ranks that are run
+SOLVED = {64: tuple(RANKS), 256: ("rank 1",)}  # width: ranks to train until solved
 
 
 def network(width: int) -> perceptron.Config:
-    """Three hidden layers."""
+    """A network with three hidden layers."""
     return perceptron.Config(CartPole().observation_size, CartPole().actions, width)
 
 
@@ -45,7 +45,7 @@ def main(turns: int = 9) -> None:
     """Measure and record.
 
     Args:
-        turns: repeats of every measurement of time.
+        turns: repetitions of each time measurement.
     """
     solved = {}
     for width, names in SOLVED.items():
@@ -81,10 +81,10 @@ def main(turns: int = 9) -> None:
 
 
 def of_runs(solved: dict, name: str) -> dict:
-    """One figure of every run."""
+    """One figure of every run, by width and rank."""
     return {
-        width: {rank: [run[name] for run in runs] for rank, runs in found.items()}
-        for width, found in solved.items()
+        width: {rank: [run[name] for run in runs] for rank, runs in by_rank.items()}
+        for width, by_rank in solved.items()
     }
 
 
@@ -95,10 +95,10 @@ def strategy(rank: int | None, cfg: perceptron.Config):
 
 
 def start(es, seed: int, cfg: perceptron.Config):
-    """State and parameters before the first generation."""
-    of_weights, of_noise = jax.random.split(jax.random.key(seed))
-    weights = params.init(perceptron.spec(cfg), of_weights)
-    return es.init(weights, of_noise), weights
+    """The state and parameters before the first generation."""
+    weights_key, noise_key = jax.random.split(jax.random.key(seed))
+    weights = params.init(perceptron.spec(cfg), weights_key)
+    return es.init(weights, noise_key), weights
 
 
 def generation(rank: int | None, environment: CartPole, cfg: perceptron.Config):
@@ -120,7 +120,7 @@ def generation(rank: int | None, environment: CartPole, cfg: perceptron.Config):
 
 @partial(jax.jit, static_argnames="cfg")
 def evaluate(weights, key, cfg: perceptron.Config):
-    """The worst return of the mean parameters."""
+    """The lowest return of the mean parameters in an evaluation."""
 
     def greedy(o, _):
         return perceptron.greedy(weights, o, cfg)
@@ -129,10 +129,10 @@ def evaluate(weights, key, cfg: perceptron.Config):
 
 
 def solve(step, rank: int | None, seed: int, cfg: perceptron.Config) -> dict:
-    """Generations and seconds until every episode of an evaluation is full.
+    """Generations and seconds until every episode of an evaluation has full length.
 
     Raises:
-        RuntimeError: not within `MOST` generations.
+        RuntimeError: it is not solved within `MOST` generations.
     """
     state, weights = start(strategy(rank, cfg), seed, cfg)
     keys = jax.random.split(jax.random.key(1000 + seed), MOST)

@@ -1,17 +1,17 @@
-"""Does a compiled program on a CPU compute what it says?
+"""Check that compiled programs on a CPU compute the right values.
 
     python -m benchmarks.compiled [--eager] [--only "delta*"] [--shapes 512,8 64,64]
 
-XLA for CPUs gives some fusions of matrix products to a library, and in jaxlib 0.11.2 to
-0.12.0.1 multiplies wrongly by a right operand that repeats one number, where a
-reduction is fused with the product (`tests/kernels/test_compiler.py` has the smallest
-program). This compiles every operation and mixer with these fusions and without, and
-compares all that they return: without a state, with an empty one made in the same
-program, a step, and the gradient. Where the two differ, the same in float64 says which
-of them errs. It also looks into the compiled program for products that such a fusion
-would get wrong, because memory that was never written often holds the right zeros by
-chance. Writes benchmarks/results/compiled_jax_<version>.json; some hours on one core.
-`compiled_before.json` is what it found for one head at commit 299883b, before empty
+XLA for CPUs delegates some fusions of matrix products to a library. In jaxlib 0.11.2 to
+0.12.0.1 the product is wrong if its right operand repeats one number and a reduction is
+fused with it (`tests/kernels/test_compiler.py` has the smallest program). This
+benchmark compiles every operation and mixer with these fusions and without, and
+compares all results: without a state, with an empty state created in the same program,
+for a step, and of the gradient. Where the two differ, float64 decides which one is
+wrong. It also searches the compiled program for products that such a fusion would get
+wrong, because uninitialised memory often happens to be zero, which is right. Writes
+benchmarks/results/compiled_jax_<version>.json; takes some hours on one core.
+`compiled_before.json` has the results for one head at commit 299883b, before empty
 states were hidden from the compiler (without Mixture-of-Memories of over 64 rows).
 """
 
@@ -44,15 +44,15 @@ from jaxlab.mixers import (
 
 HEADS = (1, 2, 4)
 SHAPES = ((1024, 4), (512, 8), (200, 16), (128, 32), (64, 64), (16, 256))
-SIZE = 32  # of a head's keys and values
+SIZE = 32  # size of a head's keys and values
 WIDTH = 64
 PARTS = ("forward", "with state", "step", "gradient")
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.03}
-"""Differences, in units of an array's largest number, that are rounding for certain.
+"""Differences that are certainly rounding, as shares of an array's largest number.
 
-A norm of an output near zero, and a sum that cancels, make more of a rounding. There
-the program must not be much further from float64 than the one without the fusions or
-than the function outside of `jax.jit`."""
+The norm of an output near zero and sums that cancel amplify rounding. There the program
+must not be much further from float64 than the one without the fusions, or than the
+function outside of `jax.jit`."""
 MORE_ERROR = 4.0
 NO_FUSIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
@@ -60,7 +60,7 @@ Program = tuple[Callable[..., Any], tuple[Any, ...]]  # a function and its argum
 
 
 def operations(heads: int, rows: int, tokens: int, dtype: Any) -> dict[str, Program]:
-    """Each operation, and a sum over its outputs like that of a norm."""
+    """Every operation with its arguments."""
     keys = iter(jax.random.split(jax.random.key(heads), 16))
 
     def normal(*shape):
@@ -78,9 +78,11 @@ def operations(heads: int, rows: int, tokens: int, dtype: Any) -> dict[str, Prog
     g_channel = -jax.nn.softplus(normal(B, T, H, D).astype(jnp.float32))
     E, N = 2 * D * H, 8
     scan = (
-        *(normal(B, T, E), jax.nn.softplus(normal(B, T, E))),
+        normal(B, T, E),
+        jax.nn.softplus(normal(B, T, E)),
         -jnp.exp(normal(E, N).astype(jnp.float32)),
-        *(normal(B, T, N), normal(B, T, N)),
+        normal(B, T, N),
+        normal(B, T, N),
     )
     linear_attention = pallas_kernels.gated_linear_attention
     return {
@@ -100,7 +102,7 @@ def operations(heads: int, rows: int, tokens: int, dtype: Any) -> dict[str, Prog
 
 
 def mixer_configs(heads: int) -> dict[str, Any]:
-    """Every mixer with so many heads; the Mamba of one state space has none."""
+    """Every mixer with so many heads; Mamba, which has no heads, only with one."""
     head_size = WIDTH // heads
     configs = {
         "attention": attention.Config(WIDTH, n_heads=heads),
@@ -125,7 +127,7 @@ def mixer_configs(heads: int) -> dict[str, Any]:
 
 
 def programs_of_operation(call: Callable, arguments) -> dict[str, Program]:
-    """What a caller may compile of an operation; values of None are ones."""
+    """The programs to compile for an operation; values of None stand for ones."""
     if arguments[2] is None:
         q, k, _, *rest = arguments
         return programs_of_operation(_with_ones(call), (q, k, *rest))
@@ -146,7 +148,7 @@ def programs_of_operation(call: Callable, arguments) -> dict[str, Program]:
 
 
 def _with_ones(call: Callable) -> Callable:
-    """The operation of (q, k, ...) with values of one, made in the program."""
+    """The operation as a function of (q, k, ...), with values of one made inside."""
 
     def of_ones(q, k, *rest, **settings):
         return call(q, k, jnp.ones_like(q), *rest, **settings)
@@ -155,7 +157,7 @@ def _with_ones(call: Callable) -> Callable:
 
 
 def programs_of_mixer(cfg: Any, rows: int, tokens: int, dtype: Any):
-    """What a caller may compile of a mixer."""
+    """The programs to compile for a mixer."""
     mixer = mixer_of(cfg)
     weights = params.init(mixer.spec(cfg), jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (rows, tokens, WIDTH)).astype(dtype)
@@ -188,27 +190,27 @@ def _with_gradient(forward, with_state, arguments) -> dict[str, Program]:
 
 
 def difference(results: Any, others: Any) -> float:
-    """The largest difference of two trees of arrays, in units of each array's size."""
+    """The largest difference between two trees, as a share of each array's maximum."""
 
-    def of(a, b):
+    def relative(a, b):
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
         error = jnp.max(jnp.abs(a - b)) / jnp.maximum(jnp.max(jnp.abs(b)), 1e-6)
         return float(jnp.where(jnp.isfinite(error), error, jnp.inf))
 
     pairs = zip(jax.tree.leaves(results), jax.tree.leaves(others), strict=True)
-    return max((of(a, b) for a, b in pairs), default=0.0)
+    return max((relative(a, b) for a, b in pairs), default=0.0)
 
 
 def constant_operands(program: str) -> list[str]:
-    """Products in the library's fusions whose right operand repeats along an axis.
+    """Find products in the library's fusions whose right operand repeats along an axis.
 
-    Not all of them are wrong, but all that were wrong are among them.
+    Not all of them are wrong, but all known wrong products are among them.
 
     Args:
         program: the text of an optimised HLO module for a CPU.
 
     Returns:
-        The names of the JAX operations that they come from.
+        The names of the JAX operations that the products come from.
     """
     computations: dict[str, dict[str, tuple[str, str, list[str]]]] = {}
     fused: set[str] = set()
@@ -232,7 +234,7 @@ def constant_operands(program: str) -> list[str]:
 
 
 def _repeats(computation, name: str) -> bool:
-    """Whether a value is a broadcast along its last axis."""
+    """Whether a value is broadcast along its last axis."""
     operation, line, operands = computation.get(name, ("parameter", "", []))
     if operation in ("bitcast", "convert", "copy"):
         return _repeats(computation, operands[0])
@@ -244,34 +246,35 @@ def _repeats(computation, name: str) -> bool:
 
 
 def compare(program: Program, dtype: str, eager: bool = True) -> dict[str, Any]:
-    """Compile a program and compare what it returns.
+    """Compile a program and compare its results with those of others.
 
     Args:
         program: a function and its arguments.
-        dtype: the arguments', which says what is rounding.
-        eager: compare with the function outside of `jax.jit`, too.
+        dtype: dtype of the arguments, which determines what counts as rounding.
+        eager: whether to compare with the function outside of `jax.jit` too.
 
     Returns:
-        ``difference``, the largest one to the program without the fusions and to the
-        eager one; ``right``, whether it is rounding; and ``constant_operands``.
+        ``difference``, the largest one from the program without the fusions and from
+        the eager function; ``right``, whether it is rounding; and
+        ``constant_operands``.
     """
     function, arguments = program
     compiled = jax.jit(function).lower(*arguments).compile()
     results = compiled(*arguments)
     plain = jax.jit(function, compiler_options=NO_FUSIONS)(*arguments)
-    found = difference(results, plain)
+    largest = difference(results, plain)
     if eager:
-        found = max(found, difference(results, function(*arguments)))
-    rounding = found <= TOLERANCE[dtype]
+        largest = max(largest, difference(results, function(*arguments)))
+    rounding = largest <= TOLERANCE[dtype]
     return {
-        "difference": found,
+        "difference": largest,
         "right": rounding or _near_float64(program, dtype, results, plain),
         "constant_operands": constant_operands(compiled.as_text() or ""),
     }
 
 
 def _near_float64(program: Program, dtype: str, results: Any, plain: Any) -> bool:
-    """Whether each array is, or about as near to it as the plain or the eager one."""
+    """Whether each array is as near float64 as rounding, plain or eager ones are."""
     function, arguments = program
     eager = function(*arguments)
     with jax.enable_x64(True):
@@ -291,7 +294,7 @@ def _near_float64(program: Program, dtype: str, results: Any, plain: Any) -> boo
 def cases(
     all_heads, shapes, dtype: Any
 ) -> Iterator[tuple[str, int, str, dict[str, Program]]]:
-    """Every operation and mixer, with every number of heads and shape."""
+    """Every operation and mixer for every shape and number of heads."""
     for rows, tokens in shapes:
         for heads in all_heads:
             shape = f"{rows} rows of {tokens}"
@@ -314,14 +317,14 @@ def main(
     """Compare every case.
 
     Args:
-        only: a pattern of the names of operations and mixers.
+        only: a glob of the names of operations and mixers.
         heads: numbers of heads.
-        shapes: rows and tokens, as "512,8".
-        dtype: of the inputs.
-        parts: what to compile of each.
-        eager: compare with what the functions give outside of `jax.jit`, too; gradients
-            are left out.
-        name: of the file of results.
+        shapes: rows and tokens, such as "512,8".
+        dtype: dtype of the inputs.
+        parts: the programs to compile for each.
+        eager: whether to compare with the functions outside of `jax.jit` too, except
+            for gradients.
+        name: name of the file of results.
     """
     sizes = [tuple(int(size) for size in shape.split(",")) for shape in shapes]
     grid = {"dtype": dtype, "heads": heads, "shapes": shapes, "parts": parts}
@@ -330,16 +333,21 @@ def main(
         for part in parts:
             if part not in programs or not fnmatch.fnmatch(method, only):
                 continue
-            got = compare(programs[part], dtype, eager and part != "gradient")
+            result = compare(programs[part], dtype, eager and part != "gradient")
             count += 1
             before = largest.setdefault(method, {}).get(part, 0.0)
-            largest[method][part] = max(before, got["difference"])
-            if not got["right"] or got["constant_operands"]:
-                products = len(got["constant_operands"])
+            largest[method][part] = max(before, result["difference"])
+            if not result["right"] or result["constant_operands"]:
                 wrong.append(
-                    {"method": method, "heads": n_heads, "shape": shape, "part": part}
-                    | {"difference": f"{got['difference']:.2g}"}
-                    | {"right": got["right"], "constant_operands": products}
+                    {
+                        "method": method,
+                        "heads": n_heads,
+                        "shape": shape,
+                        "part": part,
+                        "difference": f"{result['difference']:.2g}",
+                        "right": result["right"],
+                        "constant_operands": len(result["constant_operands"]),
+                    }
                 )
                 print(wrong[-1], flush=True)
         jax.clear_caches()

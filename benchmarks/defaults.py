@@ -1,11 +1,11 @@
-"""Where a kernel is faster than plain JAX, which decides what None takes.
+"""Find where a kernel is faster than plain JAX, to choose ``implementation=None``.
 
     python -m benchmarks.defaults [--only "delta_rule*"] [--case "1024*"]
 
-Nothing runs: the TPU compiler estimates whole programs, with everything that stands
-around a kernel, XLA's operations by its cost model (which leaves copies out) and the
-kernels by their bundles. null is what it cannot estimate. Writes
-benchmarks/results/defaults.json; about 20 minutes.
+Nothing runs: the TPU compiler estimates whole programs, including the operations around
+a kernel. It estimates XLA's operations by its cost model, which ignores copies, and
+kernels by their bundles; null means that there is no estimate. Writes
+benchmarks/results/defaults.json; takes about 20 minutes.
 """
 
 import fnmatch
@@ -17,7 +17,7 @@ import tyro
 from benchmarks.record import RESULTS, record
 from pallas_kernels import aot
 
-CHIPS = ("v5e", "v6e")  # on the others the estimate, which takes VMEM, has too little
+CHIPS = ("v5e", "v6e")  # the others have too little VMEM, which the estimate also uses
 HEADS = 8
 FORMS = ("pallas_tpu", "xla")
 
@@ -36,12 +36,15 @@ CASES: dict[str, dict[str, Any]] = {
     "64 rows of 64 tokens": {"T": 64, "B": 64},
     "a decode step of 8 rows": {"B": 8},
 }
-"""Of bfloat16, K = V = 128 and one row of HEADS heads where nothing else is said; of
-the selective scan a "head" is 128 channels of 16 states."""
+"""In bfloat16 with K = V = 128, and one row of HEADS heads unless stated otherwise; a
+"head" of the selective scan is 128 channels of 16 states."""
 
 
 def jobs(operation: str, case: str) -> dict[tuple[str, str], aot.Job]:
-    """Programs of a case, by chip and form; none where the operation has no such."""
+    """The programs of a case by chip and form; none if the operation has no such case.
+
+    The selective scan has no decode step.
+    """
     name, arguments = operation.partition(",")[0], OPERATIONS[operation] | CASES[case]
     H = arguments.pop("H", HEADS)
     if name == "selective_scan":
@@ -63,12 +66,12 @@ def main(only: str = "*", case: str = "*") -> None:
     """Estimate and record.
 
     Args:
-        only: glob of the operations; the others' figures stay.
-        case: glob of the cases, likewise.
+        only: a glob of operations; the figures of the others are kept.
+        case: a glob of cases; the figures of the others are kept.
     """
-    found = {operation: {} for operation in OPERATIONS}
+    recorded = {operation: {} for operation in OPERATIONS}
     if (only, case) != ("*", "*"):
-        found = json.loads((RESULTS / "defaults.json").read_text())["cycles"]
+        recorded = json.loads((RESULTS / "defaults.json").read_text())["cycles"]
     cases = fnmatch.filter(CASES, case)
     for operation in fnmatch.filter(OPERATIONS, only):
         for case in cases:
@@ -80,10 +83,10 @@ def main(only: str = "*", case: str = "*") -> None:
                 # Bundles of XLA's own operations cannot all be estimated.
                 (report,) = aot.compile_jobs([job], estimate=form != "xla")
                 cycles[chip][form] = report.program_cycles
-            found[operation][case] = cycles
+            recorded[operation][case] = cycles
             print(f"{operation}, {case}: {cycles}", flush=True)
     versions = {"libtpu": aot.libtpu_version()}
-    print(f"Wrote {record('defaults', cycles=found, versions=versions)}.")
+    print(f"Wrote {record('defaults', cycles=recorded, versions=versions)}.")
 
 
 if __name__ == "__main__":

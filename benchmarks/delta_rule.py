@@ -1,4 +1,4 @@
-"""Time the chunked delta rule against the recurrence, autodiff and another library."""
+"""Time the chunked delta rule beside the recurrence, autodiff and another library."""
 
 import os
 import pathlib
@@ -22,7 +22,7 @@ DIRECTIONS = {"forward": False, "forward and backward": True}
 
 
 def main(peer_python: str | None, turns: int, shapes: list[str]) -> pathlib.Path:
-    """Run every case and write results/delta_rule.json."""
+    """Time every case and write results/delta_rule.json."""
     peer, versions = None, {}
     if peer_python is not None:
         peer = Peer(peer_python, PEER)
@@ -30,7 +30,7 @@ def main(peer_python: str | None, turns: int, shapes: list[str]) -> pathlib.Path
     results = {}
     for name in shapes:
         inputs = cases.draw("random", cases.SHAPES[name])
-        contender = peer if cases.SHAPES[name].N == 1 else None  # it knows one step
+        contender = peer if cases.SHAPES[name].N == 1 else None  # it has one step only
         if contender is not None:
             check_peer(contender, inputs)
         for direction, gradients in DIRECTIONS.items():
@@ -61,7 +61,7 @@ def main(peer_python: str | None, turns: int, shapes: list[str]) -> pathlib.Path
 def ours(inputs, gradients: bool) -> dict:
     """The implementations of the library, compiled.
 
-    On a CPU all precisions multiply alike, but only the default one refines.
+    On a CPU all precisions multiply in the same way, but only the default one refines.
     """
 
     def by(implementation, precision=None):
@@ -80,10 +80,10 @@ def ours(inputs, gradients: bool) -> dict:
 
 
 def backwards(inputs) -> dict:
-    """The hand-written backward pass against autodiff of the same forward pass.
+    """The programs that differentiate the forward pass automatically, compiled.
 
-    Autodiff takes the correction of W for a constant, which spares it the derivative
-    of a term of the size of roundings.
+    Autodiff treats the correction of W as a constant, because that term is only as
+    large as rounding.
     """
 
     def f(q, k, v, beta, g):
@@ -111,7 +111,7 @@ def backwards(inputs) -> dict:
 
 
 def compiled(f: Callable, inputs, gradients: bool):
-    """The compiled program of f or its gradients, and its arguments."""
+    """The compiled program of f, or of f and its gradients, and its arguments."""
     arguments = [jnp.asarray(inputs[n]) for n in NAMES]
     if gradients:
         d_o = jnp.asarray(inputs["d_o"])
@@ -126,12 +126,12 @@ def compiled(f: Callable, inputs, gradients: bool):
 
 
 def asked(peer: Peer, gradients: bool) -> Callable[[], float]:
-    """A function that lets the peer run once and returns the seconds it took."""
+    """A function that makes the peer run once and returns the seconds it took."""
     return lambda: peer.ask(gradients=gradients)["seconds"]
 
 
 def check_peer(peer: Peer, inputs):
-    """Give the peer the inputs, and make sure that it computes the same."""
+    """Give the peer the inputs, and check that it computes the same."""
     arrays = {n: inputs[n] for n in (*NAMES, "d_o")}
     arrays |= {n: inputs[n][:, :, 0] for n in ("k", "v", "beta")}
     with tempfile.TemporaryDirectory() as folder:
@@ -153,4 +153,4 @@ def check_peer(peer: Peer, inputs):
 def close(name, got, want):
     error = np.linalg.norm(np.asarray(got) - want) / np.linalg.norm(want)
     if not error < 1e-4:
-        raise RuntimeError(f"{name} differs by {error:.1e}: there is nothing to time.")
+        raise RuntimeError(f"{name} differs by {error:.1e}, so times mean nothing.")

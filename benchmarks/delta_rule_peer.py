@@ -1,7 +1,7 @@
 """The gated delta rule of the transformers package, run as a child process.
 
-Reads one JSON request a line and answers with one. It runs in an environment of its
-own with torch and transformers, and imports nothing else of this project.
+Reads one JSON request per line and answers each with one line. It runs in its own
+environment with torch and transformers, and imports nothing of this project.
 """
 
 import json
@@ -17,7 +17,7 @@ NAMES = ("q", "k", "v", "beta", "g")
 
 
 def run(inputs, d_o, gradients):
-    """Seconds, and the results by name."""
+    """The seconds it took, and the results by name."""
     inputs = [x.clone().requires_grad_(gradients) for x in inputs]
     q, k, v, beta, g = inputs
     start = time.perf_counter()

@@ -1,11 +1,11 @@
-"""Tune the model of `make train` by EGGROLL and by GRPO, at equal numbers of answers.
+"""Fine-tune the model of `make train` by EGGROLL and by GRPO, with as many answers.
 
     python -m benchmarks.fine_tuning [--seeds 3] [--steps 150]
 
-Both get configs/sums_*.py: 2048 answers a step, right or wrong and nothing else. A
-score is the share of greedy answers that are right, of questions like those asked and
-of held-out ones. Runs that are there already are not repeated: the same command goes
-on. Writes `results/fine_tuning.json` and `.png`.
+Both use configs/sums_*.py: 2048 answers a step, with only right or wrong as feedback. A
+score is the share of greedy answers that are right, to questions from training and to
+held-out ones. Finished runs are not repeated, so the same command continues. Writes
+`results/fine_tuning.json` and `.png`.
 """
 
 import dataclasses
@@ -32,8 +32,8 @@ def main(seeds: int = 3, steps: int = 150) -> None:
     """Run, record and draw.
 
     Args:
-        seeds: of each method.
-        steps: of each run.
+        seeds: number of runs of each method.
+        steps: number of steps in each run.
     """
     methods = {}
     for method, name in METHODS.items():
@@ -70,7 +70,7 @@ def main(seeds: int = 3, steps: int = 150) -> None:
 
 
 def run(cfg: SearchConfig) -> dict:
-    """One run, or what it left: its curves, and how long it took."""
+    """Run a config, unless it has run before, and return its curves and its seconds."""
     folder = pathlib.Path(cfg.directory) / cfg.name
     done = folder / "seconds"
     if not done.exists():
@@ -92,7 +92,7 @@ def run(cfg: SearchConfig) -> dict:
 
 
 def draw(methods: dict, answers_a_step: int, path: pathlib.Path) -> None:
-    """Share of right answers against answers seen; thin lines are held-out."""
+    """Plot the share of right answers over answers seen; thin lines are held-out."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -101,11 +101,11 @@ def draw(methods: dict, answers_a_step: int, path: pathlib.Path) -> None:
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     colors = ("#1f5fa8", "#d9601a")
-    for (method, found), color in zip(methods.items(), colors, strict=True):
-        for number, each in enumerate(found["runs"]):
+    for (method, result), color in zip(methods.items(), colors, strict=True):
+        for number, run in enumerate(result["runs"]):
             label = method if number == 0 else None
-            axes.plot(*curve(each["right"], answers_a_step), color=color, label=label)
-            held_out = curve(each["right_held_out"], answers_a_step)
+            axes.plot(*curve(run["right"], answers_a_step), color=color, label=label)
+            held_out = curve(run["right_held_out"], answers_a_step)
             axes.plot(*held_out, color=color, linewidth=0.7, alpha=0.6)
     axes.set(
         xlabel="answers seen",

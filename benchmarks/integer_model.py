@@ -1,11 +1,11 @@
-"""Train an integer language model by votes of populations of several sizes.
+"""Train an integer language model by the votes of populations of several sizes.
 
     python -m benchmarks.integer_model [--steps 300] [--seeds 2]
     python -m benchmarks.integer_model --longer
 
-The text is the Python standard library as bytes, 5% of its files held out. The first
-command compares populations over as many steps; the second adds one longer run to the
-same file. Bits per byte are of the held-out files, read from end to end by the
+The text is the Python standard library as bytes, with 5% of its files held out. The
+first command compares populations over the same number of steps; the second adds one
+longer run to the same file. Bits per byte are measured on the held-out files with the
 parameters themselves, without noise; unigrams and bigrams are counted in the training
 files. Writes `results/integer_model.json`.
 """
@@ -25,9 +25,9 @@ from jaxlab.evolution.integer import integer_model as model
 from jaxlab.training import TextData
 from jaxlab.training.problems.integers import heldout_bits_per_byte
 
-POPULATIONS = {16: 16, 128: 16, 1024: 16, 4096: 64}  # members: members a sequence
+POPULATIONS = {16: 16, 128: 16, 1024: 16, 4096: 64}  # members: members per sequence
 SEGMENT = 32
-EVALUATIONS = 20  # of a run
+EVALUATIONS = 20  # in a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +48,9 @@ def main(steps: int = 300, seeds: int = 2, longer: bool = False) -> None:
     """Train, evaluate and record.
 
     Args:
-        steps: of every population.
-        seeds: of every population.
-        longer: only the longer run.
+        steps: number of steps for each population.
+        seeds: number of runs for each population.
+        longer: whether to do only the longer run.
     """
     path = RESULTS / "integer_model.json"
     corpus = data.build(TextData().corpus)
@@ -91,7 +91,7 @@ def main(steps: int = 300, seeds: int = 2, longer: bool = False) -> None:
 
 
 def run(corpus, es: IntegerEGGROLL, cfg: model.Config, steps: int, seed: int) -> dict:
-    """One training run: its settings, and what it reached when."""
+    """Train once and return the settings and the curve."""
     strategy = es.build(cfg)
     weights = params.init(model.spec(cfg), jax.random.key(seed))
     state = strategy.init(weights, jax.random.key(seed + 1000))

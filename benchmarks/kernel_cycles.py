@@ -1,9 +1,9 @@
-"""Cycles of the TPU kernels, as the compiler estimates them.
+"""The TPU compiler's estimates of the cycles of the TPU kernels.
 
     python -m benchmarks.kernel_cycles [--only "selective*"]
 
-Nothing runs: the compiler simulates the kernel's bundles and its copies, and says the
-same on every machine. Writes benchmarks/results/kernel_cycles.json; about 20 minutes.
+Nothing runs: the compiler simulates a kernel's bundles and copies, with the same result
+on every host. Writes benchmarks/results/kernel_cycles.json; takes about 20 minutes.
 """
 
 import fnmatch
@@ -36,26 +36,26 @@ VARIANTS = {
     "selective scan": (SCAN, {}),
     "selective scan, forward and backward": (SCAN, {"backward": True}),
 }
-"""Of K = V = 128 in bfloat16, one sequence; a "head" of the selective scan is 128
+"""One sequence with K = V = 128 in bfloat16; a "head" of the selective scan is 128
 channels of 16 states."""
 STEPS = {
     "delta rule": (DELTA, {}),
     "linear attention, a head's decay": (LINEAR, {}),
     "linear attention, a channel's decay": (LINEAR, CHANNEL),
 }
-"""Decode steps of so many sequences of HEADS heads."""
+"""Decode steps of SEQUENCES sequences with HEADS heads."""
 SEQUENCES = 8
 
 
 def lengths(variant: str) -> tuple[int, ...]:
-    """Tokens; the long one only where the compiler's time and VMEM allow it."""
+    """Numbers of tokens; LENGTH only where the compiler's time and VMEM allow it."""
     operation, arguments = VARIANTS[variant]
     long = operation == LINEAR or not arguments.keys() & {"N", "backward"}
     return (SHORT, LENGTH) if long and operation != SCAN else (SHORT,)
 
 
 def heads(variant: str, chip: str) -> int:
-    """Of one core, and so many that the estimate has enough VMEM and memory."""
+    """The heads of one core; fewer where the estimate would lack VMEM or memory."""
     operation, arguments = VARIANTS[variant]
     backward = "backward" in arguments
     long_code = operation == SCAN and backward  # 8 of them take 6 GiB, 16 take 12
@@ -78,23 +78,27 @@ def step_program(variant: str, chip: str) -> aot.Job:
 
 
 def step_bytes(report: aot.Report) -> float:
-    """Bytes moved by a decode step, over the states read and written once."""
+    """The bytes that a decode step moves, over reading and writing its states once."""
     return report.moved / (2 * SEQUENCES * HEADS * 128 * 128 * 4)
 
 
 def roofline(variant: str, chip: str) -> float:
-    """Cycles a token and head at least."""
+    """The least number of cycles per token and head."""
     return aot.roofline(chip, *least_work(variant))
 
 
 def least_work(variant: str) -> tuple[int, int]:
-    """Of a token and head: operations of the chunked form's products, bytes once."""
+    """The least work per token and head, to compute a roofline.
+
+    Returns:
+        The operations of the chunked form's products, and the bytes of all arrays.
+    """
     operation, arguments = VARIANTS[variant]
     backward, keys, d = "backward" in arguments, 128, 128  # keys a chunk, as there
-    if operation == SCAN:  # no products; x, dt and y, and the other way their gradients
+    if operation == SCAN:  # no products; x, dt and y, and backward their gradients
         return 0, d * (2 + 4 + 2 + (8 + 6 if backward else 0))
     if operation == LINEAR:
-        # Q K^T, P V, and Q and K with the states; a channel's decay asks for no more.
+        # Q K^T, P V, and Q and K with the states; a channel's decay needs no more.
         products = 4 * keys * d + 4 * d * d
         gates = 4 * d if "decay" in arguments else 4
         moved = 4 * 2 * d + gates
@@ -111,7 +115,7 @@ def least_work(variant: str) -> tuple[int, int]:
         # K K^T, K Q^T, P^T dO, the solution, M_P twice, M_A, dQ and dK of them; K dS',
         # dO, dR and U with the states, and the sums for dS of q and k.
         products += 18 * keys * d + 12 * d * d
-        saved = 2 * d * d // keys + 2 * d + 4 * 32  # written, and read again
+        saved = 2 * d * d // keys + 2 * d + 4 * 32  # written, then read
         moved += 6 * 2 * d + 9 * 4 + 2 * saved
     return products, moved
 
@@ -120,17 +124,19 @@ def main(only: str = "*") -> None:
     """Estimate and record.
 
     Args:
-        only: glob of the variants; the others' figures stay, which tests hold to.
+        only: a glob of variants; the figures of the others are kept, since tests check
+            them.
     """
-    found = {variant: {chip: {} for chip in aot.CHIPS} for variant in VARIANTS}
+    estimated = {variant: {chip: {} for chip in aot.CHIPS} for variant in VARIANTS}
     if only != "*":
-        found |= json.loads((RESULTS / "kernel_cycles.json").read_text())["estimated"]
+        recorded = json.loads((RESULTS / "kernel_cycles.json").read_text())
+        estimated |= recorded["estimated"]
     for variant in fnmatch.filter(VARIANTS, only):
         runs = [(chip, T) for T in lengths(variant) for chip in aot.CHIPS]
         jobs = [program(variant, T, chip) for chip, T in runs]
         for (chip, T), report in zip(runs, aot.compile_jobs(jobs), strict=True):
             cycles = report.cycles / T / heads(variant, chip)
-            found[variant][chip][str(T)] = {
+            estimated[variant][chip][str(T)] = {
                 "heads": heads(variant, chip),
                 "cycles": round(cycles, 3),
                 "vmem": max(kernel.vmem for kernel in report.kernels),
@@ -145,7 +151,7 @@ def main(only: str = "*") -> None:
         steps[variant] = dict(zip(aot.CHIPS, ratios, strict=True))
         print(f"{variant}, a decode step: {ratios} times the state's bytes", flush=True)
     versions = {"libtpu": aot.libtpu_version()}
-    path = record("kernel_cycles", estimated=found, steps=steps, versions=versions)
+    path = record("kernel_cycles", estimated=estimated, steps=steps, versions=versions)
     print(f"Wrote {path}.")
 
 

@@ -1,8 +1,8 @@
-"""Time the kernels of the recurrences beside plain JAX on this machine's device.
+"""Time the kernels of the recurrences beside plain JAX on the local device.
 
-For every variant of `kernel_cycles`, in turns: nanoseconds a token and head, bytes that
-must be moved at least over the time, and the share of the roofline, the least time that
-the products or those bytes take on such a device.
+Every variant of `kernel_cycles` takes turns. Measured are nanoseconds per token and
+head, the bandwidth (the fewest bytes that must be moved over the time) and the share of
+the roofline (the least time that the products or those bytes take on such a device).
 """
 
 import inspect
@@ -25,7 +25,7 @@ SHAPES = {
     "wide": {"B": 4, "T": 4096, "H": 64},
     "small": {"B": 1, "T": 256, "H": 2},
 }
-"""Of K = V = 128; "small" is for a CPU."""
+"""All with K = V = 128; "small" is for a CPU."""
 
 BANDWIDTH = {
     "TPU v5 lite": 819e9,
@@ -38,49 +38,49 @@ BANDWIDTH = {
     "NVIDIA H100": 3350e9,
     "NVIDIA H200": 4800e9,
 }
-"""Bytes a second of one JAX device's memory, by the start of device_kind; longer names
-first. From the makers' data sheets."""
+"""Memory bandwidth of one JAX device in bytes a second, by prefixes of device_kind,
+longer ones first. From the manufacturers' data sheets."""
 
 
 def main(shapes: list[str], turns: int, variants: list[str]) -> pathlib.Path:
-    """Time and write results/kernel_times.json."""
+    """Time every case and write results/kernel_times.json."""
     kind = jax.devices()[0].device_kind
-    found, path = {}, RESULTS / "kernel_times.json"
+    timings, path = {}, RESULTS / "kernel_times.json"
     for variant in variants:
         for shape in shapes:
             case = f"{variant}, {shape}"
-            found[case] = measure(variant, SHAPES[shape], turns, kind)
-            print(case, *(f"  {n}: {x}" for n, x in found[case].items()), sep="\n")
-            path = record("kernel_times", turns=turns, shapes=SHAPES, cases=found)
+            timings[case] = measure(variant, SHAPES[shape], turns, kind)
+            print(case, *(f"  {n}: {x}" for n, x in timings[case].items()), sep="\n")
+            path = record("kernel_times", turns=turns, shapes=SHAPES, cases=timings)
     return path
 
 
 def measure(variant: str, shape: dict[str, int], turns: int, kind: str) -> dict:
-    """The forms of one variant and shape; of one that cannot run, the reason."""
-    found, contestants = {}, {}
+    """The times of each form of a variant, or the reason why the form cannot run."""
+    timings, contestants = {}, {}
     for form in FORMS:
         try:
             contestants[form] = timed(program(variant, shape, form))
             contestants[form]()
-        except Exception as reason:  # a kernel's, which must not lose the others
+        except Exception as reason:  # one kernel's failure must not stop the others
             contestants.pop(form, None)
-            found[form] = f"{type(reason).__name__}: {reason}"
+            timings[form] = f"{type(reason).__name__}: {reason}"
     count = shape["B"] * shape["T"] * shape["H"]
     flops, moved = least_work(variant)
     for form, seconds in alternate(contestants, turns).items():
         quartiles = np.quantile(np.array(seconds) / count, (0.25, 0.5, 0.75))
         low, middle, high = map(float, quartiles)
-        found[form] = {
+        timings[form] = {
             "nanoseconds": round(1e9 * middle, 3),
             "quartiles": [round(1e9 * low, 3), round(1e9 * high, 3)],
             "gigabytes_per_second": float(f"{moved / middle / 1e9:.3g}"),
             "share_of_roofline": share(kind, flops, moved, middle),
         }
-    return found
+    return timings
 
 
 def share(kind: str, flops: float, moved: float, seconds: float) -> float | None:
-    """The least time on a kind of device over the time; None for one not known."""
+    """The least time on a kind of device over the time; None for an unknown device."""
     least = [
         next((work / x for name, x in peaks.items() if kind.startswith(name)), None)
         for work, peaks in ((flops, PEAK_FLOPS), (moved, BANDWIDTH))
@@ -90,10 +90,10 @@ def share(kind: str, flops: float, moved: float, seconds: float) -> float | None
 
 
 def program(variant: str, shape: dict[str, int], form: str):
-    """A compiled program and its inputs.
+    """Compile a form of a variant; return the program and its inputs.
 
     Raises:
-        NotImplementedError: this form cannot run here.
+        NotImplementedError: this form cannot run on the local device.
     """
     operation, arguments = VARIANTS[variant]
     H = shape["H"]
@@ -111,7 +111,7 @@ def program(variant: str, shape: dict[str, int], form: str):
 
 
 def draw(name: str, key, shape) -> jax.Array:
-    """An argument as a trained layer has it: short keys, small steps, slow decays."""
+    """Draw an argument like a trained layer's: short keys, small steps, slow decays."""
     if name in ("beta", "dt"):
         x = jax.random.uniform(key, shape.shape)
     elif name in ("g", "A"):

@@ -1,11 +1,12 @@
-"""What untrained LaCT fast weights hold: pairs written in chunks, then read back.
+"""The capacity of untrained LaCT fast weights: pairs written in chunks, then read.
 
     python -m benchmarks.lact_recall [--seeds 5]
 
-Random keys (unit vectors of silu of normal draws, or of normal draws) and normal values
-of size 64. Written in one chunk, all pairs are read at once; a read is right where the
-output's cosine is largest with its own value. For retention, eight chunks of 32 pairs
-are written and then all are read. Writes `results/lact_recall.json`.
+Keys are unit vectors along normal draws or along the silu of normal draws, and values
+are normal draws, all of size 64. For capacity, all pairs are written in one chunk and
+then read; a read is right if the output's cosine with the key's own value is the
+largest. For retention, eight chunks of 32 pairs are written and then all are read.
+Writes `results/lact_recall.json`.
 
 Reference: Zhang et al., "Test-Time Training Done Right", arXiv 2505.23884.
 """
@@ -31,7 +32,7 @@ WRITE = {
     "muon": (Rule("muon"), 1e-3),
     "gradient_descent": (Rule("gradient_descent"), 0.1),
 }
-"""Rule and learning rate; the rate does not matter to Muon."""
+"""Rule and learning rate; Muon's updates do not depend on the rate."""
 
 RETENTION = {
     "muon post, r=1": (Rule("muon", "post"), 1e-3, 1, None),
@@ -40,10 +41,13 @@ RETENTION = {
     "muon post, r=4": (Rule("muon", "post"), 1e-3, 4, None),
     "muon pre, r=4": (Rule("muon", "pre"), 1e-3, 4, None),
     "gradient_descent post, r=4, momentum 0.9": (
-        *(Rule("gradient_descent", "post"), 0.1, 4, 0.9),
+        Rule("gradient_descent", "post"),
+        0.1,
+        4,
+        0.9,
     ),
 }
-"""Rule, learning rate, hidden size in head sizes, momentum."""
+"""Rule, learning rate, hidden size over head size, momentum."""
 
 
 @functools.partial(
@@ -59,17 +63,18 @@ def recall(
     chunk: int | None = None,
     silu_keys: bool = True,
 ) -> Float[Array, " pairs"]:
-    """1 for each pair that is read right after all are written, 0 for the others.
+    """Write pairs, read them all, and return 1 for each that is right and 0 otherwise.
 
     Args:
-        key: of the weights, keys and values.
-        pairs: how many are written and told apart.
-        rule: of the fast weights.
-        learning_rate: of every token and matrix.
-        multiple: the hidden size is so many head sizes.
-        momentum: of every chunk; None: none.
-        chunk: pairs a step; None: all at once.
-        silu_keys: keys have been through a silu, as in the layer; they share a mean.
+        key: seeds the weights, keys and values.
+        pairs: number of pairs.
+        rule: the update rule of the fast weights.
+        learning_rate: the same for every token and matrix.
+        multiple: hidden size over head size.
+        momentum: the same for every chunk; None for no momentum.
+        chunk: pairs in a chunk; None for all at once.
+        silu_keys: whether keys pass through a silu as in the layer, which gives them a
+            common mean.
     """
     keys = jax.random.split(key, 5)
     hidden = multiple * SIZE
@@ -96,17 +101,23 @@ def recall(
 
 
 def retention(key: Array, name: str) -> Float[Array, " chunks"]:
-    """Accuracy on each chunk, from the oldest, by a row of `RETENTION`."""
+    """The accuracy on each chunk, oldest first, for an entry of `RETENTION`."""
     rule, rate, multiple, momentum = RETENTION[name]
     right = recall(
-        *(key, CHUNKS * CHUNK, rule, rate, multiple, momentum, CHUNK),
+        key,
+        CHUNKS * CHUNK,
+        rule,
+        rate,
+        multiple,
+        momentum,
+        CHUNK,
         silu_keys=False,
     )
     return jnp.mean(right.reshape(CHUNKS, CHUNK), axis=1)
 
 
 def _over_seeds(score, seeds: int) -> dict:
-    """Mean and standard deviation of a score or a list of them."""
+    """The mean and standard deviation of a score, or of each score in an array."""
     scores = [np.asarray(score(jax.random.key(i)), np.float64) for i in range(seeds)]
     scores = np.stack(scores)
     return {
@@ -119,7 +130,7 @@ def main(seeds: int = 5) -> None:
     """Measure both tables.
 
     Args:
-        seeds: draws of weights, keys and values.
+        seeds: number of draws of weights, keys and values.
     """
     written = [
         {"rule": name, "multiple": multiple, "pairs": pairs}

@@ -1,9 +1,9 @@
-"""Train the model of `make train`, and an attention model beside it about as long.
+"""Train the model of `make train`, and an attention model for about as long.
 
     python -m benchmarks.language_model
 
-Both have the same width, depth, heads, data and optimizer; the minutes of both are in
-`results/language_model.json`.
+Both have the same width, depth, heads, data and optimizer. Writes the scores and
+minutes of both to `results/language_model.json`.
 """
 
 import dataclasses
@@ -25,16 +25,16 @@ def run(cfg: TrainConfig) -> dict:
     assert isinstance(cfg.data, TextData)
     with tempfile.TemporaryDirectory() as directory:
         started = time.monotonic()
-        found = train(dataclasses.replace(cfg, directory=directory))
+        scores = train(dataclasses.replace(cfg, directory=directory))
         minutes = (time.monotonic() - started) / 60
-    step = int(found.pop("step"))
+    step = int(scores.pop("step"))
     return {
         "config": config.to_json(cfg),
         "parameters": params.count(models.spec(cfg.model)),
         "minutes": minutes,
         "steps": step,
         "tokens": step * cfg.batch_size * cfg.data.sequence_length,
-        **found,
+        **scores,
     }
 
 

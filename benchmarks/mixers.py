@@ -1,13 +1,13 @@
-"""Cost of every mixer: decoding early and late, training at several lengths, memory.
+"""The cost of every mixer: decoding early and late, training by length, and memory.
 
     python -m benchmarks.mixers [--turns 9] [--only "delta*"]
 
-One layer, one sequence, float32. A mixer whose state has a fixed size decodes as fast
-after 65536 tokens as after 1024, and trains in time and memory that grow with the
-length to the power 1; full attention is the exception. What is compared takes turns, so
-that what else the machine does meets all of it. A feed-forward layer takes part in
-them: its work is linear in the length by definition, and yet a machine whose cache it
-outgrows finds a power above 1. Writes `results/mixers.json`.
+One layer, one sequence, float32. A mixer with a state of fixed size decodes as fast
+after 65536 tokens as after 1024, and its training time and memory grow linearly with
+the length; full attention is the exception. All contestants take turns, so that other
+load affects them equally. One of them is a feed-forward layer: its work is linear in
+the length by definition, yet once it outgrows the cache the measured power is above 1.
+Writes `results/mixers.json`.
 """
 
 import fnmatch
@@ -27,14 +27,14 @@ from jaxlab.mixers import MIXERS, attention, delta_product, mixer_of
 WIDTH = 256
 POSITIONS = (1024, 65_536)
 LENGTHS = (512, 1024, 2048, 4096, 8192)
-STEPS = 64  # tokens decoded a turn
-PREFILL = 256  # tokens a call
+STEPS = 64  # tokens decoded in a turn
+PREFILL = 256  # tokens in a call
 
 
 def configs() -> dict[str, Any]:
-    """Every mixer at its default sizes, and variants that cost something else."""
-    found: dict[str, Any] = {n: mixer.Config(WIDTH) for n, mixer in MIXERS.items()}
-    return found | {
+    """Every mixer at its default sizes, and variants with other costs."""
+    defaults: dict[str, Any] = {n: mixer.Config(WIDTH) for n, mixer in MIXERS.items()}
+    return defaults | {
         "attention, window 256": attention.Config(WIDTH, window=256),
         "gated_delta_net": delta_product.Config(WIDTH, n_householders=1, beta_max=1.0),
     }
@@ -44,8 +44,8 @@ def main(turns: int = 9, only: str = "*") -> None:
     """Measure and record.
 
     Args:
-        turns: repeats of every measurement.
-        only: glob of the mixers' names.
+        turns: repetitions of each measurement.
+        only: a glob of the names of mixers.
     """
     mixers = {}
     for name, cfg in configs().items():
@@ -80,7 +80,7 @@ def main(turns: int = 9, only: str = "*") -> None:
 
 
 def state_floats(cfg) -> int:
-    """Numbers in one sequence's state after POSITIONS[0] tokens."""
+    """The count of numbers in one sequence's state after POSITIONS[0] tokens."""
     state = jax.eval_shape(
         lambda: mixer_of(cfg).init_state(cfg, 1, max_length=POSITIONS[0])
     )
@@ -88,7 +88,7 @@ def state_floats(cfg) -> int:
 
 
 def decode(cfg, weights, turns: int) -> np.ndarray:
-    """Milliseconds a token of `step` at each of POSITIONS, which are really reached.
+    """Milliseconds per token of `step` at each of POSITIONS, after a full prefill.
 
     Returns:
         ``[position, turn]``.
@@ -123,8 +123,8 @@ def train(cfg, weights, turns: int) -> tuple[np.ndarray, np.ndarray, list[float]
     """Milliseconds of forward and backward at each of LENGTHS, and temporary MB.
 
     Returns:
-        Those of the mixer and of the feed-forward layer, each ``[length, turn]``, and
-        the mixer's memory.
+        The times of the mixer and of the feed-forward layer, each ``[length, turn]``,
+        and the mixer's memory.
     """
     mixer = mixer_of(cfg)
     feedforward = swiglu.Config(WIDTH, hidden=8 * WIDTH // 3)
@@ -142,9 +142,9 @@ def train(cfg, weights, turns: int) -> tuple[np.ndarray, np.ndarray, list[float]
     programs = {}
     for length in LENGTHS:
         x_BTd = jax.random.normal(jax.random.key(2), (1, length, WIDTH))
-        for name, (layer, its_weights) in layers.items():
+        for name, (layer, layer_weights) in layers.items():
             gradient = jax.jit(jax.grad(_loss_of(layer), argnums=(0, 1)))
-            arguments = its_weights, x_BTd
+            arguments = layer_weights, x_BTd
             compiled = gradient.lower(*arguments).compile()
             programs[f"{name} {length}"] = compiled, arguments
     seconds = alternate({n: timed(program) for n, program in programs.items()}, turns)
@@ -161,7 +161,7 @@ def _loss_of(layer):
 def exponent(values: np.ndarray) -> np.ndarray:
     """p of the least-squares fit of values ~ length^p, from T = 1024 on.
 
-    Below that the parts that do not depend on the length count.
+    At shorter lengths costs that do not depend on the length matter.
 
     Args:
         values: ``[length, ...]``; each column, such as a turn, has its own fit.
@@ -170,16 +170,16 @@ def exponent(values: np.ndarray) -> np.ndarray:
     return power([LENGTHS[i] for i in fitted], values[fitted])
 
 
-def report(name: str, found: dict) -> None:
-    early, late = (t["median"] for t in found["decode_milliseconds"])
+def report(name: str, costs: dict) -> None:
+    early, late = (t["median"] for t in costs["decode_milliseconds"])
     print(
         f"{name:25s} step {early:.3f} -> {late:.3f} ms, "
-        f"x{found['decode_ratio']['median']:.2f}; "
-        f"train {found['train_milliseconds'][-1]['median']:.0f} ms at T={LENGTHS[-1]}, "
-        f"T^{found['train_exponent']['median']:.2f} "
-        f"({found['above_feed_forward']['median']:+.2f} to a feed-forward layer's); "
-        f"{found['train_temporary_MB'][-1]:.0f} MB, "
-        f"T^{found['memory_exponent']}",
+        f"x{costs['decode_ratio']['median']:.2f}; "
+        f"train {costs['train_milliseconds'][-1]['median']:.0f} ms at T={LENGTHS[-1]}, "
+        f"T^{costs['train_exponent']['median']:.2f} "
+        f"({costs['above_feed_forward']['median']:+.2f} to a feed-forward layer's); "
+        f"{costs['train_temporary_MB'][-1]:.0f} MB, "
+        f"T^{costs['memory_exponent']}",
         flush=True,
     )
 

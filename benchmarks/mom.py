@@ -1,12 +1,12 @@
-"""Cost of a Mixture-of-Memories layer against a Gated DeltaNet layer of one memory.
+"""The cost of a Mixture-of-Memories layer over that of a Gated DeltaNet layer.
 
     python -m benchmarks.mom [--turns 9]
 
-A token of k routed memories and a shared one updates k + 1 memories, each of the size
-of the Gated DeltaNet layer's only one, so k + 1 times its cost is the work itself; what
-is above that, sorting and moving rows, is the price of routing. Queries, gate and
-output projection exist once a token, which pays some of it back. The two layers take
-turns, so that what else the machine does meets both. Writes `results/mom.json`.
+With k routed memories and a shared one, a token updates k + 1 memories, each of the
+size of the Gated DeltaNet layer's only one. So k + 1 times its cost is the work itself,
+and the cost above that is due to routing: sorting and moving rows. Queries, gate and
+output projection are computed once per token, which saves some of it. The two layers
+take turns, so that other load affects both equally. Writes `results/mom.json`.
 """
 
 import functools
@@ -32,8 +32,8 @@ def main(turns: int = 9, only: str = "") -> None:
     """Measure and record.
 
     Args:
-        turns: repeats of every measurement.
-        only: a part of the names of the shapes to measure.
+        turns: repetitions of each measurement.
+        only: measure only shapes whose name contains this.
     """
     cases = {}
     for name, (batch, width, heads) in SHAPES.items():
@@ -69,7 +69,7 @@ def forward(cfg, weights, x):
 
 
 def forward_and_backward(cfg, weights, x, dy):
-    """The output and the gradients of parameters and input."""
+    """The output, and the gradients of the parameters and the input."""
     y, pullback = jax.vjp(functools.partial(forward, cfg), weights, x)
     return y, *pullback(dy)
 

@@ -1,13 +1,13 @@
-"""Throughput of a population's forward pass as a share of plain batched inference.
+"""The throughput of a population's forward pass over that of plain batched inference.
 
     python -m benchmarks.population [--width 1024] [--members 1024] [--turns 15]
 
-Each member puts one vector through one square matrix. Plain inference puts as many
-vectors through the matrix alone; members add their noise, made before (`LowRank` leaves
-handed to the program) or in the program, from (key, generation, direction). Full noise
-gives each member a matrix of its own, whose products no batch shares. All take turns.
-The paper's figures are of a GPU at width 8192 in bfloat16: `--width 8192 --dtype
-bfloat16` there. Writes `results/population.json`.
+Each member multiplies one vector by one square matrix. Plain inference multiplies as
+many vectors by the same matrix; members add their noise, which is computed either
+beforehand (`LowRank` leaves passed to the program) or in the program, from (key,
+generation, direction). With full noise each member has its own matrix, so products
+cannot be batched. All contestants take turns. The paper measured a GPU at width 8192 in
+bfloat16; run `--width 8192 --dtype bfloat16` there. Writes `results/population.json`.
 """
 
 import jax
@@ -34,10 +34,10 @@ def main(
 
     Args:
         width: rows and columns of the matrix.
-        members: of the population, and rows of the plain batch.
-        turns: repeats of every measurement.
-        dtype: of the matrix and the vectors.
-        ranks: of the noise.
+        members: size of the population, and rows of the plain batch.
+        turns: repetitions of each measurement.
+        dtype: dtype of the matrix and the vectors.
+        ranks: ranks of the noise.
     """
     key = jax.random.key(0)
     x = jax.random.normal(key, (members, width), dtype)
@@ -47,16 +47,16 @@ def main(
         programs[f"rank {rank}, noise made before"] = made_before(rank, x, w)
         programs[f"rank {rank}, noise made anew"] = made_anew(rank, x, w)
     functions = {name: timed(program) for name, program in programs.items()}
-    found = summarise(alternate(functions, turns), "plain")
+    summary = summarise(alternate(functions, turns), "plain")
     pair = {"plain": functions["plain"], "full": timed(full_noise(x, w))}
-    found["full noise, made anew"] = summarise(alternate(pair, 3), "plain")["full"]
-    for each in found.values():
-        low, high = each["ratio"]["quartiles"]
-        each["share"] = {
-            "median": round(1 / each["ratio"]["median"], 4),
+    summary["full noise, made anew"] = summarise(alternate(pair, 3), "plain")["full"]
+    for case in summary.values():
+        low, high = case["ratio"]["quartiles"]
+        case["share"] = {
+            "median": round(1 / case["ratio"]["median"], 4),
             "quartiles": [round(1 / high, 4), round(1 / low, 4)],
         }
-    report(f"{members} members, width {width}", found)
+    report(f"{members} members, width {width}", summary)
     path = record(
         "population",
         width=width,
@@ -64,7 +64,7 @@ def main(
         turns=turns,
         dtype=dtype,
         share="throughput over plain inference's, in the same turn",
-        cases=found,
+        cases=summary,
     )
     print(f"Wrote {path}.")
 
@@ -75,25 +75,25 @@ def compiled(function, *arguments):
 
 
 def start(es: EGGROLL, w):
-    """A strategy for the one matrix, and its state."""
+    """A strategy for the matrix, and its state."""
     strategy = es.build({"w": ParamSpec(w.shape, (None, None))}, optax.sgd(0.1))
     return strategy, strategy.init({"w": w}, jax.random.key(2))
 
 
 def forward(w, x):
-    """A member's vector through its matrix."""
+    """Multiply a member's vector by its matrix."""
     return linear(x, w["w"])
 
 
 def made_before(rank: int, x, w):
-    """Members' factors are arguments."""
+    """The program whose arguments are the members' noise."""
     strategy, state = start(EGGROLL(len(x), rank), w)
     members, axes = strategy.ask(state, {"w": w})
     return compiled(jax.vmap(forward, (axes, 0)), members, x)
 
 
 def made_anew(rank: int, x, w):
-    """Members' noise is drawn in the program."""
+    """The program that draws the members' noise itself."""
     strategy, state = start(EGGROLL(len(x), rank), w)
 
     def program(x, w, state):
@@ -103,7 +103,7 @@ def made_anew(rank: int, x, w):
 
 
 def full_noise(x, w):
-    """A matrix a member, few of them in memory."""
+    """The program with a full matrix for each member, a few of them at a time."""
     strategy, state = start(EGGROLL(len(x), None), w)
 
     def program(x, w, state):

@@ -1,4 +1,4 @@
-"""Write a benchmark's results, with what they were measured on."""
+"""Write the results of a benchmark, with the hardware and versions."""
 
 import importlib.metadata
 import json
@@ -13,13 +13,13 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def record(name: str, **results) -> pathlib.Path:
-    """Write `results/<name>.json`: the results and where they come from.
+    """Write `results/<name>.json`: the results, hardware, versions and commit.
 
-    The load average counts the measured program itself; far above the number of its
-    threads it says that the machine was shared.
+    The load average includes the measured program itself; if it is far above the
+    program's number of threads, the computer was shared.
 
     Args:
-        results: anything JSON holds; `versions` adds to those of jax and jaxlib.
+        results: JSON values; `versions` is added to the versions of jax and jaxlib.
 
     Returns:
         The path of the file.
@@ -43,7 +43,7 @@ def record(name: str, **results) -> pathlib.Path:
 
 
 def commit() -> str:
-    """The commit of the working tree, marked where its code differs from it."""
+    """The commit of the working tree, and whether its code has changed since."""
 
     def git(*arguments):
         return subprocess.run(

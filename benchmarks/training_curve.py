@@ -1,10 +1,10 @@
-"""Draw docs/images/training.png, the picture of a run on the front page.
+"""Draw docs/images/training.png, the curve of a run on the front page.
 
     python -m benchmarks.training_curve
 
-Nothing is trained. The curve is one of results/optimizers_bytes_delta_product.json:
-Adam's first run of the DeltaProduct model of bytes (`benchmarks.optimizers.problems`).
-A training run draws its own as `loss.png`, by the same function.
+Nothing is trained. The curve is from results/optimizers_bytes_delta_product.json:
+Adam's first run on the DeltaProduct model of bytes (`benchmarks.optimizers.problems`).
+The same function draws `loss.png` in a training run.
 """
 
 import json

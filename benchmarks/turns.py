@@ -1,7 +1,7 @@
-"""Contestants that take turns, and what their times say.
+"""Time contestants that take turns, and summarise the times.
 
-All of them run in every turn, so that what else the machine does meets them all; ratios
-and differences are those of one turn, and medians and quartiles are over the turns.
+All of them run in every turn, so that other load affects them equally. Ratios and
+differences are computed within a turn, medians and quartiles over the turns.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import numpy as np
 
 
 def run(program):
-    """Results of a compiled program, ready."""
+    """Run a compiled program and wait for its results."""
     function, arguments = program
     return jax.block_until_ready(function(*arguments))
 
@@ -34,7 +34,7 @@ def timed(program) -> Callable[[], float]:
 
 
 def alternate(functions: dict[str, Callable[[], float]], turns: int):
-    """Seconds of every turn, after one turn that is not counted."""
+    """The seconds of every turn, after one turn for warming up."""
     for function in functions.values():
         function()
     seconds = {name: [] for name in functions}
@@ -45,7 +45,7 @@ def alternate(functions: dict[str, Callable[[], float]], turns: int):
 
 
 def summarise(seconds: dict[str, list[float]], baseline: str = "xla") -> dict:
-    """Medians and quartiles of the times and of the ratios to the baseline's."""
+    """Medians and quartiles of the times, and of their ratios to the baseline's."""
     base = np.array(seconds[baseline])
     return {
         name: {
@@ -74,7 +74,7 @@ def power(sizes: Sequence[int], values: np.ndarray) -> np.ndarray:
     """
     if not np.min(values) > 0:
         raise ValueError(
-            f"{np.min(values)} is among the values, which must be above 0 to be a "
+            f"{np.min(values)} is among the values, which must all be above 0 to be a "
             "power of the size; measure longer turns."
         )
     return np.polyfit(np.log(sizes), np.log(values), 1)[0]
@@ -91,11 +91,11 @@ def report(case, summary):
 
 
 class Peer:
-    """A child process under another Python, which answers requests.
+    """A child process under another Python that answers requests.
 
     Args:
-        python: its path.
-        script: reads one JSON request a line, and answers with one.
+        python: path of that Python.
+        script: reads one JSON request per line, and answers each with one line.
     """
 
     def __init__(self, python: str, script: pathlib.Path):
@@ -106,7 +106,7 @@ class Peer:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            # Its idle threads must not spin on the cores of the next contestant.
+            # Idle threads must not spin on the cores of the next contestant.
             env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},
         )
         assert self.process.stdin and self.process.stdout
@@ -114,7 +114,7 @@ class Peer:
 
     def ask(self, **request) -> dict:
         answer = ""
-        with contextlib.suppress(BrokenPipeError):  # it has ended before
+        with contextlib.suppress(BrokenPipeError):  # the process has ended
             self.requests.write(json.dumps(request) + "\n")
             self.requests.flush()
             answer = self.answers.readline()

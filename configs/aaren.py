@@ -1,8 +1,8 @@
-"""Aaren as a language model of Python source: the size of configs/tiny.py.
+"""An Aaren language model of Python source, of the size of configs/tiny.py.
 
-Data and optimizer: as configs/tiny.py, about as long.
-Paper: Feng et al., Attention as an RNN, arXiv 2405.13956. The query is no token's, and
-the set of tokens it reads has no order, so expect less than of attention.
+Data and optimizer: as in configs/tiny.py, for about as long.
+Paper: Feng et al., Attention as an RNN, arXiv 2405.13956. The query does not depend on
+the token and the tokens it reads have no order, so expect less than from attention.
 Command: python scripts/train.py configs/aaren.py
 """
 

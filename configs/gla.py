@@ -1,7 +1,7 @@
 """Gated Linear Attention (arXiv 2312.06635) of the size of configs/tiny.py.
 
-Shows that a decay a channel, without erasing, learns bytes of Python source.
-Data and optimizer: as configs/tiny.py.
+Shows that one decay per channel, without erasing, learns bytes of Python source.
+Data and optimizer: as in configs/tiny.py.
 Command: python scripts/train.py configs/gla.py
 """
 

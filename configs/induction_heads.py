@@ -1,9 +1,9 @@
-"""Mamba recalls what followed a special token the first time.
+"""Mamba recalls the token that followed the first occurrence of a special token.
 
 Reproduces, at a size for two CPU cores, the induction heads result of Mamba (arXiv
 2312.00752, section 4.1.2 and table 2): two layers recall the token after the one
-earlier occurrence, which takes remembering it when it comes and ignoring all that
-follows. Expected: above 99% of the held-out answers.
+earlier occurrence, so they must store it and ignore all tokens that follow. Expected:
+above 99% of the held-out answers.
 
 Command: python scripts/train.py configs/induction_heads.py
 """

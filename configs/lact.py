@@ -1,9 +1,9 @@
 """A LaCT language model of Python source: a window of 64 bytes, and fast weights.
 
-Paper: "Test-Time Training Done Right", arXiv 2505.23884. Attention sees 64 bytes; what
-the rest of the 512 tells goes through fast weights that take a Muon step every 64.
-Data and optimizer: as configs/tiny.py, in rows twice as long and half as many.
-Compare with the window alone: give the pattern attention.Config(192, window=64).
+Paper: "Test-Time Training Done Right", arXiv 2505.23884. Attention sees 64 bytes; the
+rest of the 512 are seen through fast weights, which take a Muon step every 64 bytes.
+Data and optimizer: as in configs/tiny.py, with half as many rows of twice the length.
+To compare with the window alone, set the pattern to attention.Config(192, window=64).
 Command: python scripts/train.py configs/lact.py
 """
 
@@ -23,7 +23,7 @@ config = TrainConfig(
     optimizer=AdamW(learning_rate=4e-3, schedule=WarmupCosine(warmup=50)),
     batch_size=4,
     steps=400,
-    max_minutes=4.6,  # the last evaluation and checkpoint come on top
+    max_minutes=4.6,  # plus the last evaluation and checkpoint
     eval_every=200,
     checkpoint_every=100,
     prompt="def ",

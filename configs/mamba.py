@@ -1,6 +1,6 @@
-"""Mamba as a language model of Python source: the size of configs/tiny.py.
+"""A Mamba language model of Python source, of the size of configs/tiny.py.
 
-Data and optimizer: as configs/tiny.py, about as long.
+Data and optimizer: as in configs/tiny.py, for about as long.
 Paper: Gu and Dao, Mamba, arXiv 2312.00752. Shows that the selective scan trains and
 generates like any other mixer.
 Command: python scripts/train.py configs/mamba.py

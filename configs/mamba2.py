@@ -1,7 +1,7 @@
 """Mamba-2 (arXiv 2405.21060) of the size of configs/tiny.py.
 
-Shows that one decay a head, taken from the data, learns bytes of Python source.
-Data and optimizer: as configs/tiny.py.
+Shows that one data-dependent decay per head learns bytes of Python source.
+Data and optimizer: as in configs/tiny.py.
 Command: python scripts/train.py configs/mamba2.py
 """
 

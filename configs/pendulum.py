@@ -1,8 +1,8 @@
-"""Pendulum by EGGROLL: swing up and hold, by torques of a bounded network.
+"""Pendulum by EGGROLL: a network with bounded torques learns to swing up and hold.
 
 Paper: Sarkar et al., Evolution Strategies at the Hyperscale, arXiv 2511.16652.
 Expected: a mean return of about -160 after 140 generations, in two minutes on two CPU
-cores (random torques have about -1200; the swing itself costs about 150).
+cores (random torques reach about -1200; the swing itself costs about 150).
 Command: python scripts/train.py configs/pendulum.py
 """
 

@@ -1,7 +1,7 @@
 """RetNet (arXiv 2307.08621) of the size of configs/tiny.py.
 
-Shows that fixed decays, one a head, learn bytes of Python source.
-Data and optimizer: as configs/tiny.py.
+Shows that one fixed decay per head learns bytes of Python source.
+Data and optimizer: as in configs/tiny.py.
 Command: python scripts/train.py configs/retnet.py
 """
 

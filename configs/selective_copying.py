@@ -1,8 +1,8 @@
-"""Mamba copies the tokens scattered among blanks, in their order.
+"""Mamba copies, in order, the tokens that are scattered among blanks.
 
 Reproduces, at a size for two CPU cores, the selective copying result of Mamba (arXiv
 2312.00752, section 4.1.1 and table 1): a layer whose step, input and output depend on
-the token learns what to keep. Expected: above 98% of the held-out answers (the paper:
+the token learns what to store. Expected: above 98% of the held-out answers (the paper:
 99.8% at length 4096).
 
 Command: python scripts/train.py configs/selective_copying.py

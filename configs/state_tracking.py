@@ -2,12 +2,13 @@
 
 Reproduces, at a size for two CPU cores, the state-tracking result of DeltaProduct
 (arXiv 2502.10297, section 5.1): one layer solves S3 with two Householder steps a token
-and beta in [0, 2], and with neither one step nor beta in [0, 1]. As in the paper there
+and beta in [0, 2], but not with one step or with beta in [0, 1]. As in the paper there
 is no convolution, forget gate or output gate.
 
 Command: python scripts/train.py configs/state_tracking.py
-Other groups, steps and ranges over seeds: python scripts/experiment.py state_tracking
-Other cells: --name other --model.pattern.0.n-householders 1
+Other groups, steps and ranges, for several seeds:
+    python scripts/experiment.py state_tracking
+Single other cells: --name other --model.pattern.0.n-householders 1
     --model.pattern.0.beta-max 1.0
 """
 

@@ -1,8 +1,8 @@
-"""Sums by EGGROLL: the model of `make train` learns them from right and wrong alone.
+"""Sums by EGGROLL: the model of `make train` learns sums from right and wrong alone.
 
-A question is "(3, 4, ", and the answer is right where it is "7". To begin with,
-13% of the model's likeliest answers are. A generation is 2048 answers: 128 members, all
-asked the same 16 questions. configs/sums_grpo.py has as many a step.
+A question is "(3, 4, ", and the answer is right if it is "7". At the start, 13% of the
+model's most likely answers are right. A generation is 2048 answers: 128 members each
+answer the same 16 questions. A step of configs/sums_grpo.py has as many answers.
 
 Paper: Sarkar et al., Evolution Strategies at the Hyperscale, arXiv 2511.16652.
 Expected: see docs/results/evolution.md.

@@ -1,6 +1,6 @@
-"""Sums by GRPO, the policy gradient beside configs/sums_eggroll.py.
+"""Sums by GRPO, a policy gradient, to compare with configs/sums_eggroll.py.
 
-A step is 2048 answers: 8 drawn for each of 256 questions.
+A step is 2048 answers: 8 samples for each of 256 questions.
 
 Paper: Shao et al., DeepSeekMath, arXiv 2402.03300.
 Expected: see docs/results/evolution.md.

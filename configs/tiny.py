@@ -1,8 +1,8 @@
 """A DeltaProduct language model of Python source, for two CPU cores.
 
 Data: the standard library of the running Python, as bytes; 5% of the files held out.
-Expected: below 2.1 bits per byte on held-out files (unigram 4.55, bigram 3.44); what it
-reached is in docs/results/models.md.
+Expected: below 2.1 bits per byte on held-out files (unigram 4.55, bigram 3.44); the
+measured value is in docs/results/models.md.
 Command: make train      (python scripts/train.py configs/tiny.py --resume)
 """
 
@@ -22,7 +22,7 @@ config = TrainConfig(
     optimizer=AdamW(learning_rate=4e-3, schedule=WarmupCosine(warmup=50)),
     batch_size=8,
     steps=500,
-    max_minutes=4.6,  # the last evaluation and checkpoint come on top
+    max_minutes=4.6,  # plus the last evaluation and checkpoint
     eval_every=250,
     checkpoint_every=100,
     prompt="def ",

@@ -1,8 +1,8 @@
-"""The model of `make train` by AdAdaGrad, whose batch grows by the norm test.
+"""The model of `make train` trained by AdAdaGrad; the norm test grows the batch.
 
-Data: as configs/tiny.py; a step takes 8 rows at first, and up to 64.
+Data: as in configs/tiny.py; a step takes 8 rows at first, and up to 64 later.
 Paper: Lau, Liu, Kolar, AdAdaGrad, arXiv 2402.11215.
-Expected: the batch has 64 rows from the fifth step on; not measured to its end.
+Expected: the batch has 64 rows from the fifth step on; no full run was measured.
 Command: python scripts/train.py configs/tiny_adadagrad.py
 """
 

@@ -1,6 +1,6 @@
-"""Attention of the width and depth of configs/tiny.py, trained about as long.
+"""Attention with the width and depth of configs/tiny.py, trained for about as long.
 
-Data and optimizer: as configs/tiny.py; more steps, because a step is shorter.
+Data and optimizer: as in configs/tiny.py; more steps, because a step is faster.
 Command: python scripts/train.py configs/tiny_attention.py
 """
 

@@ -1,8 +1,8 @@
-"""The model of `make train` by MKOR, with LAMB behind it.
+"""The model of `make train` trained by MKOR, followed by LAMB.
 
-Data: as configs/tiny.py, and as many steps.
+Data: as in configs/tiny.py, for as many steps.
 Paper: Mozaffari et al., MKOR, arXiv 2306.01685.
-Expected: not measured to its end. MKOR-H is `MKOR(..., switch=Switch())`.
+Expected: no full run was measured. MKOR-H is `MKOR(..., switch=Switch())`.
 Command: python scripts/train.py configs/tiny_mkor.py
 """
 

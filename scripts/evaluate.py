@@ -19,13 +19,13 @@ from jaxlab.training.source import open_source
 class Arguments:
     """Score a trained run on held-out data; prints JSON."""
 
-    run: tyro.conf.Positional[str]  # its directory, such as runs/tiny
-    config: str | None = None  # its config file, if that defines classes of its own
-    step: int | None = None  # of the checkpoint; None: the newest
-    batch_size: int = 16  # rows at a time
-    length: int | None = None  # positions a row; None: as trained
-    tokens: int | None = None  # of held-out text to score; None: all of it
-    rows: int = 1024  # of a task to score, up to whole batches
+    run: tyro.conf.Positional[str]  # directory of the run, such as runs/tiny
+    config: str | None = None  # its config file, if that file defines classes
+    step: int | None = None  # step of the checkpoint; None: the newest
+    batch_size: int = 16  # rows in a batch
+    length: int | None = None  # positions in a row; None: as in training
+    tokens: int | None = None  # tokens of held-out text to score; None: all of it
+    rows: int = 1024  # rows of a task to score, rounded up to whole batches
 
 
 def scores(args: Arguments) -> dict[str, Any]:
@@ -44,14 +44,14 @@ def scores(args: Arguments) -> dict[str, Any]:
         data = dataclasses.replace(data, task=task, eval_rows=args.rows)
     if args.batch_size % run.mesh.size:
         raise ValueError(
-            f"--batch-size {args.batch_size} does not divide over {run.mesh.size} "
-            "devices."
+            f"--batch-size {args.batch_size} is not divisible by the {run.mesh.size} "
+            "devices; choose a multiple."
         )
     source = open_source(data, args.batch_size, run.config.seed, resumes=True)
     with jax.set_mesh(run.mesh):
         learned = run.config.learned
-        found = heldout_scores(learned, run.params, source.heldout(), run.mesh)
-    numbers = {name: x for name, x in found.items() if isinstance(x, float)}
+        means = heldout_scores(learned, run.params, source.heldout(), run.mesh)
+    numbers = {name: x for name, x in means.items() if isinstance(x, float)}
     return {"run": args.run, "step": run.step, "length": length, **numbers} | {
         f"{name}_bits_per_byte": x for name, x in source.baselines.items()
     }

@@ -1,7 +1,7 @@
 """Run a paper's experiment: python scripts/experiment.py state_tracking [--seeds 3].
 
-Trains the cells that are missing and writes benchmarks/results/<name>.json and .png.
-Stop it with Ctrl-C; the same command goes on. --list shows the cells.
+Trains the cells that have no result yet and writes benchmarks/results/<name>.json and
+.png. Stop it with Ctrl-C; the same command continues. --list shows the cells.
 """
 
 import importlib
@@ -28,16 +28,16 @@ def main(
     """Run an experiment of benchmarks/experiments.
 
     Args:
-        name: of a module of benchmarks/experiments.
-        seeds: How often each cell of the experiment runs.
-        jobs: Runs side by side; on a CPU each has a core of its own.
-        only: A glob of the cells' labels, such as "S3 *".
-        scale: Sizes for two CPU cores, or the paper's own for a GPU.
-        list: Show the labels of the cells and end.
+        name: The name of a module in benchmarks/experiments.
+        seeds: The number of runs of each cell, each with its own seed.
+        jobs: The number of runs at a time; on a CPU each has its own core.
+        only: A glob of the labels of cells, such as "S3 *".
+        scale: Sizes for two CPU cores, or the paper's sizes for a GPU.
+        list: Show the labels of the cells and exit.
     """
     if name not in EXPERIMENTS:
         sys.exit(
-            f"There is no experiment {name!r}; there are {', '.join(EXPERIMENTS)}."
+            f"There is no experiment {name!r}; choose from {', '.join(EXPERIMENTS)}."
         )
     module = f"benchmarks.experiments.{name}"
     if list:

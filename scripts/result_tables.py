@@ -1,10 +1,10 @@
-"""Write the tables of all pages from benchmarks/results.
+"""Write the tables in all pages from benchmarks/results.
 
     python scripts/result_tables.py [--check]
 
-A page is README.md or a Markdown file below docs/. A table stands between the lines
-`<!-- name -->` and `<!-- /name -->`, with a name of `benchmarks.tables.TABLES`.
-With --check nothing is written, and a page that disagrees is an error.
+The pages are README.md and the Markdown files under docs/. A table is between the lines
+`<!-- name -->` and `<!-- /name -->`, with a name in `benchmarks.tables.TABLES`. With
+--check nothing is written, and a page whose table is out of date is an error.
 """
 
 import pathlib
@@ -20,18 +20,18 @@ MARK = re.compile(r"<!-- (\w+) -->")
 
 
 def pages() -> list[pathlib.Path]:
-    """README.md and every page below docs/."""
+    """README.md and every page under docs/."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def filled(page: pathlib.Path) -> str:
-    """The text of a page with its tables made anew.
+    """The text of a page with its tables rewritten.
 
-    A table names files by their paths from the root of the repository; its links are
-    made to start at the page's folder.
+    Links in a table are relative to the root of the repository; they are rewritten
+    relative to the page's folder.
 
     Raises:
-        ValueError: the page has a mark of no table, or one that is not closed.
+        ValueError: the page has a mark without a table, or a mark that is not closed.
     """
     text = page.read_text()
     up = "../" * len(page.relative_to(ROOT).parent.parts)
@@ -39,7 +39,7 @@ def filled(page: pathlib.Path) -> str:
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         if name not in TABLES:
             raise ValueError(
-                f"{page.name} has the mark {start}; no table has that name."
+                f"{page.name} has the mark {start}, but no table has that name."
             )
         before, _, rest = text.partition(start)
         _, closed, after = rest.partition(end)
@@ -55,13 +55,13 @@ def filled(page: pathlib.Path) -> str:
 def main() -> None:
     if sys.argv[1:] not in ([], ["--check"]):
         sys.exit(__doc__)
-    wrong = [page for page in pages() if filled(page) != page.read_text()]
+    outdated = [page for page in pages() if filled(page) != page.read_text()]
     if "--check" not in sys.argv:
-        for page in wrong:
+        for page in outdated:
             page.write_text(filled(page))
             print(f"Wrote {page.relative_to(ROOT)}.")
-    elif wrong:
-        names = ", ".join(str(page.relative_to(ROOT)) for page in wrong)
+    elif outdated:
+        names = ", ".join(str(page.relative_to(ROOT)) for page in outdated)
         sys.exit(
             f"These pages disagree with benchmarks/results: {names}. "
             "Run scripts/result_tables.py."

@@ -20,10 +20,10 @@ from jaxlab.training import TextData, load_run
 class Arguments:
     """Sample text from a trained run."""
 
-    run: tyro.conf.Positional[str]  # its directory, such as runs/tiny
+    run: tyro.conf.Positional[str]  # directory of the run, such as runs/tiny
     prompt: str = "def "
-    config: str | None = None  # its config file, if that defines classes of its own
-    step: int | None = None  # of the checkpoint; None: the newest
+    config: str | None = None  # its config file, if that file defines classes
+    step: int | None = None  # step of the checkpoint; None: the newest
     sampling: tyro.conf.OmitArgPrefixes[SamplingParams] = SamplingParams()
 
 
@@ -37,7 +37,9 @@ def main() -> None:
             raise ValueError(f"{args.run} was trained on a task, which has no text.")
         if not isinstance(run.config.learned, NextToken):
             learned = type(run.config.learned).__name__
-            raise ValueError(f"{args.run} has learned {learned}, which draws no text.")
+            raise ValueError(
+                f"{args.run} was trained on {learned}, which generates no text."
+            )
         tokenizer = open_corpus(run.config.data.corpus.directory).tokenizer
         prompt = [tokenizer.separator, *tokenizer.encode(args.prompt)]
         with jax.set_mesh(run.mesh):

@@ -2,7 +2,7 @@
 
 Training by gradients, evolution strategies and policy gradients alike. Every number and
 name in the config is an option; --help after the config lists them. --resume continues
-the run of that name. With several processes (TPU pods, SLURM, MPI) each runs
+the run of the same name. With several processes (TPU pods, SLURM, MPI) each one runs
 the same command with --distributed.
 """
 
@@ -27,20 +27,20 @@ def main() -> None:
     cfg = config.parse_cli([a for a in arguments if a not in flags])
     try:
         if "--distributed" in arguments:
-            _join_the_others()
+            _join_processes()
         train(cfg, resume=resume)
     except ERRORS as error:
         logging.getLogger(__name__).debug("Traceback:", exc_info=True)
         sys.exit(f"error: {error}")
 
 
-def _join_the_others() -> None:
+def _join_processes() -> None:
     try:
         jax.distributed.initialize()
     except ValueError as error:
         raise ValueError(
             f"--distributed found no cluster ({error}) It is for TPU pods, SLURM, MPI "
-            "and Kubernetes; on one machine leave it out."
+            "and Kubernetes; leave it out on a single machine."
         ) from error
 
 

@@ -2,8 +2,8 @@
 
     python scripts/tune_kernels.py [--only "selective*"]
 
-Writes pallas_kernels/tpu/block_sizes.json, which the kernels read, and every
-candidate's cycles to benchmarks/results/block_sizes.json; about 20 minutes.
+Writes pallas_kernels/tpu/block_sizes.json, which the kernels read, and the cycles of
+every candidate to benchmarks/results/block_sizes.json. Takes about 20 minutes.
 """
 
 import argparse
@@ -17,7 +17,7 @@ def main():
         "--only",
         default="*",
         metavar="GLOB",
-        help=f"of the operations: {', '.join(block_sizes.CANDIDATES)}",
+        help=f"operations to tune, from {', '.join(block_sizes.CANDIDATES)}",
     )
     block_sizes.main(parser.parse_args().only)
 

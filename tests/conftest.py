@@ -1,4 +1,4 @@
-"""Settings under which every test runs: strict types, 8 virtual CPU devices."""
+"""Settings for all tests: strict types and 8 virtual CPU devices."""
 
 import gc
 import itertools
@@ -12,9 +12,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
-# The tests' time is LLVM's: without its optimisations a program compiles in half of
-# it. XLA's own passes, fusion among them, stay. In the environment, so that the
-# processes that tests start do likewise; set it to 0 to test with everything on.
+# LLVM takes most of the tests' time; without its optimisations a program compiles in
+# half the time. XLA's own passes, such as fusion, still run. This is set in the
+# environment so that it also applies to processes that tests start; set it to 0 to
+# test with all optimisations.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
@@ -27,26 +28,25 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Linux gives a process 65,530 memory mappings, and it dies of one more. A compiled
-# function holds a hundred or so, and the tests of one file may compile hundreds.
+# Linux allows a process 65,530 memory mappings and it dies at one more. A compiled
+# function has about a hundred, and the tests of one file may compile hundreds.
 MOST_MAPPINGS = 30_000
 BETWEEN_COUNTS = 5  # tests; reading the mappings takes some milliseconds
 MAPPINGS = pathlib.Path("/proc/self/maps")
 
-
-# Test files about the compiler itself, which take the programs that a user gets.
+# Files that test the compiler itself, on programs compiled as for a user.
 OPTIMIZED = {"test_compiler.py"}
 
 
 @pytest.fixture(autouse=True, scope="module")
 def optimizations(request):
-    """Compiles as for a user in the files that are about the compiler."""
+    """Compile as for a user in the files that test the compiler."""
     fewer = jax.config.read("jax_disable_most_optimizations")
     if not fewer or request.path.name not in OPTIMIZED:
         yield
         return
     jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()  # they do not tell the two apart
+    jax.clear_caches()  # the caches ignore this setting
     yield
     jax.config.update("jax_disable_most_optimizations", True)
     jax.clear_caches()
@@ -57,7 +57,7 @@ tests_run = itertools.count(1)
 
 @pytest.fixture(autouse=True)
 def bounded_mappings():
-    """Forgets the compiled functions once there are many."""
+    """Drop the compiled functions once there are many."""
     yield
     if next(tests_run) % BETWEEN_COUNTS or not MAPPINGS.exists():
         return

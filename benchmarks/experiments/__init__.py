@@ -1,15 +1,15 @@
-"""Experiments of the papers: labelled runs over seeds, their scores, and a figure.
+"""Experiments from papers: labelled runs over seeds, their scores, and a figure.
 
     python scripts/experiment.py state_tracking
 
 An experiment is a module with three functions:
 
-    cells(scale) -> {label: Cell}          the runs; scale is "cpu" or "gpu", the latter
-                                           with the paper's own sizes; a cell is the
-                                           configs of a curriculum, mostly of one stage
+    cells(scale) -> {label: Cell}          the runs; scale is "cpu", or "gpu" for the
+                                           paper's sizes; a cell is the configs of a
+                                           curriculum, which mostly has one stage
     score(run: jaxlab.training.Run)        {name: number, list or dict of them} of a
-                                           trained run, on data that nothing was chosen
-                                           or stopped by
+                                           trained run, on data that was not used to
+                                           choose or stop anything
     figure(results)                        a matplotlib Figure of the assembled results
 """
 
@@ -21,4 +21,4 @@ EXPERIMENTS = (
     "selective_copying",
     "induction",
 )
-"""Modules of this package."""
+"""The modules of this package that are experiments."""

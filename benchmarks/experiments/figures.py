@@ -1,4 +1,4 @@
-"""Drawing without a display, and what the experiments' figures have in common."""
+"""Helpers to draw the figures of experiments without a display."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,8 +9,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 COLOURS = (
-    *("#1f5fa8", "#d9601a", "#2f8f4e", "#b03a7c", "#8a6d1d"),
-    *("#5a4fa2", "#3b9aa8", "#a8413b", "#6b6b6b", "#222222"),
+    "#1f5fa8",
+    "#d9601a",
+    "#2f8f4e",
+    "#b03a7c",
+    "#8a6d1d",
+    "#5a4fa2",
+    "#3b9aa8",
+    "#a8413b",
+    "#6b6b6b",
+    "#222222",
 )
 
 
@@ -19,7 +27,7 @@ def panels(columns: int, rows: int = 1, width: float = 4.0, height: float = 3.4)
     figure = Figure(
         figsize=(width * columns, height * rows), dpi=150, layout="constrained"
     )
-    FigureCanvasAgg(figure)  # the object interface needs neither display nor pyplot
+    FigureCanvasAgg(figure)  # needs neither a display nor pyplot
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
@@ -27,7 +35,7 @@ def panels(columns: int, rows: int = 1, width: float = 4.0, height: float = 3.4)
 
 
 def band(ax: Axes, x: Sequence, summaries: Iterable[dict], label: str, **style: Any):
-    """A line of means over the seeds, between the least and the largest."""
+    """Draw a line of means over the seeds, and a band from minimum to maximum."""
     points = [(at, s) for at, s in zip(x, summaries, strict=True) if s is not None]
     at = [p[0] for p in points]
     mean, low, high = (
@@ -38,7 +46,7 @@ def band(ax: Axes, x: Sequence, summaries: Iterable[dict], label: str, **style: 
 
 
 def bars(ax: Axes, labels: Sequence[str], summaries: Sequence[dict], colour: str):
-    """A horizontal bar of the mean over the seeds a label, with a dot every seed."""
+    """Draw a horizontal bar per label: the mean, and a line from minimum to maximum."""
     y = np.arange(len(labels))[::-1]
     ax.barh(y, [s["mean"] for s in summaries], color=colour, alpha=0.75)
     for at, s in zip(y, summaries, strict=True):

@@ -3,16 +3,16 @@
 Paper: Zhang et al., Test-Time Training Done Right, arXiv 2505.23884, section 5.2
 (loss by position against attention and recurrent layers) and its ablations of the
 state's size and of the update.
-Expected: the loss of sliding-window attention is flat beyond what the layers' windows
-reach; with fast weights it goes on falling, more so with a larger state; Muon is no
-worse than momentum, which is better than gradient descent. (LaCT without more words is
-Muon with momentum.)
+Expected: the loss of sliding-window attention is flat beyond the reach of the layers'
+windows; with fast weights it keeps falling, and more so with a larger state; Muon is no
+worse than momentum, which is better than gradient descent. (LaCT alone means Muon with
+momentum.)
 Command: python scripts/experiment.py lact
 Minutes on two cores: about 40.
 
 Differs from the paper in: bytes of Python source instead of text tokens, rows of 512
-instead of 32768, two layers. The window of a LaCT layer is its chunk, and every LaCT
-has a sliding-window attention of the same window, width and depth beside it. Every cell
+instead of 32768, two layers. The window of a LaCT layer is its chunk, and every LaCT is
+compared with a sliding-window attention of the same window, width and depth. Every cell
 has the same updates, learning rate and batch.
 """
 
@@ -29,26 +29,26 @@ from jaxlab.training import Run, TextData, TrainConfig
 from jaxlab.training.source import open_source
 
 CHUNKS = (32, 64, 128)
-CHUNK = 64  # of the other comparisons
+CHUNK = 64  # in the other comparisons
 BINS = 16
 
 
 def mixers(width: int, n_heads: int, n_fast_heads: int, chunks, chunk: int):
-    """The layers that are compared, by label."""
+    """The layers to compare, by label."""
 
     def fast(chunk_size: int = chunk, **changes) -> MixerConfig:
         sizes: dict[str, Any] = dict(n_fast_heads=n_fast_heads, inter_multi=1)
         sizes |= dict(chunk_size=chunk_size, window=chunk_size) | changes
         return lact.Config(width, n_heads, **sizes)
 
-    rate = 1e-3 * 2048 / chunk  # an update sums over the chunk; the paper's is 2048
-    found: dict[str, MixerConfig] = {"attention": attention.Config(width, n_heads)}
-    found |= {
+    rate = 1e-3 * 2048 / chunk  # updates are sums over a chunk, 2048 in the paper
+    layers: dict[str, MixerConfig] = {"attention": attention.Config(width, n_heads)}
+    layers |= {
         f"window {size}": attention.Config(width, n_heads, window=size)
         for size in chunks
     }
-    found |= {f"LaCT chunk {size}": fast(size) for size in chunks}
-    found |= {
+    layers |= {f"LaCT chunk {size}": fast(size) for size in chunks}
+    layers |= {
         "LaCT Muon, no momentum": fast(momentum=False),
         "LaCT momentum": fast(optimizer="gradient_descent", base_lr=rate),
         "LaCT gradient descent": fast(
@@ -58,11 +58,11 @@ def mixers(width: int, n_heads: int, n_fast_heads: int, chunks, chunk: int):
         "LaCT state x4": fast(inter_multi=4),
         "LaCT state x1/2": fast(n_fast_heads=2 * n_fast_heads),
     }
-    return found
+    return layers
 
 
 def cells(scale: str) -> dict[str, tuple[TrainConfig, ...]]:
-    """One corpus, many layers."""
+    """One corpus with many layers."""
     if scale == "gpu":
         layers = mixers(768, 12, 4, (256, 512, 1024, 2048), 1024)
         data, depth, batch_size, steps = (
@@ -90,28 +90,31 @@ def cells(scale: str) -> dict[str, tuple[TrainConfig, ...]]:
 
 
 def edges(length: int) -> list[int]:
-    """Bounds of the bins of positions, equally wide."""
+    """The edges of bins of positions of equal width."""
     return [i * length // BINS for i in range(BINS + 1)]
 
 
 def score(run: Run) -> dict[str, Any]:
     """Bits per byte of held-out files, in all and by position in the document.
 
-    The rows are other files than those trained on, and nothing was chosen by them.
+    These files were not used for training, nor to choose anything.
     """
     data = run.config.data
     assert isinstance(data, TextData)
     source = open_source(data, run.config.batch_size, run.config.seed, resumes=True)
     model = run.config.model
     with jax.set_mesh(run.mesh):
-        found = evaluate(run.params, model, source.heldout(), run.mesh)
+        evaluated = evaluate(run.params, model, source.heldout(), run.mesh)
         by_position = loss_by_position(
-            *(run.params, model, source.heldout(), run.mesh),
+            run.params,
+            model,
+            source.heldout(),
+            run.mesh,
             edges=edges(data.sequence_length),
         )
     bits = by_position["bits_per_byte"]
     return {
-        "bits per byte": found["bits_per_byte"],
+        "bits per byte": evaluated["bits_per_byte"],
         f"first 1/{BINS} of the positions": float(bits[0]),
         f"last 1/{BINS}": float(bits[-1]),
         "by position": scoring.listed(bits),
@@ -119,10 +122,10 @@ def score(run: Run) -> dict[str, Any]:
 
 
 def figure(results: dict) -> figures.Figure:
-    """Bits per byte against the position, one panel a comparison."""
+    """Plot bits per byte over the position, with a panel for each comparison."""
     cells = results["cells"]
-    some = next(iter(cells.values()))["config"]
-    bounds = edges(some["data"]["sequence_length"])
+    first = next(iter(cells.values()))["config"]
+    bounds = edges(first["data"]["sequence_length"])
     middles = [(a + b) / 2 for a, b in zip(bounds, bounds[1:], strict=False)]
     chunk = CHUNK if results["scale"] == "cpu" else 1024
     pair = [f"window {chunk}", f"LaCT chunk {chunk}"]
@@ -132,8 +135,10 @@ def figure(results: dict) -> figures.Figure:
             name for name in cells if name.startswith(("window", "LaCT chunk"))
         ],
         "update": [
-            *(pair[1], "LaCT Muon, no momentum"),
-            *("LaCT momentum", "LaCT gradient descent"),
+            pair[1],
+            "LaCT Muon, no momentum",
+            "LaCT momentum",
+            "LaCT gradient descent",
         ],
         "state": ["LaCT state x1/2", pair[1], "LaCT state x2", "LaCT state x4"],
     }

@@ -1,14 +1,14 @@
-"""MoM and others: one value found again in filler, by how deep it lies.
+"""MoM and others: recall of one value hidden in filler, by its depth.
 
-Papers: Du et al., MoM, arXiv 2502.13685, section 4 (long-range tasks); the task is that
-of Hsieh et al., RULER, arXiv 2404.06654, section 3, over random tokens.
-Expected: gated layers keep one needle whatever its depth when the filler can be told
-from it, and larger states keep it over more filler; attention does not mind.
+Papers: Du et al., MoM, arXiv 2502.13685, section 4 (long-range tasks); the task is from
+Hsieh et al., RULER, arXiv 2404.06654, section 3, over random tokens.
+Expected: gated layers keep a needle at any depth if it can be told from the filler, and
+larger states keep it over more filler; attention always recalls it.
 Command: python scripts/experiment.py needle
 Minutes on two cores: about 75.
 
 Differs from the papers in: random filler instead of text. The layers and the training
-are those of `recall`. Tested at the trained length and at 4 and 16 times it.
+are those of `recall`. Tested at 1, 4 and 16 times the trained length.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ from jaxlab.evaluation import recall_by_depth
 from jaxlab.training import Run, TrainConfig
 
 TEST_ROWS = 256
-TIMES = (1, 4, 16)  # the trained length
+TIMES = (1, 4, 16)  # multiples of the trained length
 DEPTHS = 8
 
 
 def cells(scale: str) -> dict[str, tuple[TrainConfig, ...]]:
-    """One task, many layers."""
+    """One task with many layers."""
     if scale == "gpu":
         task = NeedleInHaystack(length=1024, value_length=8)
         layers, training = mixers(128, 2, 32), dict(batch_size=256, steps=10_000)
@@ -42,23 +42,24 @@ def cells(scale: str) -> dict[str, tuple[TrainConfig, ...]]:
 
 
 def score(run: Run) -> dict[str, Any]:
-    """Share of the value's tokens that are right, in all and by depth."""
+    """The share of the value's tokens that are right, in all and by depth."""
     trained, scores = scoring.trained_task(run, NeedleInHaystack), {}
     for times in TIMES:
         task = dataclasses.replace(trained, length=times * trained.length)
         batches = scoring.test_batches(run, task, TEST_ROWS, 64 // times)
         with jax.set_mesh(run.mesh):
-            found = recall_by_depth(
+            by_depth = recall_by_depth(
                 run.params, run.config.model, batches, run.mesh, bins=DEPTHS
             )
-        right = found["accuracy"] * found["weight"]
-        scores[f"length {task.length}"] = float(right.sum() / found["weight"].sum())
-        scores[f"by depth, length {task.length}"] = scoring.listed(found["accuracy"])
+        accuracy, weight = by_depth["accuracy"], by_depth["weight"]
+        right = accuracy * weight
+        scores[f"length {task.length}"] = float(right.sum() / weight.sum())
+        scores[f"by depth, length {task.length}"] = scoring.listed(accuracy)
     return scores
 
 
 def figure(results: dict) -> figures.Figure:
-    """A map of depth by length a layer: the mean over the seeds."""
+    """Draw a map of depth and length for each layer: the mean over the seeds."""
     labels = list(results["cells"])
     columns = min(5, len(labels))
     rows = -(-len(labels) // columns)

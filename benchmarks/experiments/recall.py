@@ -1,19 +1,20 @@
-"""MoM: how many key-value pairs are recalled, by the number of memories.
+"""MoM: the number of key-value pairs recalled, by the number of memories.
 
 Papers: Du et al., MoM, arXiv 2502.13685, section 4 (recall-intensive tasks; more
-memories recall more); the task is Arora et al., Zoology, arXiv 2312.04927, section 4.
-Expected: a recurrent layer recalls as many pairs as its state holds; MoM with more
-memories recalls more than Gated DeltaNet of its activated state and about as much as
-one of its whole state; attention recalls all.
+memories recall more); the task is from Arora et al., Zoology, arXiv 2312.04927, section
+4.
+Expected: a recurrent layer recalls as many pairs as its state can store; MoM with more
+memories recalls more than a Gated DeltaNet with the size of its active state and about
+as much as one with the size of its whole state; attention recalls all.
 Command: python scripts/experiment.py recall
 Minutes on two cores: about 60.
 
 Differs from the papers in: a synthetic task instead of FDA, SWDE and SQuAD; two layers
-of width 64; half as many pairs in half as long rows come first. Every cell has the same
-updates, batch and learning rate, which is not searched. Labels: "MoM 4" has 4 routed
-memories, of which a token uses 2, and a shared one; "Gated DeltaNet x3" has three times
-the state of one memory, which is what MoM 2, 4 and 8 use at a token; x2, x3, x5 and x9
-are all of what MoM 1, 2, 4 and 8 hold.
+of width 64; a first stage with half as many pairs in rows of half the length. Every
+cell has the same updates, batch and learning rate, which is not searched. Labels:
+"MoM 4" has 4 routed memories, of which a token uses 2, and a shared one; "Gated
+DeltaNet x3" has three times the state of one memory, as much as MoM 2, 4 and 8 use for
+a token; x2, x3, x5 and x9 have as much as MoM 1, 2, 4 and 8 in all.
 """
 
 import dataclasses
@@ -28,15 +29,15 @@ from jaxlab.training import Run, TaskData, TrainConfig
 
 MEMORIES = (1, 2, 4, 8)
 TEST_ROWS = 512
-FRACTIONS = (8, 4, 2, 1)  # of the trained number of pairs
+FRACTIONS = (8, 4, 2, 1)  # the trained number of pairs is divided by these
 
 
 def mixers(width: int, n_heads: int, size: int) -> dict[str, MixerConfig]:
-    """The layers that are compared, by label; `size` is a memory's, a head.
+    """The layers to compare, by label; `size` is the head size of a memory.
 
-    A memory has n_heads * size^2 floats. MoM with M memories holds M + 1 of them and
-    uses min(2, M) + 1 at a token; Gated DeltaNet of as many floats has larger heads,
-    and GLA the largest of these.
+    A memory has n_heads * size^2 floats. MoM with M memories has M + 1 of them and uses
+    min(2, M) + 1 for a token; Gated DeltaNet with as many floats has larger heads, and
+    GLA has the largest of these.
     """
 
     def gated_delta_net(memories: int) -> MixerConfig:
@@ -47,27 +48,30 @@ def mixers(width: int, n_heads: int, size: int) -> dict[str, MixerConfig]:
 
     def mixture(memories: int) -> MixerConfig:
         return mom.Config(
-            *(width, n_heads, size, size),
+            width,
+            n_heads,
+            size,
+            size,
             n_memories=memories,
             top_k=min(2, memories),
         )
 
-    whole = 2 * round(size * (max(MEMORIES) + 1) ** 0.5 / 2)
-    found: dict[str, MixerConfig] = {"attention": attention.Config(width, n_heads)}
-    found |= {f"MoM {m}": mixture(m) for m in MEMORIES}
-    found |= {
+    largest = 2 * round(size * (max(MEMORIES) + 1) ** 0.5 / 2)
+    layers: dict[str, MixerConfig] = {"attention": attention.Config(width, n_heads)}
+    layers |= {f"MoM {m}": mixture(m) for m in MEMORIES}
+    layers |= {
         f"Gated DeltaNet x{x}": gated_delta_net(x)
         for x in (1, *(m + 1 for m in MEMORIES))
     }
-    found["GLA"] = gla.Config(width, n_heads, key_size=whole, value_size=whole)
-    found["Mamba"] = mamba.Config(width)
-    return found
+    layers["GLA"] = gla.Config(width, n_heads, key_size=largest, value_size=largest)
+    layers["Mamba"] = mamba.Config(width)
+    return layers
 
 
 def train_config(
     task: Any, mixer: MixerConfig, scale: str, *, batch_size: int, steps: int
 ) -> TrainConfig:
-    """A run that differs from the other cells' in its mixer alone."""
+    """The config of a cell; only the mixer differs between cells."""
     return TrainConfig(
         data=TaskData(task),
         model=LMConfig(
@@ -83,7 +87,7 @@ def train_config(
 
 
 def cells(scale: str) -> dict[str, tuple[TrainConfig, ...]]:
-    """One task, many layers; half of the pairs come first."""
+    """One task with many layers; the first stage has half of the pairs."""
     if scale == "gpu":
         layers = mixers(128, 2, 32)
         stages: list[dict[str, Any]] = [
@@ -109,17 +113,17 @@ def cells(scale: str) -> dict[str, tuple[TrainConfig, ...]]:
 
 
 def score(run: Run) -> dict[str, Any]:
-    """Share of queries answered right, by the number of pairs in a row."""
+    """The share of right answers, by the number of pairs in a row."""
     trained, scores = scoring.trained_task(run, AssociativeRecall), {}
     for fraction in FRACTIONS:
         task = dataclasses.replace(trained, num_pairs=trained.num_pairs // fraction)
-        found = scoring.task_scores(run, task, TEST_ROWS)
-        scores[f"{task.num_pairs} pairs"] = found["accuracy"]
+        evaluated = scoring.task_scores(run, task, TEST_ROWS)
+        scores[f"{task.num_pairs} pairs"] = evaluated["accuracy"]
     return scores
 
 
 def figure(results: dict) -> figures.Figure:
-    """Accuracy against the number of pairs, a line a layer, a panel a family."""
+    """Plot accuracy over the number of pairs, with a panel for each family."""
     families = {"MoM": [], "Gated DeltaNet": [], "other layers": []}
     for label in results["cells"]:
         family = next((f for f in families if label.startswith(f)), "other layers")

@@ -1,10 +1,10 @@
 """Run the cells of an experiment over seeds, each in a process pinned to a core.
 
-Small models gain nothing from a second thread, so two pinned runs side by side are
-almost twice as fast as one after the other. Every finished run is a file, named by its
-label, the fingerprint of what made it and its seed: an experiment that was interrupted
-goes on where it stopped, and the results are assembled from whatever is finished. The
-assembled results hold every run as well, so a fresh clone goes on from those it has.
+Small models gain nothing from a second thread, so two pinned runs at a time are almost
+twice as fast as one after the other. Every finished run is a file, named by its label,
+the fingerprint of its configs and its seed: an experiment that was interrupted
+continues where it stopped, and the results are assembled from all finished runs. The
+assembled results include every run, so a fresh clone continues from those.
 """
 
 import dataclasses
@@ -29,11 +29,11 @@ from jaxlab import config
 from jaxlab.training import TrainConfig
 
 FINISHED = recording.ROOT / "runs" / "experiments"
-"""Where single runs are kept; not part of the repository."""
+"""Folder of finished runs, which is not part of the repository."""
 
 
 Cell = tuple[TrainConfig, ...]
-"""The stages of a run: each starts from the parameters of the one before."""
+"""The stages of a run; each starts from the parameters of the one before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Job:
 
     label: str
     seed: int
-    path: pathlib.Path  # of its result
+    path: pathlib.Path  # file of its result
 
 
 def run(
@@ -54,21 +54,21 @@ def run(
     scale: str = "cpu",
     finished: pathlib.Path = FINISHED,
 ) -> pathlib.Path:
-    """Do the runs that are missing, then write the results and the figure.
+    """Do the missing runs, then write the results and the figure.
 
     Args:
         module: import name of the experiment.
-        seeds: runs a cell, with seeds 0, 1, ...
-        jobs: processes at a time; at scale "cpu" each has a core of its own.
+        seeds: runs of each cell, with seeds 0, 1, ...
+        jobs: processes at a time; at scale "cpu" each has its own core.
         only: glob of labels; results of other cells are kept and assembled too.
         scale: "cpu" or "gpu".
-        finished: where finished runs are kept.
+        finished: folder of finished runs.
 
     Returns:
-        The path of the results; the figure lies beside it.
+        The path of the results; the figure is in the same folder.
 
     Raises:
-        ValueError: no label fits `only`, or `jobs` is more than there are cores.
+        ValueError: no label matches `only`, or `jobs` exceeds the number of cores.
         RuntimeError: runs failed; the others are finished and kept.
     """
     experiment = importlib.import_module(module)
@@ -79,13 +79,15 @@ def run(
     scoring = scoring_of(experiment)
     planned = plan(cells, range(seeds), folder, scoring)
     unpack(name, cells, planned, scoring)
-    wanted = [job for job in planned if fnmatch.fnmatchcase(job.label, only)]
-    if not wanted:
-        raise ValueError(f"No cell of {name} fits {only!r}; there are {list(cells)}.")
-    missing = [job for job in wanted if not job.path.exists()]
+    selected = [job for job in planned if fnmatch.fnmatchcase(job.label, only)]
+    if not selected:
+        raise ValueError(
+            f"No cell of {name} matches {only!r}; choose from {list(cells)}."
+        )
+    missing = [job for job in selected if not job.path.exists()]
     failed = work(module, scale, missing, cores(jobs, scale))
     failure = RuntimeError(
-        f"{len(failed)} of {len(missing)} runs failed; what they said: "
+        f"{len(failed)} of {len(missing)} runs failed; see their logs: "
         + ", ".join(str(log_of(job)) for job in failed)
     )
     if not any(job.path.exists() for job in planned):
@@ -101,10 +103,10 @@ def run(
 def unpack(
     name: str, cells: dict[str, Cell], jobs: list[Job], scoring: int = 1
 ) -> None:
-    """Take the runs of these jobs that `results/<name>.json` holds.
+    """Copy the runs of these jobs from `results/<name>.json`, where it has them.
 
-    A run is known by its seed, its scoring and the configs that it was made of, which
-    the results hold, in the words of whatever version wrote them.
+    A run is identified by its seed, its scoring and its configs, which the results
+    contain in the format of the version that wrote them.
     """
     path = recording.RESULTS / f"{name}.json"
     if not path.exists():
@@ -122,10 +124,10 @@ def unpack(
 
 
 def scoring_of(experiment: ModuleType) -> int:
-    """The version of an experiment's scores, its `SCORING`, which is 1 if not given.
+    """The version of an experiment's scores: its `SCORING`, by default 1.
 
-    Raise it when scores are computed in another way, so that no result of the former
-    way is taken for one of the new.
+    Increase it when scores are computed in another way, so that old results are not
+    mistaken for new ones.
     """
     return getattr(experiment, "SCORING", 1)
 
@@ -139,10 +141,13 @@ def plan(
     """All runs, seed by seed, so that every cell has a result early.
 
     Args:
-        cells: the experiment's.
-        seeds: of the runs.
-        folder: where results are kept.
-        scoring: version of the scores; a result of another is another result.
+        cells: the cells of the experiment.
+        seeds: the seeds of the runs.
+        folder: folder of the results.
+        scoring: version of the scores; each version has its own results.
+
+    Raises:
+        ValueError: two labels make the same file name.
     """
     jobs = [
         Job(label, seed, folder / f"{slug(label)}.{fingerprint(cell, scoring)}.{seed}")
@@ -161,36 +166,36 @@ def slug(label: str) -> str:
 
 
 def fingerprint(cell: Cell, scoring: int) -> str:
-    """Identifies what a run's scores depend on, but for its seed and our code."""
+    """Identifies everything that scores depend on, except the seed and the code."""
     text = json.dumps([stages(cell), scoring], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def stages(cell: Cell) -> list[dict]:
-    """What the stages of a run are made of, as JSON."""
+    """The configs of a run's stages as JSON, without name, directory and seed."""
     return [made_of(config.to_json(cfg)) for cfg in cell]
 
 
 def made_of(cfg: dict) -> dict:
-    """A config in JSON without where its run goes and the seed."""
+    """A config as JSON without name, directory and seed."""
     return {k: x for k, x in cfg.items() if k not in ("name", "directory", "seed")}
 
 
 def cores(jobs: int, scale: str) -> list[int]:
-    """The core of each process side by side; -1 leaves a process all of them."""
+    """The core of each concurrent process; -1 lets a process use all of them."""
     if scale != "cpu":
         return [-1] * jobs
-    there = sorted(os.sched_getaffinity(0))
-    if not 1 <= jobs <= len(there):
+    available = sorted(os.sched_getaffinity(0))
+    if not 1 <= jobs <= len(available):
         raise ValueError(
-            f"--jobs {jobs} must be from 1 to {len(there)}, the number of cores here: "
-            "each run has one of its own."
+            f"--jobs {jobs} must be from 1 to {len(available)}, the number of "
+            "available cores, since each run has its own."
         )
-    return there[:jobs]
+    return available[:jobs]
 
 
 def work(module: str, scale: str, jobs: list[Job], cores: list[int]) -> list[Job]:
-    """Run the jobs, one a core at a time; returns those that failed."""
+    """Run the jobs, one at a time on each core, and return those that failed."""
     waiting, running, failed = list(jobs), {}, []
     started = time.monotonic()
     try:
@@ -207,11 +212,11 @@ def work(module: str, scale: str, jobs: list[Job], cores: list[int]) -> list[Job
                 if not job.path.exists():
                     failed.append(job)
                 done = len(jobs) - len(waiting) - len(running)
-                said = "failed" if job in failed else shown(job)
+                outcome = "failed" if job in failed else shown(job)
                 minutes = (time.monotonic() - started) / 60
                 print(
                     f"[{done}/{len(jobs)}, {minutes:.1f} min] {job.label}, "
-                    f"seed {job.seed}: {said}",
+                    f"seed {job.seed}: {outcome}",
                     flush=True,
                 )
     finally:
@@ -226,18 +231,18 @@ ENVIRONMENT = {
     "JAX_COMPILATION_CACHE_DIR": str(recording.ROOT / ".cache" / "jax"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    # glibc gives large arrays back after every step and clears new ones before the
-    # next, a third of the time of a small model; so it keeps them.
+    # By default glibc returns large arrays to the system after every step and clears
+    # new ones for the next, which takes a third of a small model's time.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
     "MALLOC_TOP_PAD_": str(2**28),
     "MALLOC_ARENA_MAX": "1",
 }
-"""Settings of a worker that change its speed alone."""
+"""Settings of a worker that change only its speed."""
 
 
 def start(module: str, scale: str, job: Job, core: int) -> subprocess.Popen:
-    """A worker of its own process group, so that Ctrl-C reaches this process alone."""
+    """Start a worker in its own session, so that Ctrl-C reaches only this process."""
     arguments = [module, scale, job.label, str(job.seed), str(core), str(job.path)]
     with log_of(job).open("w") as log:
         return subprocess.Popen(
@@ -255,7 +260,7 @@ def log_of(job: Job) -> pathlib.Path:
 
 
 def shown(job: Job) -> str:
-    """Seconds and the scores that are single numbers."""
+    """The seconds of a run, and its scores that are single numbers."""
     result = json.loads(job.path.read_text())
     numbers = {k: x for k, x in result["scores"].items() if isinstance(x, float)}
     scores = ", ".join(f"{k} {x:.3f}" for k, x in numbers.items())
@@ -265,12 +270,12 @@ def shown(job: Job) -> str:
 def assemble(
     name: str, scale: str, cells: dict[str, Cell], jobs: list[Job]
 ) -> pathlib.Path:
-    """Write `results/<name>.json` from all runs that are finished."""
-    results, there = {}, 0
+    """Write `results/<name>.json` from all finished runs."""
+    results, finished = {}, 0
     for label, cell in cells.items():
         paths = [job.path for job in jobs if job.label == label and job.path.exists()]
         runs = [json.loads(path.read_text()) for path in paths]
-        there += len(runs)
+        finished += len(runs)
         if not runs:
             continue
         results[label] = {
@@ -291,22 +296,22 @@ def assemble(
             ],
             "summary": summary([run["scores"] for run in runs]),
         }
-    if there < len(jobs):
-        print(f"{there} of {len(jobs)} runs of {name} are finished.", flush=True)
+    if finished < len(jobs):
+        print(f"{finished} of {len(jobs)} runs of {name} are finished.", flush=True)
     path = recording.RESULTS / f"{name}.json"
     if path.exists():
-        there = json.loads(path.read_text())["cells"].values()
-        runs = [sum(len(cell["runs"]) for cell in c) for c in (there, results.values())]
-        if runs[1] < runs[0]:
+        recorded = json.loads(path.read_text())["cells"].values()
+        before = sum(len(cell["runs"]) for cell in recorded)
+        if finished < before:
             raise ValueError(
-                f"{path} holds {runs[0]} runs, but only {runs[1]} are finished here "
+                f"{path} has {before} runs, but only {finished} are finished here "
                 "(they are kept); run the others too, or remove the file first."
             )
     return recording.record(name, scale=scale, cells=results)
 
 
 def summary(scores: list[Any]) -> Any:
-    """Mean, standard deviation, least and largest of every score over the seeds."""
+    """The mean, standard deviation, minimum and maximum of every score over seeds."""
     first = scores[0]
     if isinstance(first, dict):
         return {name: summary([score[name] for score in scores]) for name in first}

@@ -1,13 +1,13 @@
-"""Mamba: selective copying, against layers whose decay the input does or does not set.
+"""Mamba: selective copying, with layers whose decay does or does not depend on input.
 
 Paper: Gu and Dao, Mamba, arXiv 2312.00752, section 4.1.1 and table 1.
-Expected: layers whose gates see the input (Mamba, GLA, Gated DeltaNet) and attention
-copy; RetNet, whose decay is fixed, is the worst of them.
+Expected: layers whose gates depend on the input (Mamba, GLA, Gated DeltaNet) and
+attention learn to copy; RetNet, whose decay is fixed, is the worst of them.
 Command: python scripts/experiment.py selective_copying
-Minutes on two cores: see configs/selective_copying.py, times five layers.
+Minutes on two cores: five times those of configs/selective_copying.py.
 
-Differs from the paper in: the sizes of configs/selective_copying.py (the paper's:
-length 4096, 400K steps), and RetNet in the place of a time-invariant S4.
+Differs from the paper in: the sizes of configs/selective_copying.py (in the paper:
+length 4096, 400K steps), and RetNet instead of a time-invariant S4.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ TEST_ROWS = 512
 
 
 def layers(width: int) -> dict[str, MixerConfig]:
-    """The layers that are compared, by label."""
+    """The layers to compare, by label."""
     return {
         "Mamba": mamba.Config(width),
         "GLA": gla.Config(width),
@@ -35,16 +35,15 @@ def layers(width: int) -> dict[str, MixerConfig]:
 
 
 def with_layers(base: TrainConfig) -> dict[str, tuple[TrainConfig, ...]]:
-    """The run with each of the layers; its own config of Mamba stays."""
-    own = base.model.pattern[0]
-    found = layers(base.model.width) | {"Mamba": own}
+    """The run with each of the layers; for Mamba its own config is kept."""
+    mixers = layers(base.model.width) | {"Mamba": base.model.pattern[0]}
     return {
         label: (
             dataclasses.replace(
                 base, model=dataclasses.replace(base.model, pattern=(mixer,))
             ),
         )
-        for label, mixer in found.items()
+        for label, mixer in mixers.items()
     }
 
 
@@ -58,15 +57,15 @@ def cells(scale: str) -> dict[str, tuple[TrainConfig, ...]]:
 
 
 def score(run: Run) -> dict[str, Any]:
-    """Share of tokens copied right, and of rows without a mistake."""
-    found = scoring.task_scores(
+    """The shares of tokens copied right, and of rows without a mistake."""
+    evaluated = scoring.task_scores(
         run, scoring.trained_task(run, SelectiveCopying), TEST_ROWS
     )
-    return {"accuracy": found["accuracy"], "rows": found["row_accuracy"]}
+    return {"accuracy": evaluated["accuracy"], "rows": evaluated["row_accuracy"]}
 
 
 def figure(results: dict) -> figures.Figure:
-    """A bar a layer."""
+    """Draw a bar for each layer."""
     drawing, axes = figures.panels(1, width=6, height=3)
     labels = list(results["cells"])
     summaries = [results["cells"][label]["summary"]["accuracy"] for label in labels]

@@ -1,17 +1,17 @@
-"""DeltaProduct: Householder steps a token, the range of beta, and the groups tracked.
+"""DeltaProduct: the groups tracked, by Householder steps per token and range of beta.
 
 Paper: Siems et al., DeltaProduct, arXiv 2502.10297, section 5.1 (figures of accuracy
-against length for S3, S4, A5, S5; parity is in its appendix).
+over length for S3, S4, A5, S5; parity is in its appendix).
 Expected: one layer with beta in [0, 2] tracks parity with 1 step, S3, S4 and A5 with 2
-and S5 with 4, and carries over to longer words; with beta in [0, 1] none is tracked. At
-this size A5 and S5 take more samples than there are, and S4 four steps a token.
+and S5 with 4, also on longer words; with beta in [0, 1] it tracks none of them. At this
+size A5 and S5 need more samples than this training has, and S4 four steps per token.
 Command: python scripts/experiment.py state_tracking
 Minutes on two cores: about 115.
 
 Differs from the paper in: words of 32 (tested to 128) instead of 128 (to 512), width 64
-instead of 128, and a curriculum of words of 4, 8 and 32 elements, with which fewer
-samples suffice; every cell has the same updates, learning rate and batch,
-and none is stopped early. No convolution, forget gate or output gate, as there.
+instead of 128, and a curriculum of words of 4, 8 and 32 elements, which needs fewer
+samples. Every cell has the same updates, learning rate and batch, and none is stopped
+early. As in the paper there is no convolution, forget gate or output gate.
 """
 
 import dataclasses
@@ -29,13 +29,13 @@ from jaxlab.training import Run, TaskData, TrainConfig
 GROUPS = ("parity", "S3", "S4", "A5", "S5")
 STEPS_A_TOKEN = (1, 2, 3, 4)
 BETAS = (1.0, 2.0)
-TIMES = (1, 2, 4)  # the trained length
+TIMES = (1, 2, 4)  # multiples of the trained length
 TEST_ROWS = 1024
-BIN = 4  # positions that a point of the figure averages
+BIN = 4  # positions averaged in each point of the figure
 
 
 def cells(scale: str) -> dict[str, tuple[TrainConfig, ...]]:
-    """Groups x steps a token x ranges of beta, from configs/state_tracking.py."""
+    """Groups x steps per token x ranges of beta, from configs/state_tracking.py."""
     base = config.load(ROOT / "configs" / "state_tracking.py")
     mixer = dataclasses.replace(base.model.pattern[0], key_size=16)
     width, hidden = 64, None
@@ -84,16 +84,16 @@ def score(run: Run) -> dict[str, Any]:
     trained, scores = scoring.trained_task(run, GroupWordProblem), {}
     for times in TIMES:
         task = dataclasses.replace(trained, length=times * (trained.length - 1) + 1)
-        found = scoring.task_scores(run, task, TEST_ROWS, batch_size=128 // times)
-        by_position = found["accuracy_by_position"][1:]  # position 0 asks for nothing
+        evaluated = scoring.task_scores(run, task, TEST_ROWS, batch_size=128 // times)
+        by_position = evaluated["accuracy_by_position"][1:]  # position 0 has no target
         scores[f"at {times}x"] = float(by_position[-1])
-        scores[f"words {times}x"] = found["row_accuracy"]
+        scores[f"words {times}x"] = evaluated["row_accuracy"]
     means = by_position[: len(by_position) // BIN * BIN].reshape(-1, BIN).mean(1)
     return scores | {"by_position": scoring.listed(means)}
 
 
 def figure(results: dict) -> figures.Figure:
-    """Accuracy by position: the best seed at the trained length strong, others pale."""
+    """Plot accuracy by position; the best seed at the trained length is opaque."""
     trained = next(iter(results["cells"].values()))["config"]["data"]["task"]["length"]
     drawing, axes = figures.panels(len(GROUPS), width=3.2)
     for ax, group in zip(axes[0], GROUPS, strict=True):

@@ -1,9 +1,9 @@
-"""Train and score one run of an experiment, in a process of its own.
+"""Train and score one run of an experiment in its own process.
 
     python -m benchmarks.experiments.worker MODULE SCALE LABEL SEED CORE RESULT.json
 
-The result appears under its name only when it is complete. CORE is the one core that
-the process may use, or -1 for all.
+The result file appears only when it is complete. CORE is the only core that the process
+may use, or -1 for all.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from jaxlab.training import TextData, TrainConfig, load_run, train
 
 def main(module: str, scale: str, label: str, seed: int, core: int, path: str) -> None:
     if core >= 0:
-        os.sched_setaffinity(0, {core})  # before JAX's first use, when it makes threads
+        os.sched_setaffinity(0, {core})  # before the first use of JAX starts threads
     experiment = importlib.import_module(module)
     stages = experiment.cells(scale)[label]
     result = pathlib.Path(path)
@@ -33,7 +33,7 @@ def main(module: str, scale: str, label: str, seed: int, core: int, path: str) -
         started = time.monotonic()
         trained = None
         for i, cfg in enumerate(stages):
-            found = train(
+            reached = train(
                 dataclasses.replace(
                     cfg,
                     name=f"stage{i}",
@@ -44,8 +44,8 @@ def main(module: str, scale: str, label: str, seed: int, core: int, path: str) -
                     checkpoint_every=cfg.steps,
                 )
             )
-            if found["step"] < cfg.steps:
-                sys.exit(f"Stopped at step {found['step']:.0f} of {cfg.steps}.")
+            if reached["step"] < cfg.steps:
+                sys.exit(f"Stopped at step {reached['step']:.0f} of {cfg.steps}.")
             trained = f"{directory}/stage{i}"
         seconds = time.monotonic() - started
         scores = experiment.score(load_run(f"{directory}/stage{len(stages) - 1}"))
@@ -67,7 +67,7 @@ def main(module: str, scale: str, label: str, seed: int, core: int, path: str) -
 
 
 def state_floats(cfg: TrainConfig) -> int:
-    """Numbers in the state of one sequence as long as a training row."""
+    """The count of numbers in the state of a sequence as long as a training row."""
     data = cfg.data
     length = data.sequence_length if isinstance(data, TextData) else data.task.length
     state = jax.eval_shape(lambda: models.init_state(cfg.model, 1, length))

@@ -1,1 +1,1 @@
-"""Optimizers beside each other on one problem, in one harness."""
+"""Comparisons of optimizers on the same problems in one harness."""

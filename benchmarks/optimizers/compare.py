@@ -1,10 +1,10 @@
-"""One harness for optimizers: the same parameters, batches and clock.
+"""Compare optimizers with the same parameters, batches and clock.
 
     python scripts/compare_optimizers.py autoencoder [--seeds 3] [--steps 500]
 
-Each method's learning rate is walked to on a grid by runs of the first seed, until no
-neighbour ends better; the other seeds get that one. Then all methods take turns under
-one clock. Writes `results/optimizers_<problem>.json` and `.png`.
+The learning rate of each method is searched on a grid with the first seed: a walk moves
+to the better neighbour until neither is better. The other seeds use that rate. Then all
+methods are timed in turns. Writes `results/optimizers_<problem>.json` and `.png`.
 """
 
 import concurrent.futures
@@ -31,20 +31,21 @@ from benchmarks.turns import alternate, quartiles
 from jaxlab import optimizers, params
 from jaxlab.optimizers import MKOR, Switch, left_at, preconditioned
 
-AT_ONCE = 10  # steps of a compiled program, and between looks at held-out data
-TURNS = 9  # of each method under the clock
+AT_ONCE = 10  # steps in a compiled program, and between evaluations on held-out data
+TURNS = 9  # of each method when it is timed
 GRID = tuple(float(f"{digit}e{power}") for power in range(-6, 2) for digit in (1, 3))
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """An optimizer, and the learning rate of the grid that it is tried with first.
+    """An optimizer, and where the search of its learning rate starts.
 
     Attributes:
-        settings: (problem, learning rate) to what builds the transformation; traced.
-        start: of the walk.
-        taps: whether it takes statistics.
-        switches: whether it leaves its factors behind at some step.
+        settings: function from a problem and a learning rate to the optimizer's
+            settings; it is traced.
+        start: the first learning rate, which must be on the grid.
+        taps: whether the optimizer takes statistics.
+        switches: whether it stops using its factors at some step.
     """
 
     settings: Callable[[Problem, Any], Any]
@@ -54,7 +55,7 @@ class Method:
 
 
 def plain(settings: Any, **others):
-    """Settings of an optimizer of the library, without weight decay."""
+    """The settings of an optimizer of the library, without weight decay."""
 
     def at(problem: Problem, rate):
         return settings(
@@ -69,7 +70,7 @@ def plain(settings: Any, **others):
 
 
 def with_mkor(base, switch: Switch | None = None):
-    """Settings of MKOR in front of an optimizer; with a switch, MKOR-H."""
+    """The settings of MKOR in front of an optimizer; with a switch, of MKOR-H."""
 
     def at(problem: Problem, rate):
         return MKOR(base=base(problem, rate), biases=problem.biases, switch=switch)
@@ -104,19 +105,19 @@ def main(
     methods: tuple[str, ...] = tuple(METHODS),
     workers: int = 2,
 ) -> None:
-    """Run, record and draw. What `kfac` has added to the file goes; add it again.
+    """Run, record and draw. This removes what `kfac` has added to the file.
 
     Args:
         problem: one of `PROBLEMS`.
-        steps: of a run, a multiple of 10.
-        seeds: of each method at its best rate.
-        methods: to run anew; of others, the runs that are recorded are kept. None: only
-            the clock is read anew.
-        workers: processes, each on a core of its own.
+        steps: number of steps in a run, a multiple of 10.
+        seeds: number of runs of each method at its best rate.
+        methods: methods to run; the recorded runs of the others are kept. If there are
+            none, all methods are only timed again.
+        workers: number of processes, each on its own core.
 
     Raises:
-        ValueError: an unknown problem or method, steps that are no multiple of 10, no
-            recorded runs to keep, or some of other steps or seeds.
+        ValueError: the problem or a method is unknown, the steps are not a multiple of
+            10, or the runs to keep are missing or have other steps or seeds.
     """
     if problem not in PROBLEMS:
         raise ValueError(f"problem={problem!r} is not one of {tuple(PROBLEMS)}.")
@@ -125,27 +126,27 @@ def main(
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
         raise ValueError(f"methods={unknown} are not among {tuple(METHODS)}.")
-    all_anew = set(methods) == set(METHODS)
-    found = {} if all_anew else _recorded(problem, steps, seeds)
-    PROBLEMS[problem]()  # what it reads is there before the workers want it
+    runs_all = set(methods) == set(METHODS)
+    studies = {} if runs_all else _recorded(problem, steps, seeds)
+    PROBLEMS[problem]()  # prepares its data before the workers read it
     with concurrent.futures.ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), _take_a_core, (_cores(),)
     ) as pool:
-        waited = {
+        futures = {
             pool.submit(study, problem, name, steps, seeds): name for name in methods
         }
-        for done in concurrent.futures.as_completed(waited):
-            name = waited[done]
-            found[name] = done.result()
-            losses = [each["loss"] for each in found[name]["runs"]]
-            print(name, found[name]["rate"], *losses, flush=True)
-    found = {name: found[name] for name in METHODS if name in found}
+        for future in concurrent.futures.as_completed(futures):
+            name = futures[future]
+            studies[name] = future.result()
+            losses = [run["loss"] for run in studies[name]["runs"]]
+            print(name, studies[name]["rate"], *losses, flush=True)
+    studies = {name: studies[name] for name in METHODS if name in studies}
     path = record(
         f"optimizers_{problem}",
         steps=steps,
         every=AT_ONCE,
-        methods=found,
-        clock=clock(PROBLEMS[problem](), list(found), steps),
+        methods=studies,
+        clock=clock(PROBLEMS[problem](), list(studies), steps),
     )
     draw(json.loads(path.read_text()), path.with_suffix(".png"))
     print(f"Wrote {path}.")
@@ -154,13 +155,13 @@ def main(
 def _recorded(problem: str, steps: int, seeds: int) -> dict:
     path = RESULTS / f"optimizers_{problem}.json"
     if not path.exists():
-        raise ValueError(f"There is no {path.name} to keep runs of; run all methods.")
+        raise ValueError(f"There is no {path.name} with runs to keep; run all methods.")
     data = json.loads(path.read_text())
     kept = {len(method["runs"]) for method in data["methods"].values()}
     if data["steps"] != steps or kept != {seeds}:
         raise ValueError(
             f"steps={steps} and seeds={seeds}, but {path.name} has runs of "
-            f"{data['steps']} steps by {kept} seeds; give its own, or run all methods."
+            f"{data['steps']} steps by {kept} seeds; use those, or run all methods."
         )
     return data["methods"]
 
@@ -177,11 +178,13 @@ def _take_a_core(cores) -> None:
         os.sched_setaffinity(0, {cores.get()})
 
 
-opened = functools.cache(lambda problem: PROBLEMS[problem]())
+@functools.cache
+def opened(problem: str) -> Problem:
+    return PROBLEMS[problem]()
 
 
 def study(problem: str, name: str, steps: int, seeds: int) -> dict:
-    """A method's best rate, and its runs there."""
+    """A method's best rate, and its runs at that rate."""
     run = Runs(opened(problem), METHODS[name], steps)
     tried = {}
 
@@ -199,7 +202,7 @@ def study(problem: str, name: str, steps: int, seeds: int) -> dict:
 
 
 def walk(loss_of: Callable[[float], float], start: float) -> float:
-    """A rate of the grid without a better neighbour, found downhill."""
+    """A rate on the grid that has no better neighbour, found by descent."""
     loss_of = functools.cache(loss_of)
     at = GRID.index(start)
     while True:
@@ -213,7 +216,7 @@ def walk(loss_of: Callable[[float], float], start: float) -> float:
 def step_of(
     problem: Problem, optimizer: optax.GradientTransformation, taps: bool
 ) -> Callable:
-    """One step: (weights and optimizer's state, batch) to the same, and the loss."""
+    """A step from ((weights, optimizer's state), batch) to (both after it, loss)."""
     takes_extra = optax.with_extra_args_support(optimizer)
     where = preconditioned(problem.specs) if taps else None
 
@@ -231,7 +234,7 @@ def step_of(
 
 
 class Runs:
-    """Runs of one method on one problem, by one program for all rates and seeds."""
+    """Runs of one method on one problem, with one program for all rates and seeds."""
 
     def __init__(self, problem: Problem, method: Method, steps: int):
         self.problem, self.method, self.steps = problem, method, steps
@@ -248,14 +251,14 @@ class Runs:
         return settings.build(self.problem.specs, self.steps)
 
     def start(self, seed: int):
-        """Weights and the optimizer's state, and the keys of the batches."""
-        of_weights, of_batches = jax.random.split(jax.random.key(seed))
-        weights = params.init(self.problem.specs, of_weights)
-        keys = jax.random.split(of_batches, self.steps).reshape(-1, AT_ONCE)
+        """The weights and the optimizer's state, and the keys of the batches."""
+        weights_key, batches_key = jax.random.split(jax.random.key(seed))
+        weights = params.init(self.problem.specs, weights_key)
+        keys = jax.random.split(batches_key, self.steps).reshape(-1, AT_ONCE)
         return (weights, self._optimizer(0.0).init(weights)), keys
 
     def timed(self) -> Callable[[], float]:
-        """A function that goes on with a run for some steps; the seconds they took."""
+        """A function that continues a run by `AT_ONCE` steps and returns seconds."""
         carry, keys = self.start(0)
 
         def seconds():
@@ -268,12 +271,12 @@ class Runs:
         return seconds
 
     def __call__(self, rate: float, seed: int) -> dict:
-        """One run: its losses, and the figures of what it found."""
+        """Do one run and return its losses, and the figures of the trained weights."""
         carry, keys = self.start(seed)
         losses, followed = [], []
         for part in keys:
-            carry, found = self.advance(jnp.float32(rate), carry, part)
-            losses.append(rounded(found.mean()))
+            carry, step_losses = self.advance(jnp.float32(rate), carry, part)
+            losses.append(rounded(step_losses.mean()))
             if self.problem.follow is not None:
                 followed.append(rounded(self.problem.follow(carry[0])))
         figures = self.problem.figures(carry[0])
@@ -287,40 +290,40 @@ class Runs:
 
 
 def rounded(x) -> float | None:
-    """To six digits; None where it is not finite."""
+    """Round to six significant digits; None for a number that is not finite."""
     x = float(x)
     return float(f"{x:.6g}") if math.isfinite(x) else None
 
 
 def _finite(loss: float | None) -> float:
-    """A loss, the worst where it was not finite."""
+    """A loss, or infinity for one that was not finite."""
     return math.inf if loss is None else loss
 
 
 def clock(problem: Problem, methods: list[str], steps: int) -> dict:
-    """Milliseconds a step of the methods, by turns: median and quartiles."""
+    """Milliseconds per step of each method, timed in turns: median and quartiles."""
     runs = {name: Runs(problem, METHODS[name], steps) for name in methods}
     programs = {name: run.timed() for name, run in runs.items()}
     seconds = alternate(programs, TURNS)
     return {
-        name: quartiles(1e3 * np.array(each) / AT_ONCE)
-        for name, each in seconds.items()
+        name: quartiles(1e3 * np.array(times) / AT_ONCE)
+        for name, times in seconds.items()
     }
 
 
 def target(data: dict, name: str, share: float = 1.0) -> float:
-    """The lowest loss that every run of a method is at within a share of its steps."""
+    """The lowest loss that all runs of a method reach within a share of the steps."""
     curves = [_curve(run) for run in data["methods"][name]["runs"]]
     return max(min(map(_finite, c[: round(share * len(c))])) for c in curves)
 
 
 def steps_to(data: dict, name: str, loss: float) -> list[int | None]:
-    """Steps of each of a method's runs until it was at a loss; None: never."""
-    found = []
+    """The steps until each run of a method reached a loss; None for never."""
+    steps = []
     for run in data["methods"][name]["runs"]:
         at = [i for i, x in enumerate(_curve(run)) if _finite(x) <= loss]
-        found.append(data["every"] * (at[0] + 1) if at else None)
-    return found
+        steps.append(data["every"] * (at[0] + 1) if at else None)
+    return steps
 
 
 def _curve(run: dict) -> list[float | None]:
@@ -328,9 +331,9 @@ def _curve(run: dict) -> list[float | None]:
 
 
 def draw(data: dict, path) -> None:
-    """Losses against steps and seconds, held-out ones where they were looked at.
+    """Plot losses over steps and seconds; held-out ones where they were measured.
 
-    One line a method: the median of its seeds.
+    Each method has one line, the median of its seeds.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -339,23 +342,23 @@ def draw(data: dict, path) -> None:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
     for number, (name, method) in enumerate(data["methods"].items()):
-        curves = [_curve(each) for each in method["runs"]]
-        middle = [
+        curves = [_curve(run) for run in method["runs"]]
+        medians = [
             statistics.median(map(_finite, at)) for at in zip(*curves, strict=True)
         ]
-        steps = [data["every"] * (i + 1) for i in range(len(middle))]
+        steps = [data["every"] * (i + 1) for i in range(len(medians))]
         seconds = [n * data["clock"][name]["median"] / 1e3 for n in steps]
-        how = {
+        style = {
             "color": f"C{number % 10}",
             "linewidth": 1,
             "linestyle": "-" if number < 10 else "--",
             "label": name,
         }
-        left.plot(steps, middle, **how)
-        right.plot(seconds, middle, **how)
+        left.plot(steps, medians, **style)
+        right.plot(seconds, medians, **style)
     followed = any("followed" in m["runs"][0] for m in data["methods"].values())
-    what = "held-out loss" if followed else "loss of a batch"
-    left.set(xlabel="steps", ylabel=what, yscale="log", xlim=(0, None))
+    label = "held-out loss" if followed else "loss of a batch"
+    left.set(xlabel="steps", ylabel=label, yscale="log", xlim=(0, None))
     right.set(xlabel="seconds", xscale="log")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)

@@ -1,12 +1,12 @@
-"""What each optimizer keeps, and what devices exchange for it, from shapes alone.
+"""The state of each optimizer and the bytes exchanged for it, from shapes alone.
 
     python -m benchmarks.optimizers.costs
 
-For the model of configs/tiny.py and for a larger one: the state, also that of a device
-that has one of eight shards of the parameters, and the bytes that each of eight copies
-exchanges a step. `tests/training/test_exchange.py` holds such figures against compiled
-steps. K-FAC is not in the library; its figures are a formula, `kfac_costs`. Writes
-`results/optimizer_costs.json`.
+For the model of configs/tiny.py and for a larger one: the size of the state, in all and
+on a device that has one of eight shards of the parameters, and the bytes that each of
+eight copies exchanges in a step. `tests/training/test_exchange.py` compares such
+figures with compiled steps. K-FAC, which the library does not have, is estimated by
+`kfac_costs`. Writes `results/optimizer_costs.json`.
 """
 
 import dataclasses
@@ -58,34 +58,34 @@ OPTIMIZERS = {
     "Shampoo": Shampoo(),
     "MKOR, LAMB": MKOR(base=LAMB()),
 }
-STEPS = 1000  # of a run; costs do not depend on it
+STEPS = 1000  # in a run; costs do not depend on it
 
 
 def main() -> None:
-    """Report and record."""
-    found = {name: of_model(models.spec(cfg)) for name, cfg in MODELS.items()}
-    for name, optimizers in found.items():
-        for optimizer, each in optimizers.items():
-            print(name, optimizer, each)
-    print(f"Wrote {record('optimizer_costs', copies=DEVICES, models=found)}.")
+    """Compute, print and record."""
+    by_model = {name: of_model(models.spec(cfg)) for name, cfg in MODELS.items()}
+    for name, optimizers in by_model.items():
+        for optimizer, figures in optimizers.items():
+            print(name, optimizer, figures)
+    print(f"Wrote {record('optimizer_costs', copies=DEVICES, models=by_model)}.")
 
 
 def of_model(specs: Any) -> dict[str, dict[str, int]]:
-    """Costs by the optimizer's name: of copies, and the state of a shard."""
+    """The costs of each optimizer with copied parameters, and the state of a shard."""
     copies, shards = mesh(data=DEVICES), mesh(fsdp=DEVICES)
-    found = {}
+    pairs = {}
     for name, optimizer in OPTIMIZERS.items():
         tapped = optimizer.tapped(specs) if isinstance(optimizer, MKOR) else None
         built = optimizer.build(specs, STEPS)
-        found[name] = [costs(built, specs, m, tapped=tapped) for m in (copies, shards)]
+        pairs[name] = [costs(built, specs, m, tapped=tapped) for m in (copies, shards)]
     matrices = preconditioned(specs)
-    found["K-FAC, LAMB"] = [
+    pairs["K-FAC, LAMB"] = [
         kfac_costs(c, specs, m, matrices)
-        for c, m in zip(found["LAMB"], (copies, shards), strict=True)
+        for c, m in zip(pairs["LAMB"], (copies, shards), strict=True)
     ]
     return {
         name: {**dataclasses.asdict(copy), "state_a_shard": shard.state_a_device}
-        for name, (copy, shard) in found.items()
+        for name, (copy, shard) in pairs.items()
     }
 
 

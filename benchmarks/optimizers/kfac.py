@@ -1,11 +1,11 @@
-"""K-FAC on the problems of perceptrons, beside the other optimizers.
+"""K-FAC on the perceptron problems, to compare with the other optimizers.
 
     python -m benchmarks.optimizers.kfac autoencoder --peer-python ../kfac/bin/python
 
-kfac-jax runs in an environment of its own (see `step_time`), on the weights and batches
-of `compare`; it finds its rate, momentum and damping by itself, as its package's
-example of an autoencoder does, so that there is nothing to tune. Its step takes turns
-with Adam's. Adds to `results/optimizers_<problem>.json`, which `compare` has written.
+kfac-jax runs in its own environment (see `step_time`), on the weights and batches of
+`compare`. It adapts its rate, momentum and damping, as in the package's example of an
+autoencoder, so there is nothing to tune. Its step takes turns with Adam's. Adds to
+`results/optimizers_<problem>.json`, which `compare` has written.
 """
 
 import json
@@ -31,23 +31,26 @@ from benchmarks.record import RESULTS, commit
 from benchmarks.turns import Peer, alternate, quartiles
 
 PEER = pathlib.Path(__file__).with_name("kfac_peer.py")
-NAME, BESIDE = "K-FAC", "Adam"  # which take turns
+NAME, BESIDE = "K-FAC", "Adam"  # these take turns
 SETTINGS = {"initial_damping": 150.0, "cholesky": True}
 
 
 def main(problem: tyro.conf.Positional[str], peer_python: str) -> None:
-    """Run, and add to what is recorded.
+    """Run K-FAC, and add it to the recorded results.
 
     Args:
         problem: "autoencoder" or "digits".
         peer_python: a Python with kfac-jax.
 
     Raises:
-        ValueError: the problem is no perceptron's.
+        ValueError: the problem is not a perceptron.
     """
     opened = PROBLEMS[problem]() if problem in PROBLEMS else None
     if opened is None or opened.drawn is None:
-        raise ValueError(f"{problem} is no perceptron, and K-FAC has no other network.")
+        raise ValueError(
+            f"{problem} is not a perceptron, the only network that K-FAC supports "
+            "here; choose autoencoder or digits."
+        )
     path = RESULTS / f"optimizers_{problem}.json"
     data = json.loads(path.read_text())
     peer = Peer(peer_python, PEER)
@@ -86,7 +89,7 @@ def main(problem: tyro.conf.Positional[str], peer_python: str) -> None:
 def start(
     problem: Problem, base: Runs, peer: Peer, file: pathlib.Path, seed: int
 ) -> None:
-    """Open the contestant with the weights and batches of a seed."""
+    """Open the contestant with the weights and batches of one seed."""
     assert problem.drawn is not None and problem.rows is not None
     (weights, _), keys = base.start(seed)
     rows = jax.vmap(problem.rows)(keys.reshape(-1))
@@ -101,7 +104,7 @@ def start(
 def one_run(
     problem: Problem, base: Runs, peer: Peer, file: pathlib.Path, seed: int
 ) -> dict:
-    """A run's losses, and the figures of what it found, as `Runs` has them."""
+    """The losses and figures of one run, in the format of `Runs`."""
     start(problem, base, peer, file, seed)
     losses, followed = [], []
     for _ in range(base.steps // AT_ONCE):
@@ -118,10 +121,10 @@ def one_run(
 
 
 def weights_of(peer: Peer, file: pathlib.Path) -> dict:
-    """The contestant's weights, as a tree of the problem's."""
-    found = file.with_name("weights.npz")
-    peer.ask(weights=NAME, path=str(found))
-    with np.load(found) as arrays:
+    """The contestant's weights, in the structure of the problem's parameters."""
+    saved = file.with_name("weights.npz")
+    peer.ask(weights=NAME, path=str(saved))
+    with np.load(saved) as arrays:
         return {
             f"layer_{i}": {k: jnp.asarray(arrays[f"{k}_{i}"]) for k in ("w", "b")}
             for i in range(len(arrays) // 2)

@@ -1,8 +1,8 @@
 """K-FAC of the kfac-jax package, run as a child process.
 
-Reads one JSON request a line and answers with one. It runs in an environment of its
-own, because kfac-jax 0.0.8 runs on JAX up to 0.9.1, and imports nothing else of this
-project.
+Reads one JSON request per line and answers each with one line. It runs in its own
+environment, because kfac-jax 0.0.8 requires a JAX up to 0.9.1, and imports nothing of
+this project.
 """
 
 import importlib.metadata
@@ -12,8 +12,8 @@ import sys
 import time
 from typing import Any
 
-# XLA inverts several factors at once, one a core; BLAS that splits each of them, too,
-# has its threads wait for each other, up to ten times as long on a machine in use.
+# XLA inverts several factors at once, one on each core. If BLAS also splits each of
+# them, its threads wait for each other, up to ten times as long under other load.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import jax
@@ -23,11 +23,11 @@ import numpy as np
 
 
 def problem(width, layers, rows):
-    """Parameters, and a batch of what another network says of noise."""
-    of_params, of_teacher, of_x = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(of_x, (rows, width))
-    y = apply(network(of_teacher, width, layers), x)
-    return network(of_params, width, layers), (x, y)
+    """Parameters, and a batch of noise with the outputs of another network for it."""
+    params_key, teacher_key, x_key = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(x_key, (rows, width))
+    y = apply(network(teacher_key, width, layers), x)
+    return network(params_key, width, layers), (x, y)
 
 
 def network(key, width, layers):
@@ -39,7 +39,7 @@ def network(key, width, layers):
 
 
 def apply(params, x):
-    """tanh between the layers."""
+    """Apply the network, with tanh between its layers."""
     for i, (w, b) in enumerate(params):
         x = x @ w + b
         x = jnp.tanh(x) if i + 1 < len(params) else x
@@ -47,7 +47,7 @@ def apply(params, x):
 
 
 def loss(params, batch):
-    """Half the squared error, summed over the outputs; K-FAC has to be told."""
+    """Half the squared error, summed over the outputs, registered for K-FAC."""
     x, y = batch
     prediction = apply(params, x)
     kfac_jax.register_squared_error_loss(prediction, y, weight=0.5)
@@ -55,7 +55,7 @@ def loss(params, batch):
 
 
 class SGD:
-    """Gradient descent with momentum, the baseline of this environment."""
+    """Gradient descent with momentum, the baseline in this environment."""
 
     def __init__(self, sizes, rate, momentum):
         self.params, self.batch = problem(*sizes)
@@ -77,7 +77,7 @@ class SGD:
 
 
 class KFAC:
-    """The optimizer as the package has it, with fixed rate, momentum and damping."""
+    """The package's optimizer with fixed rate, momentum and damping."""
 
     def __init__(self, sizes, rate, momentum, damping, cholesky, **settings):
         kfac_jax.utils.set_use_cholesky_inversion(cholesky)
@@ -94,23 +94,23 @@ class KFAC:
         self.state = self.optimizer.init(self.params, self.key, self.batch)
 
     def step(self):
-        self.params, self.state, found = self.optimizer.step(
+        self.params, self.state, figures = self.optimizer.step(
             self.params,
             self.state,
             self.key,
             batch=self.batch,
-            global_step_int=self.steps,  # else each step waits for the one before
+            global_step_int=self.steps,  # else each step waits for the previous one
             **self.fixed,
         )
         self.steps += 1
-        return found["loss"]
+        return figures["loss"]
 
 
 class AdaptiveKFAC:
-    """K-FAC that finds its rate, momentum and damping, on batches from a file.
+    """K-FAC with adaptive rate, momentum and damping, on batches from a file.
 
-    The file has x, perhaps classes y, the rows of each step, and weights w_i and b_i.
-    The loss is of pixels x, or of classes.
+    The file has x, the rows of each step, weights w_i and b_i, and y if there are
+    classes. The loss is that of reconstructing the pixels x, or of the classes.
     """
 
     def __init__(self, path, layers, initial_damping, cholesky):
@@ -123,7 +123,11 @@ class AdaptiveKFAC:
         x = jnp.asarray(arrays["x"])
         y = jnp.asarray(arrays["y"]) if "y" in arrays else None
         self.rows = arrays["rows"]
-        self.batch_of = lambda rows: (x[rows], x[rows] if y is None else y[rows])
+
+        def batch_of(rows):
+            return x[rows], x[rows] if y is None else y[rows]
+
+        self.batch_of = batch_of
         self.optimizer = kfac_jax.Optimizer(
             jax.value_and_grad(of_pixels if y is None else of_classes),
             l2_reg=0.0,
@@ -138,7 +142,7 @@ class AdaptiveKFAC:
         self.state = self.optimizer.init(self.params, self.key, first)
 
     def step(self):
-        self.params, self.state, found = self.optimizer.step(
+        self.params, self.state, figures = self.optimizer.step(
             self.params,
             self.state,
             self.key,
@@ -146,7 +150,7 @@ class AdaptiveKFAC:
             global_step_int=self.steps,
         )
         self.steps += 1
-        return found["loss"]
+        return figures["loss"]
 
     def save(self, path):
         arrays: Any = {f"w_{i}": w for i, (w, _) in enumerate(self.params)}
@@ -163,7 +167,7 @@ def of_pixels(params, batch):
 
 
 def of_classes(params, batch):
-    """The cross-entropy."""
+    """The cross-entropy of the classes, averaged over rows."""
     x, y = batch
     logits = apply(params, x)
     kfac_jax.register_categorical_predictive_distribution(logits, y)
@@ -172,7 +176,7 @@ def of_classes(params, batch):
 
 
 class Inverses:
-    """Nothing but the damped inverses of all factors, as they are in K-FAC's step."""
+    """Only the damped inverses of all factors, as K-FAC's step computes them."""
 
     def __init__(self, sizes, damping, **settings):
         trained = KFAC(sizes, damping=damping, **settings)
@@ -214,18 +218,18 @@ def main():
         elif "run" in request:
             contestant = opened[request["run"]]
             start = time.perf_counter()
-            found = [contestant.step() for _ in range(request["steps"])]
-            last = jax.block_until_ready(found[-1])
+            results = [contestant.step() for _ in range(request["steps"])]
+            last = jax.block_until_ready(results[-1])
             answer = {"seconds": time.perf_counter() - start}
             if isinstance(last, jax.Array):
                 answer["loss"] = float(last)
-                answer["mean_loss"] = sum(map(float, found)) / len(found)
+                answer["mean_loss"] = sum(map(float, results)) / len(results)
         elif "weights" in request:
             opened[request["weights"]].save(request["path"])
             answer = {}
         else:
             names = {"kfac-jax": "kfac-jax", "its jax": "jax", "its jaxlib": "jaxlib"}
-            answer = {n: importlib.metadata.version(of) for n, of in names.items()}
+            answer = {n: importlib.metadata.version(x) for n, x in names.items()}
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -1,11 +1,11 @@
-"""What MKOR adds to the training step of a language model.
+"""The time that MKOR adds to the training step of a language model.
 
     python -m benchmarks.optimizers.overhead [--turns 6]
 
-The model, the batch and the base optimizer of `configs/tiny.py`. Two programs tell
-where the time goes: the base in a step whose taps nobody uses, and MKOR in a step
-without taps, of statistics that are there. All programs make a step by turns; what
-counts is the mean of ten. Writes `results/optimizers_overhead.json`.
+Uses the model, the batch and the base optimizer of `configs/tiny.py`. Two programs show
+where the time goes: the base in a step with unused taps, and MKOR in a step without
+taps, with given statistics. All programs take turns of one step each, and times are
+means of ten steps. Writes `results/optimizers_overhead.json`.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from jaxlab.training.source import open_source
 from jaxlab.training.state import create_state
 from jaxlab.training.step import make_train_step
 
-PERIOD = 10  # steps of a turn, and between updates of factors where they are rare
+PERIOD = 10  # steps to average, and between updates of factors where they are rare
 SHOWN = ("milliseconds", "percent")
 
 
@@ -38,8 +38,8 @@ class Contestant:
     """A training step.
 
     Attributes:
-        optimizer: its transformation.
-        baseline: name of the contestant that it is compared with.
+        optimizer: the transformation of the step.
+        baseline: name of the contestant to compare it with.
         tapped: tree of booleans, the weights whose taps the step takes; None for none.
     """
 
@@ -52,7 +52,7 @@ def main(turns: int = 6) -> None:
     """Measure and record.
 
     Args:
-        turns: repeats of ten steps of every contestant.
+        turns: repetitions of ten steps of each contestant.
     """
     cfg = config.load("configs/tiny.py")
     bases = {
@@ -60,11 +60,11 @@ def main(turns: int = 6) -> None:
         "LAMB": LAMB(learning_rate=1e-2, schedule=cfg.optimizer.schedule),
     }
     entered = contestants(cfg, bases)
-    found = summary(entered, measure(cfg, entered, turns))
+    figures = summary(entered, measure(cfg, entered, turns))
     specs = models.spec(cfg.model)
     for name, contestant in entered.items():
-        found[name]["state_bytes"] = state_bytes(contestant.optimizer, specs)
-        milliseconds, percent = (found[name][k]["median"] for k in SHOWN)
+        figures[name]["state_bytes"] = state_bytes(contestant.optimizer, specs)
+        milliseconds, percent = (figures[name][k]["median"] for k in SHOWN)
         print(f"{name:25s} {milliseconds:8.1f} ms {percent:+6.1f}%", flush=True)
     path = record(
         "optimizers_overhead",
@@ -72,19 +72,19 @@ def main(turns: int = 6) -> None:
         steps_a_turn=PERIOD,
         config=config.to_json(cfg),
         parameters=params.count(specs),
-        contestants=found,
+        contestants=figures,
     )
     print(f"Wrote {path}.")
 
 
 def contestants(cfg: TrainConfig, bases: dict[str, Any]) -> dict[str, Contestant]:
-    """Every base alone and behind MKOR; the first also in parts.
+    """Every base alone and with MKOR in front; the first one also in parts.
 
     Args:
-        cfg: of the model and the schedule.
+        cfg: has the model and the number of steps.
         bases: settings of optimizers by name.
     """
-    specs, found = models.spec(cfg.model), {}
+    specs, entered = models.spec(cfg.model), {}
 
     def build(settings):
         return settings.build(specs, cfg.steps)
@@ -104,14 +104,14 @@ def contestants(cfg: TrainConfig, bases: dict[str, Any]) -> dict[str, Contestant
                 build(rarely), name, where
             ),
         }
-        found[name] = Contestant(build(base), name)
-        found |= parts if name == first else {}
-        found[f"MKOR, {name}"] = Contestant(build(every), name, where)
-    return found
+        entered[name] = Contestant(build(base), name)
+        entered |= parts if name == first else {}
+        entered[f"MKOR, {name}"] = Contestant(build(every), name, where)
+    return entered
 
 
 def reading_taps() -> optax.GradientTransformationExtraArgs:
-    """Changes nothing, but keeps the sum of all taps, so that they are computed."""
+    """A transformation that only stores the sum of all taps, so they are computed."""
 
     def init(params):
         del params
@@ -127,7 +127,7 @@ def reading_taps() -> optax.GradientTransformationExtraArgs:
 def of_given_taps(
     optimizer: optax.GradientTransformationExtraArgs, specs: Any, where: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer with ones for all taps, which lie in its state."""
+    """The optimizer with taps of ones, which are part of its state."""
     _, taps = params.untap(params.tap(params.abstract(specs), where))
     taps = jax.tree.map(jnp.ones_like, taps)
 
@@ -145,21 +145,21 @@ def of_given_taps(
 def measure(
     cfg: TrainConfig, entered: dict[str, Contestant], turns: int
 ) -> dict[str, np.ndarray]:
-    """Milliseconds a step of each turn, by name, on one device."""
+    """The mean milliseconds of a step in each turn, by name, on one device."""
     mesh = params.make_mesh(cfg.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
         batch = next(open_source(cfg.data, cfg.batch_size, cfg.seed).train)
         batch = params.place_rows(batch, mesh)
-        runs = {name: stepping(cfg, each, batch) for name, each in entered.items()}
+        runs = {name: stepping(cfg, one, batch) for name, one in entered.items()}
         seconds = alternate(runs, turns * PERIOD)
     return {
-        name: 1e3 * np.mean(np.reshape(each, (turns, PERIOD)), axis=1)
-        for name, each in seconds.items()
+        name: 1e3 * np.mean(np.reshape(times, (turns, PERIOD)), axis=1)
+        for name, times in seconds.items()
     }
 
 
 def stepping(cfg: TrainConfig, contestant: Contestant, batch) -> Callable[[], float]:
-    """A function that makes one step and returns the seconds it took."""
+    """A function that takes one step and returns the seconds it took."""
     optimizer = contestant.optimizer
     step = make_train_step(
         NextToken(cfg.model), optimizer, cfg.accumulate, contestant.tapped
@@ -183,16 +183,16 @@ def stepping(cfg: TrainConfig, contestant: Contestant, batch) -> Callable[[], fl
 def summary(
     entered: dict[str, Contestant], milliseconds: dict[str, np.ndarray]
 ) -> dict[str, dict]:
-    """Times, and the percentages that they are above the baseline's turn by turn."""
-    found = {}
+    """Times, and the percentages by which they exceed the baseline's in each turn."""
+    figures = {}
     for name, contestant in entered.items():
         ratio = milliseconds[name] / milliseconds[contestant.baseline]
-        found[name] = {
+        figures[name] = {
             "milliseconds": quartiles(milliseconds[name]),
             "beside": contestant.baseline,
             "percent": quartiles(100 * (ratio - 1)),
         }
-    return found
+    return figures
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What optimizers are compared on.
+"""The problems on which optimizers are compared.
 
-A problem is parameters, a loss of a batch, and batches that a key draws.
+A problem has parameters, a loss of a batch, and batches that are drawn from a key.
 """
 
 import dataclasses
@@ -24,20 +24,21 @@ from jaxlab.params import ParamSpec, linear
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Something to minimise.
+    """A problem to minimise.
 
     Attributes:
-        specs: of its parameters.
-        loss: (params, batch) to a number.
-        batch: (key) to a batch; traced, so that steps are one program.
-        figures: of trained parameters, by name; rates are chosen by "loss".
-        follow: a loss on held-out data, to be looked at along the way.
-        drawn: of a perceptron, what batches are drawn from: images, perhaps classes.
-        rows: of a perceptron, (key) to the numbers of a batch's rows.
-        biases: of MKOR, what names a weight's bias.
-        schedule: of learning rates; constant but for a warm-up, so that no later step
-            of a run is special.
-        clip: largest norm of a gradient.
+        specs: specs of the parameters.
+        loss: function of parameters and a batch to a scalar.
+        batch: function of a key to a batch; traced, so that steps are one program.
+        figures: function of trained parameters to figures by name; learning rates are
+            chosen by "loss".
+        follow: function of parameters to a held-out loss, to follow a run.
+        drawn: for a perceptron, the data to draw from: images, and classes if any.
+        rows: for a perceptron, function of a key to the row numbers of a batch.
+        biases: MKOR's setting that names the bias of a weight.
+        schedule: schedule of the learning rate; constant after a warm-up, so that no
+            later step of a run is special.
+        clip: largest global norm of the gradient.
     """
 
     specs: Any
@@ -53,7 +54,7 @@ class Problem:
 
 
 def perceptron(sizes: tuple[int, ...]) -> dict[str, Any]:
-    """Specs of layers x W + b."""
+    """The specs of layers x W + b."""
     return {
         f"layer_{i}": {
             "w": ParamSpec((n_in, n_out), (None, None)),
@@ -67,7 +68,7 @@ BIAS = ((r"(.*)/w", r"\1/b"),)
 
 
 def apply(params: Any, x: jax.Array) -> jax.Array:
-    """tanh between the layers."""
+    """Apply a perceptron, with tanh between its layers."""
     for i in range(len(params)):
         layer = params[f"layer_{i}"]
         x = linear(x, layer["w"]) + layer["b"][None]
@@ -82,7 +83,7 @@ CODE = (SIDE**2, 300, 150, 60, 15, 60, 150, 300, SIDE**2)
 
 
 def curves(images: int = IMAGES, seed: int = 0) -> np.ndarray:
-    """Cubic Bezier curves of random control points, drawn with a soft pen.
+    """Draw cubic Bezier curves of random control points with a soft pen.
 
     Returns:
         float32 ``[images, SIDE^2]`` in [0, 1].
@@ -96,14 +97,14 @@ def curves(images: int = IMAGES, seed: int = 0) -> np.ndarray:
     drawn = np.empty((images, SIDE * SIDE), np.float32)
     for start in range(0, images, 500):
         part = at[start : start + 500]
-        far = part[:, None] - grid.reshape(1, -1, 1, 2)
-        near = (far**2).sum(-1).min(-1)
-        drawn[start : start + 500] = np.exp(-near / (2 * PEN**2))
+        offsets = part[:, None] - grid.reshape(1, -1, 1, 2)
+        nearest = (offsets**2).sum(-1).min(-1)
+        drawn[start : start + 500] = np.exp(-nearest / (2 * PEN**2))
     return drawn
 
 
 def autoencoder(batch_size: int = 500) -> Problem:
-    """Curves through fifteen numbers, as in the papers on second-order methods.
+    """Encode curves in fifteen numbers, as in the papers on second-order methods.
 
     The loss is the binary cross-entropy in nats, summed over the pixels of an image.
 
@@ -116,13 +117,13 @@ def autoencoder(batch_size: int = 500) -> Problem:
         nats = optax.sigmoid_binary_cross_entropy(apply(params, x), x)
         return nats.sum() / len(x)
 
-    whole = jax.jit(loss)
+    full_loss = jax.jit(loss)
 
     def rows(key):
         return jax.random.randint(key, (batch_size,), 0, len(images))
 
     def figures(params):
-        return {"loss": float(whole(params, images))}
+        return {"loss": float(full_loss(params, images))}
 
     return Problem(
         perceptron(CODE),
@@ -141,7 +142,7 @@ CLASSIFIER, HELD_OUT = (64, 128, 128, 10), 360
 
 
 def digits(batch_size: int = 128) -> Problem:
-    """The 1797 images of scikit-learn, 8 by 8; a random fifth is held out.
+    """Classify scikit-learn's 1797 images of 8 by 8; a random fifth is held out.
 
     The loss is the cross-entropy in nats.
 
@@ -152,7 +153,7 @@ def digits(batch_size: int = 128) -> Problem:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ValueError(
-            "The digits are scikit-learn's; install it with jaxlab[bench]."
+            "The digits come with scikit-learn; install jaxlab[bench]."
         ) from error
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(images))
@@ -171,7 +172,9 @@ def digits(batch_size: int = 128) -> Problem:
         chosen = rows(key)
         return train[0][chosen], train[1][chosen]
 
-    follow = jax.jit(lambda params: loss(params, held_out))
+    @jax.jit
+    def follow(params):
+        return loss(params, held_out)
 
     def figures(params):
         right = jnp.argmax(apply(params, held_out[0]), -1) == held_out[1]
@@ -196,16 +199,17 @@ def digits(batch_size: int = 128) -> Problem:
 # A language model of bytes ------------------------------------------------------------
 
 WIDTH, LAYERS, HEADS, LENGTH = 128, 2, 4, 128
-TRAINED, FOLLOWED, SCORED = 8_000_000, 32, 256  # tokens; rows looked at, and at the end
+TRAINED = 8_000_000  # tokens, at most
+FOLLOWED, SCORED = 32, 256  # held-out rows during a run, and at its end
 STDLIB = data.CorpusConfig(directory="runs/data/stdlib")
 
 
 def language_model(
     mixer: Any, batch_size: int = 8, corpus: data.CorpusConfig = STDLIB
 ) -> Problem:
-    """Bytes of Python's standard library, by two layers of one mixer.
+    """Predict bytes of Python's standard library with two layers of one mixer.
 
-    Rows are windows at random places; the loss is in nats a byte.
+    Rows are windows at random places; the loss is in nats per byte.
     """
     cfg = LMConfig(width=mixer.width, n_layers=LAYERS, pattern=(mixer,))
     train, held_out = _texts(corpus)
@@ -225,12 +229,12 @@ def language_model(
         chosen = held_out[starts[:, None] + np.arange(LENGTH + 1)]
         return jax.jit(lambda params: loss(params, chosen))
 
-    whole = score(SCORED)
+    final_loss = score(SCORED)
     return Problem(
         models.spec(cfg),
         loss,
         batch,
-        lambda params: {"loss": float(whole(params))},
+        lambda params: {"loss": float(final_loss(params))},
         follow=score(FOLLOWED),
         schedule=WarmupStableDecay(warmup=20, decay=0.0),
         clip=1.0,
@@ -239,7 +243,7 @@ def language_model(
 
 @functools.cache
 def _texts(config: data.CorpusConfig) -> tuple[jax.Array, jax.Array]:
-    """Tokens to train on, and held-out ones."""
+    """The training tokens and the held-out tokens."""
     data.build(config)
     corpus = data.open_corpus(config.directory)
 

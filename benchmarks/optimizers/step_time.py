@@ -1,14 +1,14 @@
-"""Time of a step over the width of layers: MKOR beside K-FAC.
+"""The time of a step over the width of layers, for MKOR and K-FAC.
 
     python -m benchmarks.optimizers.step_time --peer-python ../kfac/bin/python
 
-K-FAC is that of kfac-jax, a child process in an environment of its own (Python 3.11,
-kfac-jax 0.0.8, jax 0.9.1); without one it is left out. The problem is a perceptron of
-square layers with few rows a step, so that the optimizer is what costs. Its share is
-the step less the same step of SGD in the same environment. What the two methods differ
-in is also measured by itself: new inverses of all factors from statistics at hand, by
-rank-one updates or by inverting. All contestants of all widths take turns. Writes
-`results/optimizers_step_time.json` and `.png`.
+K-FAC is kfac-jax's, in a child process with its own environment (Python 3.11, kfac-jax
+0.0.8, jax 0.9.1); without that Python it is left out. The problem is a perceptron of
+square layers with few rows in a step, so that the optimizer dominates the time. Its
+share is the time of the step less that of SGD's in the same environment. The part in
+which the two methods differ is also timed alone: renewing the inverses of all factors
+from given statistics, by rank-one updates or by inversion. All contestants at all
+widths take turns. Writes `results/optimizers_step_time.json` and `.png`.
 """
 
 import dataclasses
@@ -34,8 +34,8 @@ from jaxlab.optimizers import mkor, preconditioned, scale_by_mkor
 PEER = pathlib.Path(__file__).with_name("kfac_peer.py")
 WIDTHS = (256, 512, 1024, 2048)
 LAYERS, ROWS = 4, 64
-TURN = 0.25  # seconds that the steps of a turn take at least
-REST = 0.05  # seconds before a turn, in which idle threads of the last fall asleep
+TURN = 0.25  # least seconds for the steps of a turn
+REST = 0.05  # seconds before a turn, for the previous contestant's threads to sleep
 
 SGD = {"rate": 1e-3, "momentum": 0.9}  # also behind MKOR
 ADAM = {"rate": 1e-3}
@@ -49,28 +49,28 @@ KFAC = {
     "curvature_update_period": 1,
     "num_burnin_steps": 0,
 }
-"""The package's defaults, but for the first three, which it leaves to its user, its
-faster way to invert, and no burn-in. The damping is the curvature of half the squared
-error."""
+"""The package's defaults, except for the first three, which it leaves to the user, for
+the faster inversion, and for no burn-in. The damping is the curvature of half the
+squared error."""
 
 INVERSES = {"MKOR's factors": "MKOR", "K-FAC's inverses": "K-FAC"}
-"""Contestants that do nothing but renew what the method takes the gradient between."""
+"""Contestants that only renew the factors by which the method multiplies gradients."""
 
 RARELY = 5  # steps between K-FAC's inverses, the package's default
 
 Run = Callable[[int], dict[str, float]]
-"""Makes so many steps; the seconds they took, and, of training, the last one's loss."""
+"""Takes a number of steps; returns their "seconds", and the last "loss" in training."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """What is timed at each width.
+    """A program that is timed at each width.
 
     Attributes:
-        open: (width) to what runs it.
+        open: function from a width to a `Run`.
         period: steps after which its work repeats.
-        baseline: the contestant that lacks the optimizer's own work.
-        beside: the contestant that its ratio is to.
+        baseline: the contestant whose time is subtracted to get the optimizer's share.
+        beside: the contestant by whose time its own is divided.
     """
 
     open: Callable[[int], Run]
@@ -84,14 +84,14 @@ def main(peer_python: str | None = None, turns: int = 9) -> None:
 
     Args:
         peer_python: a Python with kfac-jax.
-        turns: repeats of every measurement.
+        turns: repetitions of each measurement.
     """
     contestants, versions = ours(), {}
     if peer_python is not None:
         peer = Peer(peer_python, PEER)
         contestants, versions = contestants | theirs(peer), peer.ask()
     milliseconds, losses = measure(contestants, WIDTHS, turns)
-    found = summary(contestants, WIDTHS, milliseconds)
+    figures = summary(contestants, WIDTHS, milliseconds)
     path = record(
         "optimizers_step_time",
         versions=versions,
@@ -102,9 +102,9 @@ def main(peer_python: str | None = None, turns: int = 9) -> None:
         dtype="float32, MKOR's factors bfloat16",
         settings={"SGD": SGD, "Adam": ADAM, "MKOR": SGD, "K-FAC": KFAC},
         losses=losses,
-        contestants=found,
+        contestants=figures,
     )
-    draw(found, WIDTHS, path.with_suffix(".png"))
+    draw(figures, WIDTHS, path.with_suffix(".png"))
     print(f"Wrote {path}.")
 
 
@@ -112,7 +112,7 @@ def main(peer_python: str | None = None, turns: int = 9) -> None:
 
 
 def ours() -> dict[str, Contestant]:
-    """Those of this library and of optax."""
+    """The contestants from this library and optax."""
 
     sgd, adam = optax.sgd(SGD["rate"], SGD["momentum"]), optax.adam(ADAM["rate"])
 
@@ -135,11 +135,11 @@ def ours() -> dict[str, Contestant]:
 
 
 def problem(width: int) -> Problem:
-    """A batch of what another network says of noise: half the squared error."""
+    """Fit another network's outputs for a batch of noise by half the squared error."""
     specs = perceptron((width,) * (LAYERS + 1))
-    of_teacher, of_x = jax.random.split(jax.random.key(0))
-    x = jax.random.normal(of_x, (ROWS, width))
-    y = apply(params.init(specs, of_teacher), x)
+    teacher_key, x_key = jax.random.split(jax.random.key(0))
+    x = jax.random.normal(x_key, (ROWS, width))
+    y = apply(params.init(specs, teacher_key), x)
 
     def loss(weights, batch):
         x, y = batch
@@ -154,7 +154,7 @@ def problem(width: int) -> Problem:
 def training_run(
     problem: Problem, optimizer: optax.GradientTransformation, taps: bool = False
 ) -> Run:
-    """Steps of training."""
+    """A `Run` of training steps."""
     step = jax.jit(step_of(problem, optimizer, taps), donate_argnums=0)
     weights = params.init(problem.specs, jax.random.key(1))
     batch = problem.batch(jax.random.key(2))
@@ -162,15 +162,15 @@ def training_run(
 
 
 def factors_step(problem: Problem) -> tuple[Any, Any, Any]:
-    """MKOR's update of its factors, its state, and the gradient and taps it takes."""
+    """MKOR's update of its factors, its state, and the gradient and taps to give it."""
     optimizer = scale_by_mkor(problem.specs, biases=problem.biases)
     weights = params.init(problem.specs, jax.random.key(1))
     tapped = params.tap(weights, preconditioned(problem.specs))
     batch = problem.batch(jax.random.key(2))
     gradient, taps = params.untap(jax.jit(jax.grad(problem.loss))(tapped, batch))
 
-    def step(state, found):  # the weights' updates, which none reads, are not computed
-        gradient, taps = found
+    def step(state, argument):  # XLA drops the unused updates of the weights
+        gradient, taps = argument
         return optimizer.update(gradient, state, stats=taps)[1], None
 
     step = jax.jit(step, donate_argnums=0)
@@ -178,7 +178,7 @@ def factors_step(problem: Problem) -> tuple[Any, Any, Any]:
 
 
 def repeated(step: Callable, carry: Any, argument: Any) -> Run:
-    """Steps (carry, argument) to (carry, loss or None)."""
+    """A `Run` of a step from (carry, argument) to (carry, loss or None)."""
 
     def run(steps: int) -> dict[str, float]:
         nonlocal carry
@@ -186,20 +186,20 @@ def repeated(step: Callable, carry: Any, argument: Any) -> Run:
         for _ in range(steps):
             carry, loss = step(carry, argument)
         jax.block_until_ready(carry)
-        found = {"seconds": time.perf_counter() - start}
-        return found if loss is None else found | {"loss": float(loss)}
+        result = {"seconds": time.perf_counter() - start}
+        return result if loss is None else result | {"loss": float(loss)}
 
     return run
 
 
 def theirs(peer: Peer) -> dict[str, Contestant]:
-    """Those of kfac-jax's environment."""
+    """The contestants in kfac-jax's environment."""
 
     def opened(contestant: str, **settings: Any) -> Callable[[int], Run]:
         def at(width: int) -> Run:
             name = f"{contestant} {settings} {width}"
-            there = {"sizes": (width, LAYERS, ROWS), **settings}
-            peer.ask(open=name, contestant=contestant, settings=there)
+            arguments = {"sizes": (width, LAYERS, ROWS), **settings}
+            peer.ask(open=name, contestant=contestant, settings=arguments)
             return lambda steps: peer.ask(run=name, steps=steps)
 
         return at
@@ -222,7 +222,7 @@ def theirs(peer: Peer) -> dict[str, Contestant]:
 
 
 class Paced:
-    """Seconds a step, of turns that are long enough to be timed."""
+    """The seconds per step of turns that are long enough to be timed."""
 
     def __init__(self, run: Run, period: int):
         self.first = run(1)  # compiles
@@ -237,11 +237,11 @@ class Paced:
         return self.last["seconds"] / self.steps
 
     def losses(self) -> dict[str, float]:
-        """The first and the last, by the number of the step; none where none train."""
-        found = {1: self.first, self.made: self.last}
+        """The first and last loss by step number; empty for one that does not train."""
+        results = {1: self.first, self.made: self.last}
         return {
             f"step {n}": float(f"{x['loss']:.4g}")
-            for n, x in found.items()
+            for n, x in results.items()
             if "loss" in x
         }
 
@@ -249,7 +249,7 @@ class Paced:
 def measure(
     contestants: dict[str, Contestant], widths: Sequence[int], turns: int
 ) -> tuple[dict[str, np.ndarray], dict[str, list]]:
-    """Milliseconds a step ``[width, turn]``, and the losses at each width, by name."""
+    """Milliseconds per step ``[width, turn]``, and losses at each width, by name."""
     paced = {
         f"{name} {width}": Paced(contestant.open(width), contestant.period)
         for name, contestant in contestants.items()
@@ -273,23 +273,23 @@ def summary(
     widths: Sequence[int],
     milliseconds: dict[str, np.ndarray],
 ) -> dict[str, dict]:
-    """Times and ratios, as medians and quartiles of the turns, and powers of widths."""
-    found = {}
+    """Medians and quartiles of times and ratios, and exponents of the width."""
+    figures = {}
     for name, contestant in contestants.items():
         times = milliseconds[name]
-        found[name] = described(widths, times)
+        figures[name] = described(widths, times)
         if contestant.baseline is not None:
             less = times - milliseconds[contestant.baseline]
-            found[name]["optimizer"] = described(widths, less)
+            figures[name]["optimizer"] = described(widths, less)
         if contestant.beside is not None:
             ratios = times / milliseconds[contestant.beside]
-            found[name]["beside"] = contestant.beside
-            found[name]["ratio"] = [quartiles(x) for x in ratios]
-    return found
+            figures[name]["beside"] = contestant.beside
+            figures[name]["ratio"] = [quartiles(x) for x in ratios]
+    return figures
 
 
 def described(widths: Sequence[int], times: np.ndarray) -> dict:
-    """Times ``[width, turn]``; powers of all widths, and of the larger half."""
+    """Quartiles of times ``[width, turn]``, and exponents of all and larger widths."""
     half = len(widths) // 2
     return {
         "milliseconds": [quartiles(x) for x in times],
@@ -299,24 +299,26 @@ def described(widths: Sequence[int], times: np.ndarray) -> dict:
 
 
 def _power(widths: Sequence[int], times: np.ndarray) -> float | None:
-    """Of the medians; None where one, less the baseline's, is lost in the noise."""
+    """The exponent of the medians; None if one of them is not above 0."""
     medians = np.median(times, axis=1)
     return round(float(power(widths, medians)), 3) if medians.min() > 0 else None
 
 
-def draw(found: dict[str, dict], widths: Sequence[int], path: pathlib.Path) -> None:
-    """Times over the width: whole steps, the optimizers' share, new inverses."""
+def draw(figures: dict[str, dict], widths: Sequence[int], path: pathlib.Path) -> None:
+    """Plot times over the width: whole steps, optimizers' shares, and new inverses."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    steps = {name: x for name, x in found.items() if name not in INVERSES}
+    steps = {name: x for name, x in figures.items() if name not in INVERSES}
     panels = {
         "a step": steps,
         "of it the optimizer": {
             name: x["optimizer"] for name, x in steps.items() if "optimizer" in x
         },
         "of it new inverses": {
-            method: found[name] for name, method in INVERSES.items() if name in found
+            method: figures[name]
+            for name, method in INVERSES.items()
+            if name in figures
         },
     }
     figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
@@ -327,9 +329,9 @@ def draw(found: dict[str, dict], widths: Sequence[int], path: pathlib.Path) -> N
         for name, x in lines.items():
             times = [each["median"] for each in x["milliseconds"]]
             p = x["exponent_of_larger"]
-            how = {"color": colours[name], "marker": "o", "markersize": 3}
+            style = {"color": colours[name], "marker": "o", "markersize": 3}
             label = name if p is None else f"{name}: {p:.2f}"
-            axes.loglog(widths, times, linewidth=1, label=label, **how)
+            axes.loglog(widths, times, linewidth=1, label=label, **style)
         axes.set(title=title, xlabel="width d")
         axes.set_xticks(widths, [str(width) for width in widths])
         axes.minorticks_off()

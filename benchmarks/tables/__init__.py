@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/, made of benchmarks/results."""
+"""The tables in README.md and docs/, made from benchmarks/results."""
 
 from benchmarks.tables import evolution, methods, models, optimizers, speed
 
@@ -31,4 +31,4 @@ TABLES = {
     "defaults": speed.defaults,
     "gpu_kernels": speed.gpu_kernels,
 }
-"""Every table by the name of its marks; `scripts/result_tables.py` fills them."""
+"""Every table by the name in its marks; `scripts/result_tables.py` fills them in."""

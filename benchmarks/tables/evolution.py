@@ -1,4 +1,4 @@
-"""What evolution strategies reach, and what a population costs."""
+"""Tables of the results of evolution strategies and the cost of a population."""
 
 import statistics
 
@@ -14,7 +14,7 @@ def cartpole() -> str:
         rows.append(
             [
                 name,
-                *(", ".join(map(str, found)) for found in runs),
+                *(", ".join(map(str, generations)) for generations in runs),
                 *(_cost(times[name]) for times in widths.values()),
             ]
         )
@@ -46,11 +46,11 @@ def population() -> str:
     rows = [
         [
             name,
-            f"{each['milliseconds']['median']:.1f}",
-            f"{each['share']['median']:.1%} ({each['share']['quartiles'][0]:.1%} to "
-            f"{each['share']['quartiles'][1]:.1%})",
+            f"{case['milliseconds']['median']:.1f}",
+            f"{case['share']['median']:.1%} ({case['share']['quartiles'][0]:.1%} to "
+            f"{case['share']['quartiles'][1]:.1%})",
         ]
-        for name, each in data["cases"].items()
+        for name, case in data["cases"].items()
         if name != "plain"
     ]
     text = (
@@ -73,7 +73,10 @@ def integer_model() -> str:
     )
     rows += [[n, "", "", "", f"{x:.2f}"] for n, x in data["baselines"].items()]
     header = [
-        *("population", "generations", "bytes read", "minutes"),
+        "population",
+        "generations",
+        "bytes read",
+        "minutes",
         "held-out bits per byte",
     ]
     return table(header, rows) + "\n\n" + measured(data)
@@ -81,19 +84,22 @@ def integer_model() -> str:
 
 def _integer_row(population: str, runs: list[dict]) -> list[str]:
     first = runs[0]
-    found = " ".join(f"{run['bits_per_byte']:.2f}" for run in runs)
+    bits = " ".join(f"{run['bits_per_byte']:.2f}" for run in runs)
     minutes = statistics.mean(run["seconds"] for run in runs) / 60
     return [
-        *(population, str(first["steps"]), f"{first['bytes_read'] / 1e6:.2f}M"),
-        *(f"{minutes:.1f}", f"**{found}**"),
+        population,
+        str(first["steps"]),
+        f"{first['bytes_read'] / 1e6:.2f}M",
+        f"{minutes:.1f}",
+        f"**{bits}**",
     ]
 
 
 def fine_tuning() -> str:
     data = results("fine_tuning")
     rows = []
-    for method, found in data["methods"].items():
-        runs = found["runs"]
+    for method, result in data["methods"].items():
+        runs = result["runs"]
         rows.append(
             [
                 method,

@@ -1,4 +1,4 @@
-"""What the tables are made of."""
+"""The building blocks of the tables."""
 
 import json
 
@@ -6,25 +6,25 @@ from benchmarks.record import RESULTS
 
 
 def results(name: str) -> dict:
-    """What a benchmark has recorded."""
+    """The recorded results of a benchmark."""
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """In Markdown."""
+    """Format a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def measured(data: dict) -> str:
-    """Where a benchmark was measured."""
+    """A sentence on where a benchmark was measured."""
     versions = ", ".join(f"{name} {x}" for name, x in data["versions"].items())
-    commit = data["commit"][:9] + data["commit"][40:]  # and whether files differed
+    commit = data["commit"][:9] + data["commit"][40:]  # the rest says "with changes"
     return f"Measured on {data['cpus']} CPU cores ({versions}), commit {commit}."
 
 
 def experiment(data: dict) -> str:
-    """Where an experiment was measured, run by run."""
+    """A sentence on where the runs of an experiment were measured."""
     cells = data["cells"].values()
     commits = sorted({c[:9] + c[40:] for cell in cells for c in cell["commits"]})
     devices = sorted({device for cell in cells for device in cell["devices"]})

@@ -1,4 +1,4 @@
-"""The table of methods, with a measured figure each."""
+"""The table of methods, with a measured figure for each."""
 
 import statistics
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from benchmarks.tables.form import results, table
 
 
 class Method(NamedTuple):
-    """A row: a method, its paper, its file, what was measured, and its kernels."""
+    """A row: a method, its paper, its file, a measured figure, and its kernels."""
 
     name: str
     paper: str
@@ -55,8 +55,8 @@ def methods() -> str:
         return f"{copying[name]['summary']['accuracy']['mean']:.1%} of tokens copied"
 
     def training(name):
-        found = results("mixers")["mixers"][name]["train_milliseconds"][-1]
-        return f"{found['median']:.0f} ms at T={length}, trained"
+        time = results("mixers")["mixers"][name]["train_milliseconds"][-1]
+        return f"{time['median']:.0f} ms at T={length}, trained"
 
     chunked = "chunked XLA; TPU"
     delta = "chunked XLA; TPU; GPU"

@@ -1,4 +1,4 @@
-"""What models reached."""
+"""Tables of the scores of trained models."""
 
 from benchmarks.tables.form import experiment, measured, results, table
 
@@ -36,8 +36,8 @@ def state_tracking() -> str:
 
     rows = []
     for group, beta in dict.fromkeys((g, b) for g, _, b in parts.values()):
-        found = [accuracy(f"{group} {n} {beta}") for n in steps]
-        rows.append([group, f"[0, {beta.removeprefix('beta=')}]", *found])
+        accuracies = [accuracy(f"{group} {n} {beta}") for n in steps]
+        rows.append([group, f"[0, {beta.removeprefix('beta=')}]", *accuracies])
     header = ["group", "beta", "1 step a token"] + [
         f"{n.removeprefix('n=')} steps" for n in steps[1:]
     ]
@@ -55,7 +55,7 @@ def state_tracking() -> str:
 
 
 def scores(name: str, text: str, form: str = ".1%") -> str:
-    """A row a cell: parameters, state, and the mean of every score over the seeds."""
+    """A table of all cells: parameters, state, and the mean and range of each score."""
     data = results(name)
     cells = data["cells"]
     summaries = {label: cell["summary"] for label, cell in cells.items()}
@@ -105,6 +105,6 @@ def induction() -> str:
 
 
 def lact() -> str:
-    """Bits per byte, also at the first and the last positions."""
+    """Bits per byte, in all and at the first and the last positions."""
     text = "Bits per byte of held-out Python source."
     return scores("lact", text, ".3f")

@@ -1,4 +1,4 @@
-"""What optimizers reach on one problem, and what they cost."""
+"""Tables of the losses and costs of optimizers."""
 
 import statistics
 
@@ -17,11 +17,11 @@ def autoencoder() -> str:
     rows = [
         [
             name,
-            _rate(found),
-            f"**{_each(found, 'loss', '.1f')}**",
+            _rate(method),
+            f"**{_each(method, 'loss', '.1f')}**",
             f"{_milliseconds(data, name):.1f}",
         ]
-        for name, found in data["methods"].items()
+        for name, method in data["methods"].items()
     ]
     header = ["optimizer", "rate", f"loss after {data['steps']} steps", "ms a step"]
     return table(header, rows) + "\n\n" + _measured(data)
@@ -32,12 +32,12 @@ def digits() -> str:
     rows = [
         [
             name,
-            _rate(found),
-            _each(found, "loss", ".4f"),
-            f"**{_each(found, 'accuracy', '.1%')}**",
+            _rate(method),
+            _each(method, "loss", ".4f"),
+            f"**{_each(method, 'accuracy', '.1%')}**",
             f"{_milliseconds(data, name):.2f}",
         ]
-        for name, found in data["methods"].items()
+        for name, method in data["methods"].items()
     ]
     loss = f"training loss after {data['steps']} steps"
     header = ["optimizer", "rate", loss, "held-out digits right", "ms a step"]
@@ -45,7 +45,7 @@ def digits() -> str:
 
 
 def bytes_by_mixer() -> str:
-    """Held-out losses after all steps."""
+    """Held-out losses after the last step."""
     opened = [results(name) for name in LANGUAGE_MODELS.values()]
     rows = [
         [
@@ -63,7 +63,7 @@ def bytes_by_mixer() -> str:
 
 
 def steps_to_loss() -> str:
-    """How many times fewer steps than LAMB and Adam to their losses, all mixers."""
+    """How many times fewer steps than LAMB and Adam it takes to reach their losses."""
     opened = [results(name) for name in LANGUAGE_MODELS.values()]
     compared = [(other, share) for other in ("LAMB", "Adam") for share in (0.5, 1.0)]
     rows = [
@@ -82,21 +82,21 @@ def steps_to_loss() -> str:
 
 
 def diagnosis() -> str:
-    """Smallest eigenvalues of MKOR's factors along a run."""
+    """The smallest eigenvalues of MKOR's factors along a run."""
     data = results("optimizers_diagnosis")
     names = {"autoencoder": "autoencoder", "bytes_attention": "bytes, attention"}
     rows = [
-        [names[problem], *(f"{x['a']:.3f}  {x['b']:.3f}" for x in found)]
-        for problem, found in data["problems"].items()
+        [names[problem], *(f"{x['a']:.3f}  {x['b']:.3f}" for x in at_steps)]
+        for problem, at_steps in data["problems"].items()
     ]
     steps = [f"after {x['step']} steps" for x in data["problems"]["autoencoder"]]
     return table(["smallest of A and of B", *steps], rows) + "\n\n" + measured(data)
 
 
 def _fewer(opened: list[dict], name: str, other: str, share: float) -> str:
-    """Steps of the other over those of the method, seed by seed: median and range.
+    """The steps of the other over those of the method by seed: median and range.
 
-    A run that is never there counts as if it were at the step after its last.
+    A run that never reaches the loss counts as reaching it just after its last step.
     """
     ratios, never = [], 0
     for data in opened:
@@ -105,11 +105,11 @@ def _fewer(opened: list[dict], name: str, other: str, share: float) -> str:
             steps_to(data, other, loss), steps_to(data, name, loss), strict=True
         )
         for theirs, ours in pairs:
-            assert theirs is not None  # it is a loss that they all come to
+            assert theirs is not None  # all of the other's runs reach that loss
             never += ours is None
             ratios.append(theirs / (ours or data["steps"] + data["every"]))
-    said = _middle(ratios, ".2f")
-    return f"{said}, {never} of {len(ratios)} never" if never else said
+    shown = _middle(ratios, ".2f")
+    return f"{shown}, {never} of {len(ratios)} never" if never else shown
 
 
 def _middle(values: list[float], form: str) -> str:
@@ -121,19 +121,21 @@ def _runs(data: dict, name: str) -> list[dict]:
     return data["methods"][name]["runs"]
 
 
-def _rate(found: dict) -> str:
-    return "adaptive" if found["rate"] is None else f"{found['rate']:g}"
+def _rate(method: dict) -> str:
+    return "adaptive" if method["rate"] is None else f"{method['rate']:g}"
 
 
 def _measured(*opened: dict) -> str:
-    """Where losses were found, and where times were taken."""
+    """The commits of the losses, and where the times were measured."""
     runs = {method["commit"] for data in opened for method in data["methods"].values()}
-    told = ", ".join(sorted(commit[:9] + commit[40:] for commit in runs))
-    return f"Losses of commit {told}. " + " ".join(sorted(set(map(measured, opened))))
+    commits = ", ".join(sorted(commit[:9] + commit[40:] for commit in runs))
+    return f"Losses of commit {commits}. " + " ".join(
+        sorted(set(map(measured, opened)))
+    )
 
 
-def _each(found: dict, figure: str, form: str) -> str:
-    return "  ".join(f"{run[figure]:{form}}" for run in found["runs"])
+def _each(method: dict, figure: str, form: str) -> str:
+    return "  ".join(f"{run[figure]:{form}}" for run in method["runs"])
 
 
 def _milliseconds(data: dict, name: str) -> float:
@@ -141,9 +143,9 @@ def _milliseconds(data: dict, name: str) -> float:
 
 
 def step_time() -> str:
-    """Milliseconds and powers of the width: steps, shares of optimizers, inverses."""
+    """Milliseconds by width: steps, the optimizers' shares of them, and inverses."""
     data = results("optimizers_step_time")
-    widths, found = data["widths"], data["contestants"]
+    widths, contestants = data["widths"], data["contestants"]
 
     def row(name, x):
         times = [f"{each['median']:.3g}" for each in x["milliseconds"]]
@@ -151,14 +153,14 @@ def step_time() -> str:
         return [name, *times, *("" if p is None else f"{p:.2f}" for p in powers)]
 
     rows = []
-    for name, x in found.items():
+    for name, x in contestants.items():
         rows.append(row(name, x))
         if "optimizer" in x:
             rows.append(row(f"{name}, less SGD", x["optimizer"]))
     ratios = [
         f"{name} takes {', '.join(f'{each["median"]:.2g}' for each in x['ratio'])} "
         f"times as long as {x['beside']}"
-        for name, x in found.items()
+        for name, x in contestants.items()
         if "ratio" in x
     ]
     half = widths[len(widths) // 2]
@@ -170,12 +172,12 @@ def step_time() -> str:
         "factors and inverses alone are the time of renewing those of all layers. "
         "K-FAC has SGD beside it, because kfac-jax needs an older JAX."
     )
-    said = f"By width, {'; '.join(ratios)}."
-    return "\n\n".join((text, table(header, rows), said, measured(data)))
+    by_width = f"By width, {'; '.join(ratios)}."
+    return "\n\n".join((text, table(header, rows), by_width, measured(data)))
 
 
 def overhead() -> str:
-    """What MKOR adds to a language model's step, in percent."""
+    """The time that MKOR adds to a language model's step, in percent."""
     data = results("optimizers_overhead")
     rows = []
     for name, x in data["contestants"].items():
@@ -203,15 +205,15 @@ def costs() -> str:
     by_model = data["models"]
     names = next(iter(by_model.values()))
     rows = [
-        [name, *(cell for found in by_model.values() for cell in _cost(found, name))]
+        [name, *(cell for costs in by_model.values() for cell in _cost(costs, name))]
         for name in names
     ]
     header = ["optimizer"]
     for model in by_model:
         header += [f"{model}: state, MB", "of a shard", "exchanged a step, MB"]
     sizes = " and ".join(
-        f"{found['AdamW']['parameters'] / 4e6:.1f}M ({model})"
-        for model, found in by_model.items()
+        f"{costs['AdamW']['parameters'] / 4e6:.1f}M ({model})"
+        for model, costs in by_model.items()
     )
     text = (
         f"From shapes alone, for {sizes} parameters in float32. State: in all, over "
@@ -224,14 +226,14 @@ def costs() -> str:
     return f"{text}\n\n{table(header, rows)}"
 
 
-def _cost(found: dict, name: str) -> list[str]:
-    each, adamw = found[name], found["AdamW"]
-    exchanged = _megabytes(each["gradients"])
-    if each["statistics"]:
-        exchanged += f" + {_megabytes(each['statistics'])}"
+def _cost(by_optimizer: dict, name: str) -> list[str]:
+    costs, adamw = by_optimizer[name], by_optimizer["AdamW"]
+    exchanged = _megabytes(costs["gradients"])
+    if costs["statistics"]:
+        exchanged += f" + {_megabytes(costs['statistics'])}"
     return [
-        f"{_megabytes(each['state'])} ({each['state'] / adamw['state']:.2f})",
-        _megabytes(each["state_a_shard"]),
+        f"{_megabytes(costs['state'])} ({costs['state'] / adamw['state']:.2f})",
+        _megabytes(costs["state_a_shard"]),
         exchanged,
     ]
 

@@ -1,4 +1,4 @@
-"""What parts cost, and the kernels by what compilers say."""
+"""Tables of the costs of layers and kernels, measured or estimated by compilers."""
 
 from benchmarks.tables.form import measured, results, table
 
@@ -9,7 +9,7 @@ def mom() -> str:
     for case, layers in data["cases"].items():
         ratio = layers["mom"]["ratio"]
         low, high = ratio["quartiles"]
-        times = (f"{found['milliseconds']['median']:.0f}" for found in layers.values())
+        times = (f"{layer['milliseconds']['median']:.0f}" for layer in layers.values())
         rows.append([case, *times, f"{ratio['median']:.2f} ({low:.2f} to {high:.2f})"])
     header = ["case", "MoM ms", "Gated DeltaNet ms", "ratio"]
     text = (
@@ -24,7 +24,7 @@ def lact_recall() -> str:
     data = results("lact_recall")
     counts = sorted({row["pairs"] for row in data["written"]})
     kinds = dict.fromkeys((row["rule"], row["multiple"]) for row in data["written"])
-    found = {
+    written = {
         (row["rule"], row["multiple"], row["pairs"]): row for row in data["written"]
     }
 
@@ -33,7 +33,7 @@ def lact_recall() -> str:
 
     rows = [
         [f"{rule.replace('_', ' ')}, hidden size x{multiple}"]
-        + [shown(found[rule, multiple, pairs]) for pairs in counts]
+        + [shown(written[rule, multiple, pairs]) for pairs in counts]
         for rule, multiple in kinds
     ]
     text = (
@@ -54,25 +54,31 @@ def mixers() -> str:
         low, high = measured["quartiles"]
         return f"{measured['median']:.2f} ({low:.2f} to {high:.2f})"
 
-    for name, found in data["mixers"].items():
-        steps = [t["median"] for t in found["decode_milliseconds"]]
+    for name, costs in data["mixers"].items():
+        steps = [t["median"] for t in costs["decode_milliseconds"]]
         rows.append(
             [
                 name,
                 f"{steps[0]:.3f}",
                 f"{steps[1]:.3f}",
-                spread(found["decode_ratio"]),
-                f"{found['train_milliseconds'][-1]['median']:.0f}",
-                spread(found["train_exponent"]),
-                spread(found["above_feed_forward"]),
-                f"{found['train_temporary_MB'][-1]:.0f}",
-                f"{found['memory_exponent']:.2f}",
+                spread(costs["decode_ratio"]),
+                f"{costs['train_milliseconds'][-1]['median']:.0f}",
+                spread(costs["train_exponent"]),
+                spread(costs["above_feed_forward"]),
+                f"{costs['train_temporary_MB'][-1]:.0f}",
+                f"{costs['memory_exponent']:.2f}",
             ]
         )
     header = [
-        *("mixer", f"ms a token at {early}", f"at {late}", "ratio"),
-        *(f"training ms at {longest}", "~ T^p, p =", "p less a feed-forward layer's"),
-        *(f"training MB at {longest}", "~ T^p, p ="),
+        "mixer",
+        f"ms a token at {early}",
+        f"at {late}",
+        "ratio",
+        f"training ms at {longest}",
+        "~ T^p, p =",
+        "p less a feed-forward layer's",
+        f"training MB at {longest}",
+        "~ T^p, p =",
     ]
     text = (
         f"One layer of width {data['width']}, one sequence, float32: decoding a token "
@@ -123,8 +129,8 @@ def kernel_cycles() -> str:
     data = results("kernel_cycles")
     chips = list(next(iter(data["estimated"].values())))
     rows = []
-    for variant, found in data["estimated"].items():
-        cells = [found[chip][max(found[chip], key=int)] for chip in chips]
+    for variant, by_chip in data["estimated"].items():
+        cells = [by_chip[chip][max(by_chip[chip], key=int)] for chip in chips]
         rows.append(
             [variant]
             + [
@@ -142,8 +148,8 @@ def kernel_cycles() -> str:
         "of 16 states. Nothing ran on a TPU."
     )
     steps = [
-        f"{variant} {max(found.values()):.3f}"
-        for variant, found in data["steps"].items()
+        f"{variant} {max(ratios.values()):.3f}"
+        for variant, ratios in data["steps"].items()
     ]
     channel = [
         f"{min(ratios):.2f} to {max(ratios):.2f} times {way}"
@@ -185,8 +191,8 @@ def defaults() -> str:
 
     rows = [
         [operation.replace("_", " ")]
-        + [ratios(found[case]) if case in found else "-" for case in cases]
-        for operation, found in cycles.items()
+        + [ratios(by_case[case]) if case in by_case else "-" for case in cases]
+        for operation, by_case in cycles.items()
     ]
     return (
         "Estimated cycles of the program with the kernel, over those of plain JAX's on "
@@ -201,9 +207,9 @@ def gpu_kernels() -> str:
     data = results("gpu_kernels")
     rows = [
         [variant, name.replace("_", " ")]
-        + [f"{found[key]:,}" for key in ("registers", "spilled_bytes", "shared_bytes")]
+        + [f"{kernel[key]:,}" for key in ("registers", "spilled_bytes", "shared_bytes")]
         for variant, kernels in data["compiled"].items()
-        for name, found in kernels.items()
+        for name, kernel in kernels.items()
     ]
     header = ["program", "kernel", "registers", "bytes spilled", "shared memory, bytes"]
     version = data["versions"]["nvidia-cuda-nvcc"]

@@ -1,4 +1,4 @@
-"""Loss and accuracy of held-out targets in groups: by position, by a needle's depth."""
+"""Loss and accuracy of held-out targets by position or by the depth of a needle."""
 
 import functools
 import math
@@ -25,24 +25,24 @@ def loss_by_position(
     *,
     edges: Sequence[int],
 ) -> dict[str, np.ndarray]:
-    """Scores by how many tokens of its document the model saw before a target.
+    """Score targets by the number of earlier tokens in their document.
 
-    The target of input t of a document has position t (from 0): packed rows count each
-    document from its own start in the row. Positions outside the edges are left out.
+    The target of input t of a document has position t (from 0). In packed rows each
+    document is counted from its own start. Positions outside the edges are ignored.
 
     Args:
         params: the model's parameters.
         cfg: the model.
         batches: see `jaxlab.data`; each process passes its own rows.
         mesh: the mesh the parameters are on.
-        edges: rising; bin i holds the positions edges[i] <= p < edges[i + 1].
+        edges: increasing; bin i contains the positions edges[i] <= p < edges[i + 1].
 
     Returns:
-        numpy ``[bins]``, NaN where a bin is empty: ``loss`` (nats a target),
+        numpy arrays ``[bins]``, NaN where a bin is empty: ``loss`` (nats a target),
         ``accuracy``, ``weight`` (targets), and for text ``bits_per_byte``.
 
     Raises:
-        ValueError: the edges do not rise, or there are no batches.
+        ValueError: the edges do not increase, or there are no batches.
     """
 
     def position(batch):
@@ -55,27 +55,28 @@ def loss_by_position(
 def recall_by_depth(
     params: Any, cfg: LMConfig, batches: Iterable[Batch], mesh: Mesh, *, bins: int = 8
 ) -> dict[str, np.ndarray]:
-    """Scores of `jaxlab.data.NeedleInHaystack` by where the needle stands.
+    """Score rows of `jaxlab.data.NeedleInHaystack` by the depth of the needle.
 
     Args:
         params, cfg, batches, mesh: as in `loss_by_position`.
-        bins: equal parts of the depth, from 0 (the row's first place) to 1 (its last).
+        bins: number of equal parts of the depth, which is 0 at the first place in a row
+            and 1 at the last.
 
     Returns:
-        As `loss_by_position`.
+        The same arrays as `loss_by_position`.
 
     Raises:
-        ValueError: the batches have no depth, or there are none.
+        ValueError: the batches have no depth, or there are no batches.
     """
 
     def depth(batch):
         if "depth" not in batch:
             raise ValueError(
-                f"The batches hold {sorted(batch)}; recall by depth needs a depth, "
-                "which the rows of NeedleInHaystack have."
+                f"The batches have {sorted(batch)}, but recall by depth also needs "
+                "depth; use the rows of NeedleInHaystack."
             )
-        rows = jnp.minimum(batch["depth"] * bins, bins - 1).astype(jnp.int32)
-        return jnp.broadcast_to(rows[:, None], batch["targets"].shape)
+        bin_of_row = jnp.minimum(batch["depth"] * bins, bins - 1).astype(jnp.int32)
+        return jnp.broadcast_to(bin_of_row[:, None], batch["targets"].shape)
 
     return _grouped(params, cfg, batches, mesh, depth, range(bins + 1))
 
@@ -90,7 +91,9 @@ def _grouped(
 ) -> dict[str, np.ndarray]:
     edges = tuple(edges)
     if len(edges) < 2 or any(b <= a for a, b in zip(edges, edges[1:], strict=False)):
-        raise ValueError(f"edges={list(edges)} must be two numbers or more that rise.")
+        raise ValueError(
+            f"edges={list(edges)} must be at least two increasing numbers."
+        )
     sums_of = jax.jit(functools.partial(_sums, cfg=cfg, quantity=quantity, edges=edges))
     parts = [sums_of(params, place_rows(batch, mesh)) for batch in batches]
     if not parts:
@@ -100,16 +103,16 @@ def _grouped(
         *jax.device_get(parts),
     )
 
-    def share(a, b):
+    def ratio(a, b):
         return np.divide(a, b, out=np.full(len(edges) - 1, np.nan), where=b > 0)
 
     result = {
-        "loss": share(sums["nats"], sums["weight"]),
-        "accuracy": share(sums["right"], sums["weight"]),
+        "loss": ratio(sums["nats"], sums["weight"]),
+        "accuracy": ratio(sums["right"], sums["weight"]),
         "weight": sums["weight"],
     }
     if "bytes" in sums:
-        result["bits_per_byte"] = share(sums["nats"] / math.log(2), sums["bytes"])
+        result["bits_per_byte"] = ratio(sums["nats"] / math.log(2), sums["bytes"])
     return result
 
 

@@ -20,7 +20,7 @@ from jaxlab.params import place_rows
 def evaluate(
     params: Any, cfg: LMConfig, batches: Iterable[Batch], mesh: Mesh
 ) -> dict[str, Any]:
-    """Averages over all targets of weight 1.
+    """Average the loss and accuracy over all targets of weight 1.
 
     Args:
         params: the model's parameters.
@@ -29,11 +29,11 @@ def evaluate(
         mesh: the mesh the parameters are on.
 
     Returns:
-        ``loss`` (nats a target), ``accuracy`` (share of targets that are the likeliest
-        token), ``row_accuracy`` (share of rows with every target right),
+        ``loss`` (nats a target), ``accuracy`` (share of targets that are the most
+        likely token), ``row_accuracy`` (share of rows with every target right),
         ``accuracy_by_position`` and ``prefix_accuracy`` (numpy ``[T]``: share of rows
-        right at t, and right at t and everywhere before), and for text
-        ``bits_per_byte``.
+        that are right at t, and that are right at t and everywhere before), and for
+        text ``bits_per_byte``.
 
     Raises:
         ValueError: there is no target to score.
@@ -46,13 +46,14 @@ def evaluate(
         *jax.device_get(parts),
     )
     if sums["weight"] == 0:
-        raise ValueError("The held-out batches hold no target to score.")
-    at, rows = np.maximum(sums["weight_at"], 1), np.maximum(sums["rows"], 1)
+        raise ValueError("The held-out batches have no target to score.")
+    targets_at = np.maximum(sums["weight_at"], 1)
+    rows = np.maximum(sums["rows"], 1)
     result = {
         "loss": float(sums["nats"] / sums["weight"]),
         "accuracy": float(sums["right_at"].sum() / sums["weight"]),
         "row_accuracy": float(sums["prefix_right"][-1] / rows),
-        "accuracy_by_position": sums["right_at"] / at,
+        "accuracy_by_position": sums["right_at"] / targets_at,
         "prefix_accuracy": sums["prefix_right"] / rows,
     }
     if "bytes" in sums:
@@ -63,7 +64,7 @@ def evaluate(
 def score_tokens(
     params: Any, batch: Any, cfg: LMConfig
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """Each target's negative log-likelihood (nats), and 1 where it is the likeliest."""
+    """Return each target's nats, and 1 where it is the most likely token, else 0."""
     x, _ = models.hidden(params, batch["inputs"], cfg, segment_ids=batch["segment_ids"])
 
     def score(logits, targets):

@@ -1,15 +1,15 @@
-"""Feed-forward layers: one method, one file, the mixers' contract without a state.
+"""Feed-forward layers: one file for each, with the mixers' contract without a state.
 
     Config                                             frozen dataclass, width first
     spec(cfg) -> dict of ParamSpec
-    forward(params, x [..., width], cfg) -> y          each row by itself
+    forward(params, x [..., width], cfg) -> y          each row on its own
 
-and, where training needs a loss of the layer's own (already weighted), one more:
+and one more for a layer that adds a loss of its own (already weighted) in training:
 
     auxiliary_loss(params, x [B,T,width], cfg, *, segment_ids=None) -> scalar
 
-A layer is found by the class of its config (`feedforward_of`), so one in a file of the
-user's works in a model like those of this package.
+The class of its config identifies a layer (`feedforward_of`), so a layer in a user's
+own file works in a model like those of this package.
 """
 
 from types import ModuleType
@@ -20,10 +20,10 @@ from jaxlab.layers.contract import module_of
 
 
 def feedforward_of(cfg: Any) -> ModuleType:
-    """The module that defines the class of `cfg`, with the layer's functions.
+    """Return the module that defines the class of `cfg`, with the layer's functions.
 
     Raises:
-        TypeError: the module lacks one of the contract's functions; names it.
+        TypeError: one of the contract's functions is missing; names it.
     """
     return module_of(cfg, ("spec", "forward"), "feed-forward layer")
 

@@ -1,4 +1,4 @@
-"""SwiGLU: a feed-forward layer whose hidden units are gated.
+"""SwiGLU: a feed-forward layer with gated hidden units.
 
     y = (silu(x W_gate) * (x W_up)) W_down
 
@@ -21,7 +21,7 @@ class Config:
     """Sizes of a SwiGLU layer."""
 
     width: int  # the model's width
-    hidden: int | None = None  # units; None: 8/3 of the width, up to a multiple of 32
+    hidden: int | None = None  # None: 8/3 of the width, rounded up to a multiple of 32
 
     def __post_init__(self):
         for name in ("width", "hidden"):
@@ -35,7 +35,7 @@ class Config:
 
 
 def spec(cfg: Config) -> dict[str, ParamSpec]:
-    """Parameters of the layer."""
+    """The parameters of the layer."""
     return {
         "w_gate": ParamSpec((cfg.width, cfg.F), ("width", "hidden")),
         "w_up": ParamSpec((cfg.width, cfg.F), ("width", "hidden")),
@@ -46,6 +46,6 @@ def spec(cfg: Config) -> dict[str, ParamSpec]:
 def forward(
     params: Any, x: Float[Array, "*rows d"], cfg: Config
 ) -> Float[Array, "*rows d"]:
-    """The layer's output for each row of `x`, in the dtype of `x`."""
+    """Return the layer's output for each row of `x`, in the dtype of `x`."""
     gate = jax.nn.silu(linear(x, params["w_gate"]))
     return linear(gate * linear(x, params["w_up"]), params["w_down"])

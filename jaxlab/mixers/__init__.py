@@ -1,4 +1,4 @@
-"""Sequence mixers: one method, one file, the same five functions.
+"""Sequence mixers: one file for each method, all with the same five definitions.
 
     Config                                             frozen dataclass, width first
     spec(cfg) -> dict of ParamSpec
@@ -6,21 +6,22 @@
     forward(params, x [B,T,width], cfg, *, state=None, segment_ids=None) -> (y, state)
     step(params, x [B,width], cfg, state) -> (y, state)
 
-and, where training needs a loss of the mixer's own (already weighted), a sixth:
+and a sixth for a mixer that adds a loss of its own (already weighted) in training:
 
     auxiliary_loss(params, x [B,T,width], cfg, *, segment_ids=None) -> scalar
 
-The contract, proven for every mixer in ``tests/mixers/test_laws.py``:
+The contract, tested for every mixer in ``tests/mixers/test_laws.py``:
 
-- `forward` equals a scan of `step`; without a state it starts from nothing and returns
-  None for the state, with one it continues and returns the state after the last token.
-- Causal: a token's output depends on itself and earlier tokens of its document.
+- `forward` equals a scan of `step`. Without a state it starts from an empty one and
+  returns None for it; with a state it continues and returns the one after the last
+  token.
+- Causal: a token's output depends only on itself and earlier tokens of its document.
 - ``segment_ids [B,T]``: a change of id starts a new document. A given state belongs to
-  the first document of each row; the state returned is that of the last. Ids below 0
-  are padding at either end of a row, which touches no state.
+  the first document of each row; the returned state is that of the last. Ids below 0
+  mark padding at either end of a row, which leaves the state unchanged.
 
-A mixer is found by the class of its config (`mixer_of`), so one in a file of the user's
-works in a model, and in the laws, like those of this package.
+The class of its config identifies a mixer (`mixer_of`), so a mixer in a user's own file
+works in a model, and passes the same tests, like those of this package.
 """
 
 import importlib
@@ -31,19 +32,19 @@ from typing import Any
 from jaxlab.layers.contract import module_of
 
 MixerConfig = Any
-"""A name for annotations: any config whose module `mixer_of` finds."""
+"""For annotations: any config whose class is defined in a mixer's module."""
 
 
 def mixer_of(cfg: Any) -> ModuleType:
-    """The module that defines the class of `cfg`, with the mixer's functions.
+    """Return the module that defines the class of `cfg`, with the mixer's functions.
 
     Raises:
-        TypeError: the module lacks one of the contract's functions; names it.
+        TypeError: one of the contract's functions is missing; names it.
     """
     return module_of(cfg, ("spec", "init_state", "forward", "step"), "mixer")
 
 
-def _own() -> dict[str, ModuleType]:
+def _mixers() -> dict[str, ModuleType]:
     names = (module.name for module in pkgutil.iter_modules(__path__))
     modules = {name: importlib.import_module(f"{__name__}.{name}") for name in names}
     return {
@@ -51,5 +52,5 @@ def _own() -> dict[str, ModuleType]:
     }
 
 
-MIXERS = _own()
-"""The mixers of this package by name: its modules that define a Config."""
+MIXERS = _mixers()
+"""The mixers of this package by name: all modules that define a Config."""

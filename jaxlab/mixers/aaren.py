@@ -1,21 +1,22 @@
-"""Aaren: attention as a recurrent network, with a learned query that never changes.
+"""Aaren: attention as a recurrent network, with a learned query that is constant.
 
     s_t = q . k_t / sqrt(D)
     o_t = sum_{i <= t} softmax_i(s_i) v_i
 
-As the query is not the token's own, all outputs are prefix sums. The sum of a set of
-tokens is m = max s_i, u = sum e^{s_i - m} and w = sum e^{s_i - m} v_i, that of two sets
+Because the query does not depend on the token, all outputs are prefix sums. The sum of
+a set of tokens is m = max s_i, u = sum e^{s_i - m}, w = sum e^{s_i - m} v_i. Two sums
+add up to
 
     (m_A, u_A, w_A) + (m_B, u_B, w_B) = (m, u_A e^{m_A - m} + u_B e^{m_B - m},
                                             w_A e^{m_A - m} + w_B e^{m_B - m})
 
-with m = max(m_A, m_B), which is associative; o = w / u. So whole sequences are one
-parallel scan, and a further token costs the same at any position.
+with m = max(m_A, m_B), which is associative, and o = w / u. So a whole sequence is one
+parallel scan, and each further token costs the same at any position.
 
 Reference: Feng et al., Attention as an RNN, arXiv 2405.13956, section 3 and figure 4.
 
-Differs from the paper in: each head holds its query itself, instead of one query a
-layer that a matrix projects; the functions they can express are the same.
+Differs from the paper in: each head learns its query directly, where the paper has one
+query for a layer and projects it with a matrix. Both can express the same functions.
 
 Dimension key: B batch, T time, H heads, D head size.
 """
@@ -34,7 +35,7 @@ from jaxlab.layers.states import check_forward, check_step
 from jaxlab.mixers.sizes import check_heads, check_sizes
 from jaxlab.params import ParamSpec, constrain, linear, value
 
-# The largest score among no tokens: finite, since inf - inf is NaN.
+# The largest score of an empty set: finite, because inf - inf is NaN.
 NOTHING = float(jnp.finfo(jnp.float32).min) / 2
 
 
@@ -56,7 +57,7 @@ class Config:
 
 
 def spec(cfg: Config) -> dict[str, ParamSpec]:
-    """Parameters of the layer."""
+    """The parameters of the layer."""
     H, D = cfg.n_heads, cfg.D
     return {
         "query": ParamSpec((H, D), ("heads", None), initializers.normal(1.0), "bias"),
@@ -68,7 +69,7 @@ def spec(cfg: Config) -> dict[str, ParamSpec]:
 
 @struct.dataclass
 class AarenState:
-    """A set of tokens, summed up; all float32.
+    """The sum of a set of tokens; all arrays are float32.
 
     Attributes:
         m: ``[..., H]``, the largest score.
@@ -84,7 +85,7 @@ class AarenState:
 def init_state(
     cfg: Config, batch: int, max_length: int | None = None, dtype: Any = jnp.float32
 ) -> AarenState:
-    """No tokens; neither `max_length` nor `dtype` matters."""
+    """The sum of no tokens; `max_length` and `dtype` have no effect."""
     del max_length, dtype
     heads = (batch, cfg.n_heads)
     return AarenState(
@@ -95,16 +96,18 @@ def init_state(
 
 
 def combine(a: AarenState, b: AarenState) -> AarenState:
-    """The sum of two sets of tokens."""
+    """Add the sums of two sets of tokens."""
     m = jnp.maximum(a.m, b.m)
-    of_a, of_b = jnp.exp(a.m - m), jnp.exp(b.m - m)
-    w = of_a[..., None] * a.w + of_b[..., None] * b.w
-    return AarenState(m, of_a * a.u + of_b * b.u, w)
+    scale_a, scale_b = jnp.exp(a.m - m), jnp.exp(b.m - m)
+    w = scale_a[..., None] * a.w + scale_b[..., None] * b.w
+    return AarenState(m, scale_a * a.u + scale_b * b.u, w)
 
 
 def _combine_in_order(a, b):
-    """`combine` of what lies behind one another, each with whether it opens a document:
-    nothing from before that is taken over."""
+    """Combine consecutive pairs of a sum and whether its tokens open a document.
+
+    A sum that opens a document discards everything before it.
+    """
     (a, a_opens), (b, b_opens) = a, b
     opens = b_opens[..., None]
     before = AarenState(
@@ -116,20 +119,20 @@ def _combine_in_order(a, b):
 
 
 def _tokens(params, x, cfg: Config) -> AarenState:
-    """Each token of x ``[..., width]`` as a set of its own."""
+    """The sum of each single token of x ``[..., width]``."""
     heads = (*x.shape[:-1], cfg.n_heads, cfg.D)
     k = linear(x, params["w_k"]).reshape(heads)
     v = linear(x, params["w_v"]).reshape(heads).astype(jnp.float32)
     q = value(params["query"]).astype(jnp.float32)
     s = cfg.D**-0.5 * jnp.einsum("...hd,hd->...h", k.astype(jnp.float32), q)
-    # Outputs do not depend on m, so it needs no gradient: all of s's goes through u.
+    # Outputs do not depend on m, so it needs no gradient: that of s is all through u.
     m = jax.lax.stop_gradient(s)
     u = jnp.exp(s - m)
     return AarenState(m, u, u[..., None] * v)
 
 
 def _output(params, tokens: AarenState, x):
-    """The mean of the values, projected; zero for no tokens."""
+    """Project the weighted mean of the values; zero for no tokens."""
     o = tokens.w / jnp.where(tokens.u > 0, tokens.u, 1.0)[..., None]
     return linear(o.reshape(*x.shape[:-1], -1).astype(x.dtype), params["w_o"])
 
@@ -142,7 +145,7 @@ def forward(
     state: AarenState | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], AarenState | None]:
-    """All prefixes by one associative scan; see `jaxlab.mixers` for the contract."""
+    """Scan over all prefixes in parallel; see `jaxlab.mixers` for the contract."""
     check_forward(x, state, init_state, cfg)
     B, T, _ = x.shape
     tokens = _tokens(params, x, cfg)
@@ -157,7 +160,7 @@ def forward(
         )
         ids = segments.documents(segment_ids)
         before = jnp.pad(ids[:, :-1], ((0, 0), (1, 0)))
-        opens_BT = is_real & (ids != before) & (ids > 1)  # but the first document
+        opens_BT = is_real & (ids != before) & (ids > 1)  # not the first document
     tokens = AarenState(
         m=constrain(tokens.m, "batch", "time", "heads"),
         u=constrain(tokens.u, "batch", "time", "heads"),
@@ -180,7 +183,7 @@ def forward(
 def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: AarenState
 ) -> tuple[Float[Array, "B width"], AarenState]:
-    """One token more; the cost does not depend on the position."""
+    """Add one token, at a cost independent of the position."""
     check_step(x, state, init_state, cfg)
     state = combine(state, _tokens(params, x, cfg))
     return _output(params, state, x), state

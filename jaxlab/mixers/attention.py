@@ -2,8 +2,8 @@
 
     o_t = sum_{s <= t} softmax_s(q_t . k_s / sqrt(D)) v_s
 
-Every group of ``n_heads / n_kv_heads`` query heads shares one key and value head. With
-a window w a token sees itself and the w - 1 tokens before it, at a cost linear in T.
+Each group of ``n_heads / n_kv_heads`` query heads shares one key and value head. With
+a window w, a token sees itself and the w - 1 tokens before it, at a cost linear in T.
 
 References: Vaswani et al., arXiv 1706.03762; grouped queries, Ainslie et al., arXiv
 2305.13245; normalised queries and keys, Henry et al., arXiv 2010.04245.
@@ -38,23 +38,24 @@ class Config:
 
     width: int  # the model's width
     n_heads: int = 4  # query heads
-    n_kv_heads: int | None = None  # key and value heads; None: as many as queries
+    n_kv_heads: int | None = None  # key and value heads; None: n_heads
     head_size: int | None = None  # None: width / n_heads
-    window: int | None = None  # tokens seen, the present one included; None: all
-    qk_norm: bool = False  # RMS-normalise queries and keys a head
-    rope_base: float = 10_000.0  # wavelength base of the rotary positions
+    window: int | None = None  # tokens that each token sees, with itself; None: all
+    qk_norm: bool = False  # RMS-normalise queries and keys in each head
+    rope_base: float = 10_000.0  # base of the wavelengths of rotary positions
 
     def __post_init__(self):
         check_sizes(self, "width", "n_heads", "n_kv_heads", "head_size", "window")
         check_heads(self, "head_size")
         if self.D % 2:
             raise ValueError(
-                f"head_size={self.D} is odd; rotary positions turn pairs of channels."
+                f"head_size={self.D} must be even; rotary positions rotate channels in "
+                "pairs."
             )
         if self.n_heads % self.G:
             raise ValueError(
-                f"n_heads={self.n_heads} is not divisible by n_kv_heads={self.G}: "
-                "every key head serves the same number of query heads."
+                f"n_heads={self.n_heads} is not divisible by n_kv_heads={self.G}; "
+                "each key head must serve the same number of query heads."
             )
 
     @property
@@ -67,7 +68,7 @@ class Config:
 
 
 def spec(cfg: Config) -> dict[str, ParamSpec]:
-    """Parameters of the layer."""
+    """The parameters of the layer."""
     q_size, kv_size = cfg.n_heads * cfg.D, cfg.G * cfg.D
     specs = {
         "w_q": ParamSpec((cfg.width, q_size), ("width", "heads")),
@@ -87,11 +88,10 @@ AttentionState = KVCache
 def init_state(
     cfg: Config, batch: int, max_length: int, dtype: Any = jnp.float32
 ) -> AttentionState:
-    """An empty cache.
+    """An empty cache for ``min(max_length, window)`` tokens.
 
-    It holds ``min(max_length, window)`` tokens. Past `max_length` the oldest token is
-    overwritten: `step` goes on with a window of `max_length`, and `forward` sees at
-    least that much.
+    Beyond `max_length` the oldest token is overwritten: `step` continues with a window
+    of `max_length`, and `forward` sees at least that many tokens.
     """
     slots = min(max_length, cfg.window or max_length)
     return init_cache(batch, slots, cfg.G, cfg.D, dtype)
@@ -118,7 +118,7 @@ def forward(
     state: AttentionState | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], AttentionState | None]:
-    """Attention over whole sequences; see `jaxlab.mixers` for the contract."""
+    """Attend over whole sequences; see `jaxlab.mixers` for the contract."""
     check_forward(x, state, init_state, cfg, _slots(state))
     B, T, _ = x.shape
     ids = jnp.zeros((B, T), jnp.int32) if segment_ids is None else segment_ids
@@ -135,7 +135,7 @@ def forward(
 def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: AttentionState
 ) -> tuple[Float[Array, "B width"], AttentionState]:
-    """One token: write its key and value, then read the cache."""
+    """Write one token's key and value to the cache, then read the cache."""
     check_step(x, state, init_state, cfg, _slots(state))
     q, k, v = _project(params, x[:, None], state.length[:, None], cfg)
     o, state = softmax_attention_step(
@@ -145,5 +145,5 @@ def step(
 
 
 def _slots(state: AttentionState | None) -> int:
-    """Those of the cache: the caller's choice, as max_length."""
+    """The number of slots in the cache, which the caller's max_length determines."""
     return state.position.shape[1] if isinstance(state, AttentionState) else 0

@@ -1,14 +1,14 @@
-"""DeltaProduct, and with one step a token Gated DeltaNet and DeltaNet.
+"""DeltaProduct, which includes Gated DeltaNet and DeltaNet (one step a token).
 
 A matrix state S maps keys to values. Each token erases and rewrites it along
-`n_householders` keys, one generalised Householder step each, then reads it:
+`n_householders` keys, with one generalised Householder step for each, then reads it:
 
     S_{t,0} = e^{g_t} S_{t-1}                                     (forget gate)
     S_{t,j} = (I - beta_{tj} k_{tj} k_{tj}^T) S_{t,j-1} + beta_{tj} k_{tj} v_{tj}^T
     o_t     = K^{-1/2} S_{t,n}^T q_t
 
-with unit keys. beta in [0, 1] only erases; up to 2 the step reflects, and products of
-n reflections make any rotation of n dimensions, which tracking a group's state needs.
+with unit keys. With beta in [0, 1] a step only erases; with beta up to 2 it reflects,
+and products of reflections are rotations, which tracking the state of a group requires.
 
 | config | method |
 |---|---|
@@ -17,11 +17,11 @@ n reflections make any rotation of n dimensions, which tracking a group's state 
 | ``n_householders=n`` | DeltaProduct, arXiv 2502.10297, eq. 5-7 |
 
 Differs from the papers' code in:
-1. the channels of keys and values are ordered (head, step, channel), so that splitting
-   heads over devices splits the projections without moving data;
-2. beta and the gate are float32 whatever the activations are: in bfloat16 the sigmoid
-   rounds to 1 above 6.2 and its gradient vanishes;
-3. the short convolution ends at document borders in training as in decoding.
+1. the channels of keys and values are ordered (head, step, channel), so that sharding
+   heads over devices shards the projections without moving data;
+2. beta and the gate are float32 whatever the dtype of the activations: in bfloat16 the
+   sigmoid rounds to 1 above 6.2 and its gradient vanishes;
+3. the short convolution stops at document borders in training as in decoding.
 
 Dimension key: B batch, T time, N steps a token, H heads, K key size, V value size.
 """
@@ -56,15 +56,15 @@ class Config:
 
     width: int  # the model's width
     n_heads: int = 4
-    key_size: int | None = None  # a head's; None: width / n_heads
-    value_size: int | None = None  # a head's; None: as the key
+    key_size: int | None = None  # per head; None: width / n_heads
+    value_size: int | None = None  # per head; None: key_size
     n_householders: int = 2  # steps a token
-    beta_max: float = 2.0  # 1: erase only (eigenvalues in [0, 1]); 2: reflect, [-1, 1]
-    forget_gate: bool = True  # the scalar decay e^g a head
+    beta_max: float = 2.0  # 1: erases (eigenvalues in [0, 1]); 2: reflects ([-1, 1])
+    forget_gate: bool = True  # scalar decay e^g for each head
     output_gate: bool = True  # silu(x W_gate) on the normalised output
     convolution: int = 4  # taps of the short convolutions on q, k, v; 0: none
-    chunk_size: int | None = None  # of the parallel form; None: the kernel's choice
-    implementation: str | None = None  # of the kernel; None: the best that can run
+    chunk_size: int | None = None  # tokens in a chunk; None: the kernel's choice
+    implementation: str | None = None  # kernel to use; None: the best available
 
     def __post_init__(self):
         check_sizes(
@@ -79,11 +79,13 @@ class Config:
         check_heads(self, "key_size")
         if not 0 < self.beta_max <= 2:
             raise ValueError(
-                f"beta_max={self.beta_max} is outside (0, 2]; above 2 a step stretches "
-                "the state and it grows without bound."
+                f"beta_max={self.beta_max} is outside (0, 2]; above 2 each step "
+                "stretches the state, which then grows without bound."
             )
         if self.convolution < 0:
-            raise ValueError(f"convolution={self.convolution} taps; 0 means none.")
+            raise ValueError(
+                f"convolution={self.convolution} must be at least 0; 0 turns it off."
+            )
 
     @property
     def K(self) -> int:
@@ -95,7 +97,7 @@ class Config:
 
 
 def spec(cfg: Config) -> dict[str, ParamSpec]:
-    """Parameters of the layer."""
+    """The parameters of the layer."""
     H, N, K, V = cfg.n_heads, cfg.n_householders, cfg.K, cfg.V
     specs = {
         "w_q": ParamSpec((cfg.width, H * K), ("width", "heads")),
@@ -138,11 +140,11 @@ def spec(cfg: Config) -> dict[str, ParamSpec]:
 
 @struct.dataclass
 class DeltaProductState:
-    """What a layer remembers.
+    """The state of a layer after a token.
 
     Attributes:
         memory: float32 ``[B, H, K, V]``, the matrix S.
-        conv_q, conv_k, conv_v: the last inputs of the convolutions,
+        conv_q, conv_k, conv_v: the latest inputs of the convolutions,
             ``[B, taps - 1, channels]``; None without convolutions.
     """
 
@@ -155,7 +157,7 @@ class DeltaProductState:
 def init_state(
     cfg: Config, batch: int, max_length: int | None = None, dtype: Any = jnp.float32
 ) -> DeltaProductState:
-    """The state before the first token; `max_length` does not matter to it."""
+    """The state before the first token; `max_length` has no effect."""
     H, N, K, V = cfg.n_heads, cfg.n_householders, cfg.K, cfg.V
 
     def tail(channels):
@@ -206,7 +208,7 @@ def forward(
     state: DeltaProductState | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], DeltaProductState | None]:
-    """The chunked parallel form; see `jaxlab.mixers` for the contract."""
+    """Compute the chunked parallel form; see `jaxlab.mixers` for the contract."""
     check_forward(x, state, init_state, cfg)
     q, k, v = (linear(x, params[name]) for name in ("w_q", "w_k", "w_v"))
     tails = dict.fromkeys(CONVOLUTIONS)
@@ -240,7 +242,7 @@ def forward(
 def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: DeltaProductState
 ) -> tuple[Float[Array, "B width"], DeltaProductState]:
-    """The recurrence itself, one token; the cost does not depend on the position."""
+    """Compute one token by the recurrence, at a cost independent of the position."""
     check_step(x, state, init_state, cfg)
     q, k, v = (linear(x, params[name]) for name in ("w_q", "w_k", "w_v"))
     tails = dict.fromkeys(CONVOLUTIONS)
@@ -255,7 +257,11 @@ def step(
     q, k, v = _heads(q, k, v, cfg)
     beta, g = _gates(params, x, cfg)
     o, memory = pallas_kernels.delta_product(
-        *jax.tree.map(lambda a: a[:, None], (q, k, v, beta, g)),
+        q[:, None],
+        k[:, None],
+        v[:, None],
+        beta[:, None],
+        None if g is None else g[:, None],
         initial_state=state.memory,
         implementation=cfg.implementation,
     )

@@ -1,20 +1,20 @@
-"""Gated Linear Attention: each channel of the memory has a forget gate from the data.
+"""Gated Linear Attention: each key channel has a forget gate computed from the input.
 
     alpha_t = sigmoid(x_t W_in W_out + b)^{1/tau}                     [H, K]
     S_t     = diag(alpha_t) S_{t-1} + k_t v_t^T
     o_t     = S_t^T q_t
     y_t     = (silu(x_t W_gate) * norm(o_t)) W_o
 
-The root tau = 16 keeps the gates near one, so that the memory forgets slowly. The
-parallel form is in `pallas_kernels.gated_linear_attention`.
+The root tau = 16 keeps the gates near one, so the memory forgets slowly. The parallel
+form is in `pallas_kernels.gated_linear_attention`.
 
 Reference: Yang et al., Gated Linear Attention Transformers, arXiv 2312.06635, section
 4.4 (eq. 7-9 for the gates).
 
 Differs from the paper in:
-1. queries are scaled by K^{-1/2}, which the norm undoes;
+1. queries are scaled by K^{-1/2}, which the norm cancels;
 2. the norm is RMSNorm and the output gate has no bias, as in the authors' later code;
-3. gates are float32 whatever the activations are.
+3. gates are float32 whatever the dtype of the activations.
 
 Dimension key: B batch, T time, H heads, K key size, V value size.
 """
@@ -41,12 +41,12 @@ class Config:
 
     width: int  # the model's width
     n_heads: int = 4
-    key_size: int | None = None  # a head's; None: half the value size
-    value_size: int | None = None  # a head's; None: width / n_heads
-    gate_rank: int = 16  # of the forget gate's projection
-    gate_root: float = 16.0  # tau: larger forgets more slowly
-    chunk_size: int | None = None  # of the parallel form; None: the kernel's choice
-    implementation: str | None = None  # of the kernel; None: the best that can run
+    key_size: int | None = None  # per head; None: half the value size
+    value_size: int | None = None  # per head; None: width / n_heads
+    gate_rank: int = 16  # rank of the forget gate's projection
+    gate_root: float = 16.0  # tau; larger values forget more slowly
+    chunk_size: int | None = None  # tokens in a chunk; None: the kernel's choice
+    implementation: str | None = None  # kernel to use; None: the best available
 
     def __post_init__(self):
         check_sizes(
@@ -61,8 +61,8 @@ class Config:
         check_heads(self, "value_size")
         if self.key_size is None and self.V % 2:
             raise ValueError(
-                f"The value size {self.V} is odd, so a key cannot have half of it; set "
-                "key_size."
+                f"The value size {self.V} is odd, so the key size cannot be half of "
+                "it; set key_size."
             )
         if self.gate_root <= 0:
             raise ValueError(f"gate_root={self.gate_root} must be above 0.")
@@ -77,7 +77,7 @@ class Config:
 
 
 def spec(cfg: Config) -> dict[str, ParamSpec]:
-    """Parameters of the layer."""
+    """The parameters of the layer."""
     keys, values = cfg.n_heads * cfg.K, cfg.n_heads * cfg.V
     return {
         "w_q": ParamSpec((cfg.width, keys), ("width", "heads")),
@@ -94,7 +94,7 @@ def spec(cfg: Config) -> dict[str, ParamSpec]:
 
 @struct.dataclass
 class GLAState:
-    """What a layer remembers.
+    """The state of a layer after a token.
 
     Attributes:
         memory: float32 ``[B, H, K, V]``, the matrix S.
@@ -106,7 +106,7 @@ class GLAState:
 def init_state(
     cfg: Config, batch: int, max_length: int | None = None, dtype: Any = jnp.float32
 ) -> GLAState:
-    """The state before the first token; only `batch` matters to it."""
+    """The state before the first token; `max_length` and `dtype` have no effect."""
     return GLAState(jnp.zeros((batch, cfg.n_heads, cfg.K, cfg.V), jnp.float32))
 
 
@@ -132,13 +132,16 @@ def forward(
     state: GLAState | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], GLAState | None]:
-    """The chunked parallel form; see `jaxlab.mixers` for the contract."""
+    """Compute the chunked parallel form; see `jaxlab.mixers` for the contract."""
     check_forward(x, state, init_state, cfg)
     q, k, v, g = (
         constrain(a, "batch", "time", "heads", None) for a in _project(params, x, cfg)
     )
     o, memory = pallas_kernels.gated_linear_attention(
-        *(q, k, v, g),
+        q,
+        k,
+        v,
+        g,
         initial_state=None if state is None else state.memory,
         segment_ids=segment_ids,
         chunk_size=cfg.chunk_size,
@@ -150,10 +153,14 @@ def forward(
 def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: GLAState
 ) -> tuple[Float[Array, "B width"], GLAState]:
-    """The recurrence itself, one token; the cost does not depend on the position."""
+    """Compute one token by the recurrence, at a cost independent of the position."""
     check_step(x, state, init_state, cfg)
+    q, k, v, g = _project(params, x, cfg)
     o, memory = pallas_kernels.gated_linear_attention(
-        *(a[:, None] for a in _project(params, x, cfg)),
+        q[:, None],
+        k[:, None],
+        v[:, None],
+        g[:, None],
         initial_state=state.memory,
         implementation=cfg.implementation,
     )

@@ -1,24 +1,24 @@
 """Mamba: a selective state space model.
 
-Each of E channels keeps N decaying sums of its inputs. How much time dt passes at a
-token, what it adds (B) and what is read (C) depend on the token itself, so the layer
-can keep, ignore or forget what it reads:
+Each of E channels keeps N decaying sums of its inputs. The time step dt of a token,
+what it adds to them (B) and what it reads from them (C) depend on the token itself, so
+the layer can store or ignore the token, and keep or forget what it has stored:
 
     x_t = silu(conv(u W_x)_t + bias),   z_t = u_t W_z
     (r_t, B_t, C_t) = x_t W_select,   dt_t = softplus(r_t W_dt + b_dt)
     h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T             A = -exp(A_log)  [E, N]
     y_t = (h_t C_t + D x_t) * silu(z_t) W_out
 
-Every channel's rates start at -1, ..., -N (S4D-real), its dt log-uniform in
-[0.001, 0.1].
+The rates A of every channel are initialised to -1, ..., -N (S4D-real), and dt is
+initialised log-uniformly in [0.001, 0.1].
 
 Reference: Gu and Dao, Mamba, arXiv 2312.00752, section 3 and figure 3.
 
 Differs from the authors' code in:
-1. the projections of x and z are two matrices, so that splitting channels over devices
-   splits both without moving data;
-2. dt's projection and softplus are float32 whatever the activations are;
-3. the short convolution ends at document borders in training as in decoding.
+1. the projections to x and z are two matrices, so that sharding channels over devices
+   shards both without moving data;
+2. dt's projection and softplus are float32 whatever the dtype of the activations;
+3. the short convolution stops at document borders in training as in decoding.
 
 Dimension key: B batch, T time, E channels, N states a channel, R rank of dt.
 """
@@ -45,12 +45,12 @@ class Config:
     """Sizes of a Mamba layer."""
 
     width: int  # the model's width
-    expand: int = 2  # channels E, in widths
+    expand: int = 2  # channels E over the width
     n_states: int = 16  # N, states a channel
-    dt_rank: int | None = None  # of dt's projection; None: width / 16, rounded up
+    dt_rank: int | None = None  # rank of dt's projection; None: ceil(width / 16)
     convolution: int = 4  # taps of the short convolution
-    chunk_size: int | None = None  # of the scan; None: the kernel's choice
-    implementation: str | None = None  # of the kernel; None: the best that can run
+    chunk_size: int | None = None  # tokens in a chunk; None: the kernel's choice
+    implementation: str | None = None  # kernel to use; None: the best available
 
     def __post_init__(self):
         check_sizes(
@@ -67,7 +67,7 @@ class Config:
 
 
 def spec(cfg: Config) -> dict[str, ParamSpec]:
-    """Parameters of the layer."""
+    """The parameters of the layer."""
     E, N, R = cfg.E, cfg.n_states, cfg.R
     taps = uniform(-(cfg.convolution**-0.5), cfg.convolution**-0.5)
     return {
@@ -90,11 +90,11 @@ def _log_of_one_to_n(key, shape, dtype):
 
 @struct.dataclass
 class MambaState:
-    """What a layer remembers.
+    """The state of a layer after a token.
 
     Attributes:
         memory: float32 ``[B, E, N]``, the states h.
-        conv: the last inputs of the convolution, ``[B, taps - 1, E]``.
+        conv: the latest inputs of the convolution, ``[B, taps - 1, E]``.
     """
 
     memory: Float[Array, "B E N"]
@@ -104,7 +104,7 @@ class MambaState:
 def init_state(
     cfg: Config, batch: int, max_length: int | None = None, dtype: Any = jnp.float32
 ) -> MambaState:
-    """The state before the first token; `max_length` does not matter to it."""
+    """The state before the first token; `max_length` has no effect."""
     return MambaState(
         memory=jnp.zeros((batch, cfg.E, cfg.n_states), jnp.float32),
         conv=jnp.zeros((batch, cfg.convolution - 1, cfg.E), dtype),
@@ -112,20 +112,20 @@ def init_state(
 
 
 def _row(v: Array, x: Array) -> Array:
-    """v [E] with as many axes as x [..., E]."""
+    """Reshape v [E] to as many axes as x [..., E]."""
     return v.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def _activate(params, convolved):
-    """silu(conv + bias)."""
+    """silu(convolved + bias)."""
     bias = value(params["conv_bias"]).astype(convolved.dtype)
     return jax.nn.silu(convolved + _row(bias, convolved))
 
 
 def _select(params, x, cfg: Config):
     """dt ``[..., E]`` in float32, B and C ``[..., N]``."""
-    borders = (cfg.R, cfg.R + cfg.n_states)
-    r, B, C = jnp.split(linear(x, params["w_select"]), borders, axis=-1)
+    ends = (cfg.R, cfg.R + cfg.n_states)
+    r, B, C = jnp.split(linear(x, params["w_select"]), ends, axis=-1)
     dt = linear(r.astype(jnp.float32), params["w_dt"])
     bias = value(params["dt_bias"]).astype(jnp.float32)
     return jax.nn.softplus(dt + _row(bias, dt)), B, C
@@ -145,7 +145,7 @@ def forward(
     state: MambaState | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], MambaState | None]:
-    """The scan over whole sequences; see `jaxlab.mixers` for the contract."""
+    """Scan over whole sequences; see `jaxlab.mixers` for the contract."""
     check_forward(x, state, init_state, cfg)
     z = linear(x, params["w_z"])
     tail = None if state is None else state.conv
@@ -156,7 +156,12 @@ def forward(
     dt_BTE, B_BTN, C_BTN = _select(params, x_BTE, cfg)
     A_EN, D_E = _rates(params)
     y_BTE, memory = pallas_kernels.selective_scan(
-        *(x_BTE, dt_BTE, A_EN, B_BTN, C_BTN, D_E),
+        x_BTE,
+        dt_BTE,
+        A_EN,
+        B_BTN,
+        C_BTN,
+        D_E,
         initial_state=None if state is None else state.memory,
         segment_ids=segment_ids,
         chunk_size=cfg.chunk_size,
@@ -169,7 +174,7 @@ def forward(
 def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: MambaState
 ) -> tuple[Float[Array, "B width"], MambaState]:
-    """The recurrence itself, one token; the cost does not depend on the position."""
+    """Compute one token by the recurrence, at a cost independent of the position."""
     check_step(x, state, init_state, cfg)
     z = linear(x, params["w_z"])
     convolved, tail = convolution_step(
@@ -179,7 +184,12 @@ def step(
     dt_BE, B_BN, C_BN = _select(params, x_BE, cfg)
     A_EN, D_E = _rates(params)
     y_BTE, memory = pallas_kernels.selective_scan(
-        *(x_BE[:, None], dt_BE[:, None], A_EN, B_BN[:, None], C_BN[:, None], D_E),
+        x_BE[:, None],
+        dt_BE[:, None],
+        A_EN,
+        B_BN[:, None],
+        C_BN[:, None],
+        D_E,
         initial_state=state.memory,
         implementation=cfg.implementation,
     )

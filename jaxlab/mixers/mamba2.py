@@ -1,7 +1,7 @@
 """Mamba-2: state space duality (SSD), a state space model with one decay a head.
 
-A head keeps a matrix of N states by P channels. How much time dt passes at a token,
-what it adds (B) and what is read (C) depend on the token:
+Each head keeps a matrix of N states by P channels. The time step dt of a token, what it
+adds to the states (B) and what it reads from them (C) depend on the token:
 
     z, x, B, C, dt = projections of u          dt = softplus(dt + bias)
     x, B, C  = silu(conv(x, B, C) + bias)
@@ -16,9 +16,9 @@ groups, as queries share keys in multi-value attention.
 Reference: Dao and Gu, Transformers are SSMs, arXiv 2405.21060, sections 6 and 7.
 
 Differs from the authors' code in:
-1. z, x, B, C and dt have a matrix each instead of parts of one, likewise the
-   convolutions, so that splitting heads over devices moves no data;
-2. the short convolution ends at document borders in training as in decoding.
+1. z, x, B, C and dt each have their own matrix, and x, B and C their own convolution,
+   rather than parts of one, so that sharding heads over devices moves no data;
+2. the short convolution stops at document borders in training as in decoding.
 
 Dimension key: B batch, T time, H heads, P channels a head, N states, G groups.
 """
@@ -51,13 +51,13 @@ class Config:
     """Sizes of a Mamba-2 layer."""
 
     width: int  # the model's width
-    expand: int = 2  # channels of all heads, in widths
+    expand: int = 2  # channels of all heads over the width
     head_size: int = 64  # P, channels a head
     n_states: int = 128  # N
-    n_groups: int = 1  # groups of heads with the same B and C
+    n_groups: int = 1  # groups of heads that share B and C
     convolution: int = 4  # taps of the short convolutions on x, B and C
-    chunk_size: int | None = None  # of the parallel form; None: the kernel's choice
-    implementation: str | None = None  # of the kernel; None: the best that can run
+    chunk_size: int | None = None  # tokens in a chunk; None: the kernel's choice
+    implementation: str | None = None  # kernel to use; None: the best available
 
     def __post_init__(self):
         check_sizes(
@@ -72,13 +72,13 @@ class Config:
         )
         if self.channels % self.head_size:
             raise ValueError(
-                f"expand * width = {self.channels} channels do not make heads of "
+                f"expand * width = {self.channels} channels are not divisible by "
                 f"head_size={self.head_size}; choose a size that divides them."
             )
         if self.H % self.n_groups:
             raise ValueError(
-                f"{self.H} heads (expand * width / head_size) do not make "
-                f"n_groups={self.n_groups} equal groups."
+                f"{self.H} heads (expand * width / head_size) are not divisible into "
+                f"n_groups={self.n_groups} equal groups; choose a divisor of {self.H}."
             )
 
     @property
@@ -91,7 +91,7 @@ class Config:
 
 
 def spec(cfg: Config) -> dict[str, ParamSpec]:
-    """Parameters of the layer."""
+    """The parameters of the layer."""
     inner, shared = cfg.channels, cfg.n_groups * cfg.n_states
     tap = uniform(-(cfg.convolution**-0.5), cfg.convolution**-0.5)
     specs = {
@@ -105,7 +105,7 @@ def spec(cfg: Config) -> dict[str, ParamSpec]:
         "norm": ParamSpec((inner,), ("heads",), initializers.ones, "scale"),
         "w_out": ParamSpec((inner, cfg.width), ("heads", "width")),
     }
-    # B and C serve all heads of a group, so they are whole on every device.
+    # B and C serve all heads of a group, so every device has all of them.
     for name, size, axis in (
         ("x", inner, "heads"),
         ("b", shared, None),
@@ -120,11 +120,11 @@ def spec(cfg: Config) -> dict[str, ParamSpec]:
 
 @struct.dataclass
 class Mamba2State:
-    """What a layer remembers.
+    """The state of a layer after a token.
 
     Attributes:
         memory: float32 ``[B, H, N, P]``, the states h.
-        conv_x, conv_b, conv_c: the last inputs of the convolutions,
+        conv_x, conv_b, conv_c: the latest inputs of the convolutions,
             ``[B, taps - 1, channels]``.
     """
 
@@ -137,7 +137,7 @@ class Mamba2State:
 def init_state(
     cfg: Config, batch: int, max_length: int | None = None, dtype: Any = jnp.float32
 ) -> Mamba2State:
-    """The state before the first token; `max_length` does not matter to it."""
+    """The state before the first token; `max_length` has no effect."""
 
     def tail(channels):
         return jnp.zeros((batch, cfg.convolution - 1, channels), dtype)
@@ -151,12 +151,12 @@ def init_state(
 
 
 def _row(v, x):
-    """v [n], in float32, with as many axes as x [..., n]."""
+    """Reshape v [n] to as many axes as x [..., n], in float32."""
     return value(v).astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def _attention_inputs(params, u, convolved, cfg: Config):
-    """C as q, B as k, dt x as v, dt A as g, and x, by head."""
+    """q = C, k = B, v = dt x and g = dt A by head, and x."""
     rows = u.shape[:-1]
     x, b, c = (
         jax.nn.silu(a + _row(params[f"conv_bias_{name}"], a).astype(a.dtype))
@@ -194,7 +194,7 @@ def forward(
     state: Mamba2State | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], Mamba2State | None]:
-    """The chunked parallel form; see `jaxlab.mixers` for the contract."""
+    """Compute the chunked parallel form; see `jaxlab.mixers` for the contract."""
     check_forward(x, state, init_state, cfg)
     convolved, tails = [], {}
     for name in CONVOLVED:
@@ -208,7 +208,10 @@ def forward(
     q, k, v, g, x_heads = _attention_inputs(params, x, convolved, cfg)
     q, k, v = (constrain(a, "batch", "time", "heads", None) for a in (q, k, v))
     y, memory = pallas_kernels.gated_linear_attention(
-        *(q, k, v, g),
+        q,
+        k,
+        v,
+        g,
         scale=1.0,
         initial_state=None if state is None else state.memory,
         segment_ids=segment_ids,
@@ -222,7 +225,7 @@ def forward(
 def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: Mamba2State
 ) -> tuple[Float[Array, "B width"], Mamba2State]:
-    """The recurrence itself, one token; the cost does not depend on the position."""
+    """Compute one token by the recurrence, at a cost independent of the position."""
     check_step(x, state, init_state, cfg)
     convolved, tails = [], {}
     for name in CONVOLVED:
@@ -232,9 +235,12 @@ def step(
             getattr(state, f"conv_{name}"),
         )
         convolved.append(a)
-    *heads, x_heads = _attention_inputs(params, x, convolved, cfg)
+    q, k, v, g, x_heads = _attention_inputs(params, x, convolved, cfg)
     y, memory = pallas_kernels.gated_linear_attention(
-        *(a[:, None] for a in heads),
+        q[:, None],
+        k[:, None],
+        v[:, None],
+        g[:, None],
         scale=1.0,
         initial_state=state.memory,
         implementation=cfg.implementation,

@@ -1,19 +1,21 @@
-"""RetNet's retention: a memory that fades at a fixed rate, one a head.
+"""RetNet's retention: a memory that decays at a fixed rate for each head.
 
     q_n, k_n = rotations of x_n W_q and x_n W_k by n times the angles of the channels
     S_n      = gamma S_{n-1} + k_n v_n^T,      gamma_h = 1 - 2^{-5-h}          (eq. 6)
     o_n      = S_n^T q_n
     y_n      = (silu(x_n W_gate) * norm_h(o_n)) W_o                            (eq. 8)
 
-A head's rate is its reach: half of what head h keeps fades in about 22 2^h tokens.
+The rate sets how far a head reaches back: the memory of head h, counted from 0, halves
+in about 22 * 2^h tokens.
 
 Reference: Sun et al., Retentive Network, arXiv 2307.08621, section 2.
 
 Differs from the paper in:
-1. the norm of each head is RMSNorm with a learned scale in place of GroupNorm; as with
-   GroupNorm, the paper's factors for q.k, the decays' row sums and the outputs cancel;
-2. rotated pairs of channels are (i, i + K/2), a reordering of the paper's neighbours;
-3. positions start again at every document of a packed row.
+1. the norm of each head is RMSNorm with a learned scale instead of GroupNorm; as with
+   GroupNorm, the paper's factors for q.k, for the decays' row sums and for the outputs
+   cancel;
+2. channels are rotated in pairs (i, i + K/2), where the paper pairs neighbours;
+3. positions restart at every document of a packed row.
 
 Dimension key: B batch, T time, H heads, K key size, V value size.
 """
@@ -39,18 +41,19 @@ class Config:
 
     width: int  # the model's width
     n_heads: int = 4
-    key_size: int | None = None  # a head's; None: width / n_heads
-    value_size: int | None = None  # a head's; None: twice the key size
-    rope_base: float = 10_000.0  # wavelength base of the rotary positions
-    chunk_size: int | None = None  # of the parallel form; None: the kernel's choice
-    implementation: str | None = None  # of the kernel; None: the best that can run
+    key_size: int | None = None  # per head; None: width / n_heads
+    value_size: int | None = None  # per head; None: twice the key size
+    rope_base: float = 10_000.0  # base of the wavelengths of rotary positions
+    chunk_size: int | None = None  # tokens in a chunk; None: the kernel's choice
+    implementation: str | None = None  # kernel to use; None: the best available
 
     def __post_init__(self):
         check_sizes(self, "width", "n_heads", "key_size", "value_size", "chunk_size")
         check_heads(self, "key_size")
         if self.K % 2:
             raise ValueError(
-                f"key_size={self.K} is odd; rotary positions turn pairs of channels."
+                f"key_size={self.K} must be even; rotary positions rotate channels in "
+                "pairs."
             )
 
     @property
@@ -63,7 +66,7 @@ class Config:
 
 
 def spec(cfg: Config) -> dict[str, ParamSpec]:
-    """Parameters of the layer; the rates are constants."""
+    """The parameters of the layer; the rates are constants."""
     keys, values = cfg.n_heads * cfg.K, cfg.n_heads * cfg.V
     return {
         "w_q": ParamSpec((cfg.width, keys), ("width", "heads")),
@@ -76,13 +79,13 @@ def spec(cfg: Config) -> dict[str, ParamSpec]:
 
 
 def log_decay(cfg: Config) -> Float[Array, " H"]:
-    """log gamma of each head."""
+    """Return log gamma of each head."""
     return jnp.log1p(-(2.0 ** (-5 - jnp.arange(cfg.n_heads, dtype=jnp.float32))))
 
 
 @struct.dataclass
 class RetNetState:
-    """What a layer remembers.
+    """The state of a layer after a token.
 
     Attributes:
         memory: float32 ``[B, H, K, V]``, the matrix S.
@@ -96,7 +99,7 @@ class RetNetState:
 def init_state(
     cfg: Config, batch: int, max_length: int | None = None, dtype: Any = jnp.float32
 ) -> RetNetState:
-    """The state before the first token; only `batch` matters to it."""
+    """The state before the first token; `max_length` and `dtype` have no effect."""
     return RetNetState(
         memory=jnp.zeros((batch, cfg.n_heads, cfg.K, cfg.V), jnp.float32),
         length=jnp.zeros((batch,), jnp.int32),
@@ -121,7 +124,7 @@ def forward(
     state: RetNetState | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], RetNetState | None]:
-    """The chunked parallel form; see `jaxlab.mixers` for the contract."""
+    """Compute the chunked parallel form; see `jaxlab.mixers` for the contract."""
     check_forward(x, state, init_state, cfg)
     B, T, _ = x.shape
     ids = jnp.zeros((B, T), jnp.int32) if segment_ids is None else segment_ids
@@ -131,7 +134,10 @@ def forward(
     q, k, v = _project(params, x, positions, cfg)
     g = jnp.broadcast_to(log_decay(cfg)[None, None], (B, T, cfg.n_heads))
     o, memory = pallas_kernels.gated_linear_attention(
-        *(q, k, v, g),
+        q,
+        k,
+        v,
+        g,
         initial_state=None if state is None else state.memory,
         segment_ids=segment_ids,
         chunk_size=cfg.chunk_size,
@@ -148,12 +154,15 @@ def forward(
 def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: RetNetState
 ) -> tuple[Float[Array, "B width"], RetNetState]:
-    """The recurrence itself, one token; the cost does not depend on the position."""
+    """Compute one token by the recurrence, at a cost independent of the position."""
     check_step(x, state, init_state, cfg)
     q, k, v = _project(params, x[:, None], state.length[:, None], cfg)
     g = jnp.broadcast_to(log_decay(cfg)[None, None], (len(x), 1, cfg.n_heads))
     o, memory = pallas_kernels.gated_linear_attention(
-        *(q, k, v, g),
+        q,
+        k,
+        v,
+        g,
         initial_state=state.memory,
         implementation=cfg.implementation,
     )

@@ -1,13 +1,13 @@
-"""Checks that the mixers' Configs share: a size's mistakes, told in sentences."""
+"""Checks of sizes that the mixers' Configs share."""
 
 from typing import Any
 
 
 def check_sizes(cfg: Any, *names: str) -> None:
-    """Every named size is at least 1, or None.
+    """Check that every named size is at least 1 or None.
 
     Raises:
-        ValueError: one is not.
+        ValueError: a size is below 1.
     """
     for name in names:
         size = getattr(cfg, name)
@@ -15,18 +15,19 @@ def check_sizes(cfg: Any, *names: str) -> None:
             raise ValueError(f"{name}={size} must be at least 1.")
 
 
-def check_heads(cfg: Any, own: str) -> None:
-    """The heads divide the width where a head has no size of its own.
+def check_heads(cfg: Any, size_field: str) -> None:
+    """Check that the heads divide the width, unless the size of a head is given.
 
     Args:
-        cfg: has `width` and `n_heads`.
-        own: the field of a head's own size, None where it comes from the width.
+        cfg: a config with `width` and `n_heads`.
+        size_field: the name of the field for the size of a head, which is None if the
+            width determines it.
 
     Raises:
-        ValueError: they do not.
+        ValueError: the number of heads does not divide the width.
     """
-    if getattr(cfg, own) is None and cfg.width % cfg.n_heads:
+    if getattr(cfg, size_field) is None and cfg.width % cfg.n_heads:
         raise ValueError(
             f"width={cfg.width} is not divisible by n_heads={cfg.n_heads}; choose "
-            f"another number of heads or set {own}."
+            f"another number of heads or set {size_field}."
         )

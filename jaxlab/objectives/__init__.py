@@ -1,20 +1,20 @@
-"""What is learned: pure functions of parameters, a batch and a key.
+"""Training objectives: pure functions of parameters, a batch and a key.
 
-An objective is any object, best a frozen dataclass, with
+An objective is any object, preferably a frozen dataclass, with
 
     spec() -> tree of ParamSpec
     loss(params, batch, key) -> (total, weight, figures)
 
-`total` is a sum of losses over the batch and `weight` what it is divided by, both
-scalars, so that a batch may come in parts: the gradient is that of the sum of their
-totals over the sum of their weights. `figures` are further sums for the metrics: a
-scalar is shown divided by the weight, a `Ratio` as its total over its own weight. A
-figure called "loss" is shown in the place of total / weight.
+`total` is a sum of losses over the batch and `weight` its divisor, both scalars. So a
+batch can be processed in parts: the gradient is that of the sum of their totals over
+the sum of their weights. `figures` are further sums for the metrics: a scalar is
+reported divided by the weight, a `Ratio` as its total over its own weight. A figure
+called "loss" is reported instead of total / weight.
 
-`gradient_step` makes one update of parameters by an optimizer. It knows no objective
-and no method. The laws of objectives (`tests/objectives/test_objective_laws.py`):
-accumulated parts equal the whole batch, a row of weight zero is no row, a mesh changes
-nothing, and one key gives one loss.
+`gradient_step` updates parameters with an optimizer, whatever the objective and the
+method. The laws of objectives (`tests/objectives/test_objective_laws.py`): accumulated
+parts equal the whole batch, a row of weight zero has no effect, a mesh changes nothing,
+and the loss is a function of the key.
 """
 
 from jaxlab.objectives.gradient import gradient_step

@@ -2,8 +2,8 @@
 
     total = -sum_t w_t log p(y_t | x_1 .. x_t),     weight = sum_t w_t
 
-Auxiliary losses of mixers, such as the balance of a router, are added: their mean over
-layers counts as much as the batch weighs.
+Auxiliary losses of mixers, such as a router's balance, are added: their mean over
+layers times the weight.
 """
 
 import dataclasses
@@ -23,24 +23,24 @@ from jaxlab.objectives.objective import Figure, Ratio
 
 @dataclasses.dataclass(frozen=True)
 class NextToken:
-    """Likelihood of the targets of a batch.
+    """The negative log-likelihood of a batch's targets.
 
     A batch has ``inputs``, ``targets`` and ``segment_ids`` (int ``[B, T]``),
-    ``weights`` (float ``[B, T]``), and of text ``bytes`` (float ``[B, T]``), how many
-    bytes of it each target stands for.
+    ``weights`` (float ``[B, T]``), and for text ``bytes`` (float ``[B, T]``), the
+    number of bytes in each target.
 
-    Its figures are ``loss`` (nats a target, without auxiliary losses),
-    ``auxiliary_loss`` where a mixer has one, and for text ``bits_per_byte``.
+    The figures are ``loss`` (nats a target, without auxiliary losses),
+    ``auxiliary_loss`` if a mixer has one, and for text ``bits_per_byte``.
     """
 
     model: LMConfig = LMConfig()
 
     def spec(self) -> Any:
-        """The model's parameters."""
+        """Return the specs of the model's parameters."""
         return models.spec(self.model)
 
     def loss(self, params: Any, batch: Any, key: Array | None = None):
-        """(total, weight, figures), see `jaxlab.objectives`; no key is used."""
+        """Return (total, weight, figures), see `jaxlab.objectives`; ignores the key."""
         del key
         x, auxiliary = models.hidden_with_auxiliary_loss(
             params, batch["inputs"], self.model, segment_ids=batch["segment_ids"]
@@ -58,5 +58,5 @@ class NextToken:
         return total, weight, figures
 
     def scores(self, params: Any, batches: Iterable[Any], mesh: Mesh) -> dict[str, Any]:
-        """`jaxlab.evaluation.evaluate` of the model."""
+        """Score the model with `jaxlab.evaluation.evaluate`."""
         return evaluate(params, self.model, batches, mesh)

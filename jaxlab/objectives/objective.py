@@ -1,4 +1,4 @@
-"""The contract of objectives, and what is said of one that breaks it."""
+"""The contract of objectives, and checks that an objective keeps it."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
@@ -13,7 +13,7 @@ class Ratio(NamedTuple):
 
     Attributes:
         total: scalar, a sum over the batch.
-        weight: scalar, what it is divided by once all parts are summed.
+        weight: scalar, its divisor once all parts are summed.
     """
 
     total: Float[Array, ""]
@@ -21,7 +21,7 @@ class Ratio(NamedTuple):
 
     @property
     def mean(self) -> Float[Array, ""]:
-        """total / weight; over nothing it is the total, which is 0 then."""
+        """total / weight; for weight 0 it is the total, which is then 0."""
         return self.total / nonzero(self.weight)
 
 
@@ -32,21 +32,21 @@ class Objective(Protocol):
     """See `jaxlab.objectives`."""
 
     def spec(self) -> Any:
-        """The parameters, a tree of `ParamSpec`."""
+        """Return the specs of the parameters, a tree of `ParamSpec`."""
         ...
 
     def loss(
         self, params: Any, batch: Any, key: Array
     ) -> tuple[Float[Array, ""], Float[Array, ""], Mapping[str, Figure]]:
-        """The sum of the losses, its weight, and figures."""
+        """Return the sum of the losses, its weight, and the figures."""
         ...
 
 
 def checked_loss(objective: Objective, params: Any, batch: Any, key: Array):
-    """``objective.loss(params, batch, key)``, whose results are what they must be.
+    """Return ``objective.loss(params, batch, key)`` after checking its form.
 
     Raises:
-        TypeError: they are not; the message says which and how.
+        TypeError: a result has the wrong form; says which and why.
     """
     result = objective.loss(params, batch, key)
     name = type(objective).__name__
@@ -54,13 +54,13 @@ def checked_loss(objective: Objective, params: Any, batch: Any, key: Array):
         given = f"{len(result)} values" if isinstance(result, tuple) else repr(result)
         raise TypeError(
             f"{name}.loss returned {given}, but must return (total, weight, figures): "
-            "the sum of the losses, what it is divided by, and a dict of further sums."
+            "the sum of the losses, its divisor, and a dict of further sums."
         )
     total, weight, figures = result
     if not isinstance(figures, Mapping):
         raise TypeError(
             f"{name}.loss returned figures of type {type(figures).__name__}, but they "
-            "must be a dict of names and scalars; {} for none."
+            "must be a dict from names to scalars; return {} for none."
         )
     scalars = {"total": total, "weight": weight}
     for figure, value in figures.items():
@@ -72,21 +72,21 @@ def checked_loss(objective: Objective, params: Any, batch: Any, key: Array):
     for scalar, value in scalars.items():
         if not isinstance(value, jax.Array) or value.shape != ():
             shape = getattr(value, "shape", None)
-            is_now = repr(value) if shape is None else f"an array of shape {shape}"
+            given = repr(value) if shape is None else f"an array of shape {shape}"
             raise TypeError(
-                f"{name}.loss returned for {scalar} {is_now}, but it must be a scalar "
+                f"{name}.loss returned {given} for {scalar}, which must be a scalar "
                 "array, summed over the batch."
             )
     return total, weight, figures
 
 
 def nonzero(weight: Array) -> Array:
-    """The weight, or 1 where it is 0."""
+    """Replace a weight of 0 by 1."""
     return jnp.where(weight > 0, weight, jnp.ones_like(weight))
 
 
 def with_weight(figures: Mapping[str, Figure], weight: Array) -> dict[str, Ratio]:
-    """All figures as ratios, those that are plain sums over the batch's weight."""
+    """Turn every figure into a ratio; plain sums get the weight of the batch."""
     return {
         name: figure if isinstance(figure, Ratio) else Ratio(figure, weight)
         for name, figure in figures.items()

@@ -1,4 +1,4 @@
-"""An objective's figures on held-out batches."""
+"""The figures of an objective on held-out batches."""
 
 import functools
 from collections.abc import Iterable
@@ -20,15 +20,15 @@ from jaxlab.params import place_rows
 def heldout_scores(
     objective: Objective, params: Any, batches: Iterable[Any], mesh: Mesh
 ) -> dict[str, Any]:
-    """The means over all batches of the loss and of the figures.
+    """Return the means of the loss and of the figures over all batches.
 
-    An objective that has better scores, such as the accuracies of `NextToken`, gives
-    them itself by ``scores(params, batches, mesh)``.
+    An objective with better scores, such as the accuracies of `NextToken`, returns them
+    from its own ``scores(params, batches, mesh)``.
 
     Args:
-        objective: what was learned.
+        objective: the objective that was learned.
         params: the parameters.
-        batches: each process passes its own rows. All draw by the same key.
+        batches: each process passes its own rows; all batches use the same key.
         mesh: the mesh the parameters are on.
 
     Returns:
@@ -37,16 +37,18 @@ def heldout_scores(
     Raises:
         ValueError: there is nothing to score.
     """
-    own_scores = getattr(objective, "scores", None)
-    if own_scores is not None:
-        return own_scores(params, batches, mesh)
+    scores = getattr(objective, "scores", None)
+    if scores is not None:
+        return scores(params, batches, mesh)
     sums_of = jax.jit(functools.partial(_sums, objective))
     parts = [jax.device_get(sums_of(params, place_rows(b, mesh))) for b in batches]
     if not parts:
         raise ValueError("There are no held-out batches to evaluate on.")
     sums = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64)), *parts)
     if sums["loss"].weight == 0:
-        raise ValueError("The held-out batches have no weight, so nothing to score.")
+        raise ValueError(
+            "The held-out batches have weight 0, so there is nothing to score."
+        )
     return {
         name: float(figure.total / figure.weight) if figure.weight else float("nan")
         for name, figure in sums.items()

@@ -1,4 +1,4 @@
-"""Optimizers: optax transformations, one method a file; and schedules."""
+"""Optimizers as optax transformations, one method a file, and schedules."""
 
 from jaxlab.optimizers.adadagrad import (
     AdAdaGrad,

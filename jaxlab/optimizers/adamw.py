@@ -18,13 +18,13 @@ RANGES = {**RECIPE, "b1": MEMORY, "b2": MEMORY, "eps": POSITIVE}
 class AdamW:
     """Settings of AdamW."""
 
-    learning_rate: float = 3e-3  # the peak
+    learning_rate: float = 3e-3  # at its peak
     schedule: Schedule = WarmupCosine()
-    weight_decay: float = 0.1  # times the learning rate
-    b1: float = 0.9  # memory of the mean gradient
-    b2: float = 0.95  # memory of the mean square
+    weight_decay: float = 0.1  # multiplied by the learning rate
+    b1: float = 0.9  # decay rate of the mean gradient
+    b2: float = 0.95  # decay rate of the mean square
     eps: float = 1e-8
-    clip: float | None = 1.0  # largest norm of the whole gradient; None for any
+    clip: float | None = 1.0  # largest global norm of the gradient; None: no clipping
 
     def __post_init__(self):
         check(RANGES, **vars(self))

@@ -1,8 +1,8 @@
-"""What an optimizer costs before it runs.
+"""The memory and communication of an optimizer, computed before it runs.
 
-Bytes are found from shapes alone; nothing is allocated. Exchanged bytes are what each
-device hands to sums over devices, and gets back: all-reduces. A ring of n devices sends
-2 (n - 1) / n times as many from each.
+Bytes are computed from shapes alone; nothing is allocated. Exchanged bytes are the size
+of each device's operands in sums over devices (all-reduces). In a ring of n devices
+each sends 2 (n - 1) / n times as many.
 """
 
 import dataclasses
@@ -21,18 +21,18 @@ FLOAT32 = 4  # bytes
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Bytes of an optimizer and of a training step by it.
+    """The bytes that an optimizer stores, and that a training step exchanges.
 
     Attributes:
-        parameters: of all parameters; what several devices have counts once.
-        state: of the optimizer's state, likewise.
-        state_a_device: of the part of the state that one device has.
-        gradients: that a device exchanges a step: its part of the gradients, summed
-            with the devices that have copies of its parameters. A table of embeddings
-            that is also the head has a gradient for each of its uses, and both are
-            summed, which here counts once.
-        statistics: that a device exchanges a step besides: the taps, summed with all
-            devices that have other tokens.
+        parameters: all parameters; copies on several devices count once.
+        state: the optimizer's state; copies on several devices count once.
+        state_a_device: the part of the state that one device stores.
+        gradients: gradients that a device exchanges in a step: its part of them, summed
+            over the devices that have copies of its parameters. An embedding table that
+            is also the head has a gradient for each of its two uses; both are summed,
+            but count once here.
+        statistics: taps that a device exchanges in a step, summed over all devices that
+            have other tokens.
     """
 
     parameters: int
@@ -43,15 +43,15 @@ class Costs:
 
     @property
     def exchanged(self) -> int:
-        """Gradients and statistics."""
+        """The bytes of gradients and statistics together."""
         return self.gradients + self.statistics
 
 
 def state_bytes(optimizer: optax.GradientTransformation, specs: Any) -> int:
-    """Bytes of an optimizer's state for parameters `specs`, over all devices.
+    """Return the bytes of an optimizer's state for the parameters `specs`.
 
-    Found from shapes alone; nothing is allocated. A state that is the same on several
-    devices counts once.
+    Computed from shapes alone; nothing is allocated. Copies on several devices count
+    once.
 
     Args:
         optimizer: any optax transformation.
@@ -67,22 +67,23 @@ def costs(
     accumulate: int = 1,
     tapped: Any = None,
 ) -> Costs:
-    """The costs of an optimizer in `jaxlab.training.make_train_step`.
+    """Return the costs of an optimizer in `jaxlab.training.make_train_step`.
 
-    For a weight [in, out] the statistics are in + out + 1 numbers, at every step,
-    whatever MKOR's period: linear in its sides, where K-FAC's are quadratic.
-    On a mesh of the axis "data" alone there is nothing else but two or three numbers,
-    sums of the loss and of its weights. Where devices split parameters
-    or time they also exchange parameters and activations, and an optimizer that
-    multiplies matrices parts of these, as the compiler sees fit; that is not counted.
+    For a weight [in, out] the statistics are in + out + 1 numbers at every step,
+    whatever MKOR's period: linear in its sides, where K-FAC's are quadratic. On a mesh
+    with the single axis "data" devices exchange nothing else but two or three numbers,
+    the sums of the loss and of its weights. Where devices split parameters or time,
+    they also exchange parameters and activations, and for an optimizer that multiplies
+    matrices, parts of its matrices. That is up to the compiler and is not counted.
 
     Args:
         optimizer: any optax transformation.
         specs: tree of `ParamSpec`.
-        mesh: of `make_mesh`, or an abstract one with its axes, which needs no devices.
-        accumulate: parts of a batch; each is exchanged by itself.
-        tapped: tree of booleans, the weights whose taps the optimizer takes, as
-            `MKOR.tapped` gives them; None for none, and no statistics.
+        mesh: a mesh from `make_mesh`, or an abstract one with its axes, which needs no
+            devices.
+        accumulate: number of parts of a batch; each part is exchanged separately.
+        tapped: tree of booleans, the weights whose taps the optimizer needs, as
+            `MKOR.tapped` returns them; None for an optimizer without statistics.
     """
     taps = [] if tapped is None else _chosen(specs, tapped)
     state = abstract_opt_state(optimizer, specs, mesh)
@@ -109,27 +110,27 @@ def _chosen(specs, tapped) -> list[ParamSpec]:
 
 def _gradient_bytes(specs, mesh) -> int:
     placed = jax.tree.leaves(shardings(specs, mesh))
-    found = 0
+    total = 0
     for x, sharding in zip(jax.tree.leaves(abstract(specs)), placed, strict=True):
-        if _devices(mesh, _of_tokens() - _names(sharding.spec)) > 1:  # has copies
-            found += math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
-    return found
+        if _devices(mesh, _token_axes() - _names(sharding.spec)) > 1:  # has copies
+            total += math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    return total
 
 
 def _tap_bytes(spec: ParamSpec, mesh) -> int:
-    """Of one weight's a, g and rows."""
-    if _devices(mesh, _of_tokens()) == 1:
+    """The bytes of one weight's tap: a, g and rows."""
+    if _devices(mesh, _token_axes()) == 1:
         return 0
     *stack, n_in, n_out = spec.shape
-    of_in, of_out = (
-        _devices(mesh, _names(partition_spec([axis])) - _of_tokens())
+    parts_in, parts_out = (
+        _devices(mesh, _names(partition_spec([axis])) - _token_axes())
         for axis in spec.axes[-2:]
     )
-    return FLOAT32 * math.prod(stack) * (n_in // of_in + n_out // of_out + 1)
+    return FLOAT32 * math.prod(stack) * (n_in // parts_in + n_out // parts_out + 1)
 
 
-def _of_tokens() -> set[str]:
-    """Mesh axes whose devices have other tokens."""
+def _token_axes() -> set[str]:
+    """The mesh axes along which devices have different tokens."""
     return _names(partition_spec(("batch", "time")))
 
 

@@ -1,21 +1,20 @@
 """FRUGAL: Adam on a changing share of each matrix's columns, signs on the rest.
 
-Of a matrix with gradient G [in, out], k = density * out columns C are active. They are
-drawn anew every `period` steps, and with t the steps since the draw
+In a matrix with gradient G [in, out], k = density * out columns C are active. They are
+redrawn every `period` steps. With t the number of steps since the draw,
 
     m <- b1 m + (1 - b1) G_C,    v <- b2 v + (1 - b2) G_C^2,    both [in, k], from 0,
 
     U_C = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps),
     U_rest = free_scale sign(G_rest).
 
-So the update has full rank, and the state is a share `density` of Adam's. With density
-1 the first period is Adam's; with density 0 it is signSGD. All parameters that are not
-matrices have Adam's update.
+So the update has full rank, and the state is `density` times the size of Adam's. With
+density 1 the first period is Adam's; with density 0 it is signSGD. All parameters that
+are not matrices get Adam's update.
 
-Differs from the paper in: of its projections only that onto columns, and of its
-state-free rules only the signs are here. The columns are not stored but found again at
-every step from the seed and the number of draws before. Each layer of a stack has its
-own.
+Differs from the paper in: only its projection onto columns and its state-free rule of
+signs are implemented. The columns are not stored but recomputed at every step from the
+seed and the number of earlier draws. Each layer of a stack has its own columns.
 
 Reference: Zmushko et al., FRUGAL: Memory-Efficient Optimization by Reducing State
 Overhead for Scalable Training, arXiv 2411.07837.
@@ -50,8 +49,8 @@ class FRUGALState(NamedTuple):
 
     Attributes:
         count: steps made.
-        mu: mean gradients; of a matrix ``[*stack, in, k]``, of its active columns.
-        nu: mean squares of gradients, likewise.
+        mu: mean gradients; for a matrix, of its active columns ``[*stack, in, k]``.
+        nu: mean squares of the gradients, in the same shapes.
     """
 
     count: Int[Array, ""]
@@ -65,7 +64,7 @@ RANGES = {
     "period": PERIOD,
     "free_scale": Range(
         "finite and at least 0",
-        "below 0 it would climb the loss, and 0 leaves what has no state where it is",
+        "below 0 it would climb the loss, and 0 leaves inactive columns unchanged",
         least=0.0,
     ),
     "b1": MEMORY,
@@ -85,22 +84,22 @@ def scale_by_frugal(
     eps: float = 1e-8,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam's update of active columns and of all that is no matrix; else signs.
+    """Adam's update for active columns and all non-matrices; signs for the rest.
 
     Args:
         specs: tree of `ParamSpec`; matrices are the parameters of role "matrix". None
             derives the roles from the arrays, as `jaxlab.params.infer` does.
-        density: share of a matrix's columns that is active, rounded, and at least one
-            column unless it is 0.
+        density: share of a matrix's columns that is active; rounded to a whole number
+            of columns, at least one unless `density` is 0.
         period: steps between draws of the columns.
-        free_scale: size of an update without state; 1 is about that of Adam's.
-        b1: memory of the mean gradient.
-        b2: memory of the mean square.
+        free_scale: size of an update without state; at 1 it is about that of Adam's.
+        b1: decay rate of the mean gradient.
+        b2: decay rate of the mean square.
         eps: keeps the denominator from 0.
-        seed: of the columns.
+        seed: seeds the draws of columns.
 
     Raises:
-        ValueError: a setting outside its range, or trees that differ in a leaf.
+        ValueError: a setting is outside its range, or trees differ in a leaf.
     """
     check(
         RANGES,
@@ -144,11 +143,11 @@ def _scale_by_frugal(specs, density, period, free_scale, b1, b2, eps, seed):
             u = free_scale * jnp.sign(g)
             if k == 0:
                 return u, mu, nu
-            own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-            order = _permutations(own_key, (*g.shape[:-2], g.shape[-1]))
+            key_of_leaf = jax.random.fold_in(key, zlib.crc32(name.encode()))
+            order = _permutations(key_of_leaf, (*g.shape[:-2], g.shape[-1]))
             mu, nu = (jnp.where(t == 0, jnp.zeros_like(m), m) for m in (mu, nu))
             part, mu, nu = adam(_columns(g, order[..., :k]), mu, nu, t + 1)
-            place = jnp.argsort(order)  # of each column in the order
+            place = jnp.argsort(order)  # where the order has each column
             back = _columns(part, jnp.minimum(place, k - 1))
             return jnp.where((place < k)[..., None, :], back, u), mu, nu
 
@@ -185,40 +184,42 @@ def frugal(
 ) -> optax.GradientTransformationExtraArgs:
     """FRUGAL on any pytree: Adam on a share of a matrix's columns, signs on the rest.
 
-    The columns are drawn by the path of a matrix, so that the same arrays under other
-    names have other columns.
+    The draw depends on the path of a matrix, so the same arrays under other names get
+    other columns.
 
     Args:
         learning_rate: a number or a schedule.
-        density: share of a matrix's columns that Adam moves, and has a state for.
+        density: share of a matrix's columns that Adam updates and keeps a state for.
         period: steps between draws of the columns.
-        free_scale: size of an update without state; 1 is about that of Adam's.
-        b1: memory of the mean gradient.
-        b2: memory of the mean square.
+        free_scale: size of an update without state; at 1 it is about that of Adam's.
+        b1: decay rate of the mean gradient.
+        b2: decay rate of the mean square.
         eps: keeps the denominator from 0.
-        seed: of the columns.
-        weight_decay: share of the weights that is taken away at each step, times the
-            learning rate; of matrices and heads, not of other roles.
-        clip: largest norm of the whole gradient; None for no clipping.
+        seed: seeds the draws of columns.
+        weight_decay: times the learning rate, the share of the weights subtracted at
+            each step; only of the roles "matrix" and "head".
+        clip: largest global norm of the gradient; None for no clipping.
         specs: tree of `ParamSpec`; None derives the roles from the arrays, as
             `jaxlab.params.infer` does.
 
     Returns:
-        A transformation whose `update` takes the parameters too.
+        A transformation whose `update` also takes the parameters.
 
     Raises:
-        ValueError: a setting outside its range; or, at `init` and `update`, trees that
-            differ in a leaf, which is named.
+        ValueError: a setting is outside its range; or, from `init` and `update`, trees
+            differ in a leaf, which the message names.
 
     Reference: Zmushko et al., arXiv 2411.07837.
     """
-    own: dict[str, Any] = dict(density=density, period=period, free_scale=free_scale)
+    columns: dict[str, Any] = dict(
+        density=density, period=period, free_scale=free_scale
+    )
     adam: dict[str, Any] = dict(b1=b1, b2=b2, eps=eps)
 
     def method(specs):
-        return scale_by_frugal(specs, **own, **adam, seed=seed)
+        return scale_by_frugal(specs, **columns, **adam, seed=seed)
 
-    check(RANGES, **own, **adam)
+    check(RANGES, **columns, **adam)
     return recipe(learning_rate, specs, method, weight_decay=weight_decay, clip=clip)
 
 
@@ -226,17 +227,17 @@ def frugal(
 class FRUGAL:
     """Settings of FRUGAL."""
 
-    learning_rate: float = 3e-3  # the peak
+    learning_rate: float = 3e-3  # at its peak
     schedule: Schedule = WarmupCosine()
-    weight_decay: float = 0.1  # times the learning rate
-    density: float = 0.25  # share of a matrix's columns that Adam moves
+    weight_decay: float = 0.1  # multiplied by the learning rate
+    density: float = 0.25  # share of a matrix's columns that Adam updates
     period: int = 200  # steps between draws of the columns
-    free_scale: float = 1.0  # of the signs of the rest; the paper fine-tunes with 0.1
-    b1: float = 0.9  # memory of the mean gradient
-    b2: float = 0.95  # memory of the mean square
+    free_scale: float = 1.0  # times the signs; the paper fine-tunes with 0.1
+    b1: float = 0.9  # decay rate of the mean gradient
+    b2: float = 0.95  # decay rate of the mean square
     eps: float = 1e-8
-    clip: float | None = 1.0  # largest norm of the whole gradient; None for any
-    seed: int = 0  # of the columns
+    clip: float | None = 1.0  # largest global norm of the gradient; None: no clipping
+    seed: int = 0  # seeds the draws of columns
 
     def __post_init__(self):
         check(RANGES, **vars(self))
@@ -247,7 +248,7 @@ class FRUGAL:
 
 
 def _active_columns(specs: Any, density: float) -> dict[str, int | None]:
-    """How many columns of each parameter are active; None for what is no matrix."""
+    """The number of active columns of each parameter; None if it is no matrix."""
     counts = {}
     for name, spec in named_leaves(specs):
         if spec.role != "matrix":
@@ -258,7 +259,7 @@ def _active_columns(specs: Any, density: float) -> dict[str, int | None]:
 
 
 def _permutations(key, shape):
-    """One permutation of the last axis for each of the rest."""
+    """Independent random permutations along the last axis."""
     return jnp.argsort(jax.random.uniform(key, shape, jnp.float32))
 
 

@@ -1,14 +1,14 @@
-"""LAMB: Adam's update with the norm of the weights, layer by layer.
+"""LAMB: Adam's update, rescaled to the norm of the weights layer by layer.
 
-With A Adam's update of a weight W of one layer,
+With A as Adam's update of one layer's weight W,
 
     U = A + decay W,    W <- W - rate U ||W|| / ||U||,
 
-and the ratio is 1 where either norm is 0, such as for a bias that starts at 0.
+where the ratio is 1 if either norm is 0, such as for a bias that starts at 0.
 
 Differs from the paper in: the norm of the weights is not clipped. Differs from
-`optax.lamb` in: the layers of a stacked weight have their own ratios, as the paper has
-it for layers, where optax would take one of the whole stack.
+`optax.lamb` in: each layer of a stacked weight has its own ratio, as in the paper,
+where optax computes one for the whole stack.
 
 Reference: You et al., Large Batch Optimization for Deep Learning: Training BERT in 76
 minutes, arXiv 1904.00962.
@@ -33,14 +33,14 @@ RANGES = {**RECIPE, "b1": MEMORY, "b2": MEMORY, "eps": POSITIVE}
 def scale_by_layer_norms(
     specs: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Updates with the norms of the weights, each layer of a stack by itself.
+    """Rescale updates to the norms of the weights, for each layer of a stack.
 
     Args:
         specs: tree of `ParamSpec`; None derives the roles from the arrays, as
             `jaxlab.params.infer` does.
 
     Raises:
-        ValueError: `update` without parameters, or with trees that differ in a leaf.
+        ValueError: `update` gets no parameters, or trees that differ in a leaf.
     """
     return with_specs(specs, _scale_by_layer_norms)
 
@@ -59,8 +59,8 @@ def _scale_by_layer_norms(specs: Any) -> optax.GradientTransformationExtraArgs:
     def update(updates, state, params=None, **_):
         if params is None:
             raise ValueError(
-                "LAMB's updates have the norms of the parameters, and params is None; "
-                "call update(gradient, state, params)."
+                "LAMB rescales updates to the norms of the parameters, but params is "
+                "None; call update(gradient, state, params)."
             )
         return jax.tree.map(scaled, specs, updates, params), state
 
@@ -80,30 +80,36 @@ def lamb(
     """LAMB on any pytree: W <- W - rate U ||W|| / ||U||, U = Adam's update + decay W.
 
     Args:
-        learning_rate: a number or a schedule; a step's share of the weights' norm.
-        b1: memory of the mean gradient.
-        b2: memory of the mean square.
+        learning_rate: a number or a schedule: the norm of a step over the norm of the
+            weights.
+        b1: decay rate of the mean gradient.
+        b2: decay rate of the mean square.
         eps: added to the root of the mean square.
-        weight_decay: share of the weights added to Adam's update, before the norms; of
-            matrices and heads, not of other roles.
-        clip: largest norm of the whole gradient; None for no clipping.
+        weight_decay: share of the weights added to Adam's update before the norms are
+            computed; only of the roles "matrix" and "head".
+        clip: largest global norm of the gradient; None for no clipping.
         specs: tree of `ParamSpec`; None derives the roles from the arrays, as
             `jaxlab.params.infer` does.
 
     Returns:
-        A transformation whose `update` takes the parameters too.
+        A transformation whose `update` also takes the parameters.
 
     Raises:
-        ValueError: a setting outside its range; or, at `init` and `update`, trees that
-            differ in a leaf, which is named.
+        ValueError: a setting is outside its range; or, from `init` and `update`, trees
+            differ in a leaf, which the message names.
 
     Reference: You et al., arXiv 1904.00962.
     """
     check(RANGES, b1=b1, b2=b2, eps=eps)
+
+    def method(specs):
+        del specs
+        return optax.scale_by_adam(b1, b2, eps)
+
     return recipe(
         learning_rate,
         specs,
-        lambda specs: optax.scale_by_adam(b1, b2, eps),
+        method,
         weight_decay=weight_decay,
         clip=clip,
         after=scale_by_layer_norms,
@@ -120,13 +126,13 @@ def _axes_within_a_layer(spec: ParamSpec) -> tuple[int, ...]:
 class LAMB:
     """Settings of LAMB."""
 
-    learning_rate: float = 3e-3  # the peak; a step's share of the weights' norm
+    learning_rate: float = 3e-3  # at its peak: norm of a step over the weights' norm
     schedule: Schedule = WarmupCosine()
-    weight_decay: float = 0.01  # added to Adam's update, before the norms
-    b1: float = 0.9  # memory of the mean gradient
-    b2: float = 0.999  # memory of the mean square
+    weight_decay: float = 0.01  # share of the weights added to Adam's update
+    b1: float = 0.9  # decay rate of the mean gradient
+    b2: float = 0.999  # decay rate of the mean square
     eps: float = 1e-6
-    clip: float | None = 1.0  # largest norm of the whole gradient; None for any
+    clip: float | None = 1.0  # largest global norm of the gradient; None: no clipping
 
     def __post_init__(self):
         check(RANGES, **vars(self))

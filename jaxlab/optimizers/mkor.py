@@ -1,38 +1,41 @@
 """MKOR: Kronecker-factored second-order steps by rank-one updates of inverses.
 
-The gradient G [in, out] of a weight in y = x W is taken between two factors,
+The gradient G [in, out] of a weight in y = x W is multiplied by a factor on each side,
 
     U = A G B,    U <- U ||G|| / ||U||,
 
-A [in, in] of the layer's inputs and B [out, out] of the gradients at its outputs. Each
-is kept by one vector v a step, the mean of the inputs or the sum of the gradients at
-the outputs, which is the gradient of a bias. So an update costs O(d^2), devices
-exchange vectors, and nothing is inverted. With F for either factor:
+where A [in, in] comes from the layer's inputs and B [out, out] from the gradients at
+its outputs. Each is updated with one vector v a step: the mean of the inputs for A, and
+for B the sum of the gradients at the outputs, which is the gradient of a bias. So an
+update costs O(d^2), devices exchange only vectors, and no matrix is inverted. With F
+for either factor:
 
 - "released", the authors' code: P = decay F + (1 - decay) I, then
   F <- P - P v v^T P / (1 + v^T P v), which is the inverse of P^-1 + v v^T. All
   eigenvalues stay in (0, 1].
 - "exact": F <- [F - (1 - decay) F v v^T F / (decay + (1 - decay) v^T F v)] / decay, the
-  inverse of the moving average decay C + (1 - decay) v v^T. It grows where no v
-  points, as decay^-t, so that a factor whose norm is above `threshold` is mixed with
-  the identity: F <- blend F + (1 - blend) I.
+  inverse of the moving average decay C + (1 - decay) v v^T. It grows as decay^-t in
+  directions to which no v contributes, so a factor whose norm exceeds `threshold` is
+  blended with the identity: F <- blend F + (1 - blend) I.
 
-The formula printed in the paper's Algorithm 1 adds where the Sherman-Morrison formula
-subtracts: it is the inverse of neither, grows without bound where v points, and is not
-here.
+Algorithm 1 as printed in the paper adds where the Sherman-Morrison formula subtracts.
+Its F is the inverse of neither matrix and grows without bound along v, so it is not
+offered here.
 
-A factor is stored as D = I - F, what it lacks to the identity: mixing with the identity
-is a product, and an empty D leaves G as it is to the bit. In D the released update is
+A factor is stored as its deviation from the identity, D = I - F: blending with the
+identity then only scales D, and D = 0 leaves G unchanged to the bit. In terms of D the
+released update is
 
     u = v - decay D v,    D <- (1 - eps) [decay D + u u^T / (1 + v^T u)]
 
-with eps the resolution of the stored dtype, so that rounding makes no eigenvalue of F
-negative: 2^-7 in bfloat16, where a decay of 0.95 is 0.943 in effect. The exact variant
-has no such guard: rounding can make its smallest negative.
+where eps is the resolution of the stored dtype, so that rounding makes no eigenvalue of
+F negative. In bfloat16 it is 2^-7, and a decay of 0.95 is 0.943 in effect. The exact
+variant has no such guard: rounding can make its smallest eigenvalue negative.
 
-Differs from the released code in: vectors are not clipped at 100, because bfloat16
-holds them; the norm of a weight and its bias is their joint one; the first step's
-vectors count; and a factor whose vector is not finite keeps its value and is counted.
+Differs from the released code in: vectors are not clipped at 100, because bfloat16 can
+represent them; a weight and its bias are rescaled to their joint norm; the vectors of
+the first step are used; and a factor whose vector is not finite keeps its value, which
+is counted in `MKORState.skipped`.
 
 Reference: Mozaffari et al., MKOR: Momentum-Enabled Kronecker-Factor-Based Optimizer
 Using Rank-1 Updates, arXiv 2306.01685.
@@ -62,7 +65,7 @@ VARIANTS = ("released", "exact")
 RANGES = {
     "decay": Range(
         "between 0 and 1",
-        "it is the share that a factor keeps of the past, such as 0.95",
+        "it is the share of the past that a factor keeps, such as 0.95",
         above=0.0,
         below=1.0,
     ),
@@ -75,8 +78,8 @@ RANGES = {
 }
 
 
-class Lacks(NamedTuple):
-    """Difference of the factors of one weight from the identity, D = I - F."""
+class Deviations(NamedTuple):
+    """Deviations of a weight's two factors from the identity, D = I - F."""
 
     a: Float[Array, "*stack in in"]
     b: Float[Array, "*stack out out"]
@@ -87,24 +90,25 @@ class MKORState(NamedTuple):
 
     Attributes:
         count: steps made.
-        lacks: for each preconditioned weight, by its path.
-        skipped: updates of factors left out because of what was not finite.
+        lacks: deviations of the factors from the identity, by the path of the weight.
+            Checkpoints store this name.
+        skipped: updates of factors left out because a vector was not finite.
     """
 
     count: Int[Array, ""]
-    lacks: dict[str, Lacks]
+    lacks: dict[str, Deviations]
     skipped: Int[Array, ""]
 
     FIGURES = ("skipped",)
 
 
 def preconditioned(specs: Any, excluded: Sequence[str] = ()) -> Any:
-    """Tree of booleans: the weights that MKOR takes, all of role "matrix".
+    """Tree of booleans: the weights that MKOR preconditions, all of role "matrix".
 
     Args:
         specs: tree of `ParamSpec`, or of parameters, whose roles are derived
             (`jaxlab.params.infer`).
-        excluded: patterns of the paths of matrices that it shall leave alone.
+        excluded: patterns of the paths of matrices that are not preconditioned.
     """
     specs = infer(specs)
     rules: list[tuple[str, bool]] = [(pattern, False) for pattern in excluded]
@@ -125,32 +129,32 @@ def scale_by_mkor(
     threshold: float = 10.0,
     blend: float = 0.9,
 ) -> optax.GradientTransformationExtraArgs:
-    """Gradients between the two factors of each weight, with their own norms.
+    """Multiply each weight's gradient by its two factors and keep the gradient's norm.
 
-    `update` takes ``stats``, the taps of `jaxlab.params.untap`: of gradients with
-    respect to ``tap(params, preconditioned(specs))``, for the loss whose gradient it
-    is given. Weights that are not preconditioned pass unchanged.
+    `update` takes ``stats``, the taps that `jaxlab.params.untap` splits from a gradient
+    with respect to ``tap(params, preconditioned(specs))``. The loss must be the one
+    whose gradient is being updated. Gradients of other weights pass unchanged.
 
     Args:
         specs: tree of `ParamSpec`; None derives the roles from the arrays, as
             `jaxlab.params.infer` does.
         variant: "released" or "exact".
-        decay: of a factor's memory.
+        decay: share of the past that a factor keeps at each update.
         period: steps between updates of the factors.
-        dtype: of stored factors; arithmetic is in float32.
-        largest: side of a factor.
+        dtype: dtype of the stored factors; arithmetic is in float32.
+        largest: longest side that a factor may have.
         excluded: patterns of the paths of matrices that are not preconditioned.
-        biases: pairs (pattern of weights' paths, replacement), as of `re.sub`, that
-            name a weight's bias, such as ``(r"(.*)/w", r"\\1/b")``: one more row of its
-            G, whose input is 1.
-        threshold: norm of an exact factor, its largest sum of a row's absolute values,
-            that mixes it with the identity.
-        blend: share that is left of it.
+        biases: pairs of a pattern of weights' paths and a replacement, as `re.sub`
+            takes them, that name a weight's bias, such as ``(r"(.*)/w", r"\\1/b")``.
+            The bias is one more row of G, whose input is 1.
+        threshold: norm (largest absolute row sum) above which an exact factor is
+            blended with the identity.
+        blend: weight of the factor in that blend.
 
     Raises:
-        ValueError: a setting outside its range, a factor that would be too large, a
-            bias that is not there or does not fit; or, at `init` and `update`, trees
-            that differ in a leaf, and statistics that are missing or do not fit.
+        ValueError: a setting is outside its range, a factor would be too large, or a
+            bias is missing or does not fit; or, from `init` and `update`, trees differ
+            in a leaf, or statistics are missing or do not fit.
     """
     check(
         RANGES,
@@ -192,15 +196,15 @@ def _scale_by_mkor(
         def zeros(stack, n):
             return jnp.zeros((*stack, n, n), dtype)
 
-        lacks = {
-            name: Lacks(zeros(w.stack, w.n_in), zeros(w.stack, w.n_out))
+        deviations = {
+            name: Deviations(zeros(w.stack, w.n_in), zeros(w.stack, w.n_out))
             for name, w in weights.items()
         }
 
-        def none():  # a buffer each: a step may donate them
+        def zero():  # one buffer for each counter: a step may donate them
             return jnp.zeros((), jnp.int32)
 
-        return MKORState(none(), beside(specs, lacks), none())
+        return MKORState(zero(), beside(specs, deviations), zero())
 
     def update(updates, state: Any, params=None, *, stats=None, **_):
         del params
@@ -208,46 +212,45 @@ def _scale_by_mkor(
         leaves = dict(zip(names, structure.flatten_up_to(updates), strict=True))
         vectors = jax.tree.map(whole, _vectors(weights, names, stats))
 
-        def renew(lacks):
+        def renew(deviations):
             new, skipped = {}, jnp.zeros((), jnp.int32)
             for name in weights:
-                a, left = one(lacks[name].a, vectors[name].a)
-                b, right = one(lacks[name].b, vectors[name].b)
-                new[name], skipped = Lacks(a, b), skipped + left + right
+                a, skipped_a = renew_factor(deviations[name].a, vectors[name].a)
+                b, skipped_b = renew_factor(deviations[name].b, vectors[name].b)
+                new[name] = Deviations(a, b)
+                skipped = skipped + skipped_a + skipped_b
             return new, skipped
 
-        def one(lack, v):
-            new, ok = _renewed(
-                lack.astype(jnp.float32), v, variant, decay, threshold, blend
+        def renew_factor(D, v):
+            new, finite = _renewed(
+                D.astype(jnp.float32), v, variant, decay, threshold, blend
             )
             if variant == "released":
                 new = new * (1 - float(jnp.finfo(dtype).eps))
-            keep = ok[..., None, None]
-            return jnp.where(keep, new.astype(dtype), lack), jnp.sum(
-                ~ok, dtype=jnp.int32
-            )
+            new = jnp.where(finite[..., None, None], new.astype(dtype), D)
+            return new, jnp.sum(~finite, dtype=jnp.int32)
 
         if period == 1:
-            lacks, skipped = renew(state.lacks)
+            deviations, skipped = renew(state.lacks)
         else:
-            lacks, skipped = jax.lax.cond(
+            deviations, skipped = jax.lax.cond(
                 state.count % period == 0,
                 renew,
-                lambda lacks: (lacks, jnp.zeros((), jnp.int32)),
+                lambda deviations: (deviations, jnp.zeros((), jnp.int32)),
                 state.lacks,
             )
-        lacks = jax.tree.map(whole, lacks)
+        deviations = jax.tree.map(whole, deviations)
         for name, w in weights.items():
             g = leaves[name].astype(jnp.float32)
             if w.bias:
                 row = leaves[w.bias].astype(jnp.float32)[..., None, :]
                 g = jnp.concatenate([g, row], axis=-2)
-            u = _between(g, lacks[name])
+            u = _preconditioned(g, deviations[name])
             if w.bias:
                 u, row = u[..., :-1, :], u[..., -1, :]
                 leaves[w.bias] = row.astype(leaves[w.bias].dtype)
             leaves[name] = u.astype(leaves[name].dtype)
-        state = MKORState(state.count + 1, lacks, state.skipped + skipped)
+        state = MKORState(state.count + 1, deviations, state.skipped + skipped)
         return structure.unflatten(leaves.values()), state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -268,37 +271,38 @@ def mkor(
     blend: float = 0.9,
     specs: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """MKOR on any pytree, in front of an optimizer with the momentum and the rate.
+    """MKOR on any pytree, followed by an optimizer with the momentum and learning rate.
 
-    It needs the statistics of the products of the weights, which models give that
-    multiply by `jaxlab.params.linear`, `linear_t` and `embed`::
+    It needs statistics of the products with the weights. Models provide them if they
+    multiply with `jaxlab.params.linear`, `linear_t` and `embed`::
 
         tapped = tap(params, preconditioned(params))
         gradient, stats = untap(jax.grad(loss)(tapped))
         updates, state = optimizer.update(gradient, state, params, stats=stats)
 
     Args:
-        learning_rate: of `base`, a number or a schedule.
-        base: from the learning rate to the optimizer behind the factors, such as
-            `optax.adam`; None for `lamb` with its defaults and these `specs`.
+        learning_rate: a number or a schedule, passed to `base`.
+        base: function from the learning rate to the optimizer that takes the
+            preconditioned gradients, such as `optax.adam`; None for `lamb` with its
+            defaults and these `specs`.
         variant: "released" or "exact".
-        decay: of a factor's memory.
+        decay: share of the past that a factor keeps at each update.
         period: steps between updates of the factors.
-        dtype: of stored factors; arithmetic is in float32.
-        largest: side of a factor.
-        excluded: patterns of the paths of matrices that only the base moves.
+        dtype: dtype of the stored factors; arithmetic is in float32.
+        largest: longest side that a factor may have.
+        excluded: patterns of the paths of matrices that are not preconditioned.
         biases: pairs (pattern of weights' paths, replacement), see `scale_by_mkor`.
-        threshold: norm of an exact factor that mixes it with the identity.
-        blend: share that is left of it.
+        threshold: norm above which an exact factor is blended with the identity.
+        blend: weight of the factor in that blend.
         specs: tree of `ParamSpec`; None derives the roles from the arrays, as
             `jaxlab.params.infer` does.
 
     Returns:
-        A transformation whose `update` takes the parameters and ``stats`` too.
+        A transformation whose `update` also takes the parameters and ``stats``.
 
     Raises:
-        ValueError: a setting outside its range; or, at `init` and `update`, trees that
-            differ in a leaf, which is named, and statistics that are missing.
+        ValueError: a setting is outside its range; or, from `init` and `update`, trees
+            differ in a leaf, which the message names, or statistics are missing.
 
     Reference: Mozaffari et al., arXiv 2306.01685.
     """
@@ -321,25 +325,25 @@ def mkor(
 
 @dataclasses.dataclass(frozen=True)
 class MKOR:
-    """Settings of MKOR, and of the optimizer behind it."""
+    """Settings of MKOR and of the optimizer that takes its preconditioned gradients."""
 
-    base: LAMB | AdamW | SGD = LAMB()  # with the learning rate and the momentum
+    base: LAMB | AdamW | SGD = LAMB()  # has the learning rate and the momentum
     variant: str = "released"  # or "exact"
-    decay: float = 0.95  # memory of a factor
+    decay: float = 0.95  # share of the past that a factor keeps at each update
     period: int = 1  # steps between updates of the factors
-    dtype: str = "bfloat16"  # of stored factors
-    largest: int = 8192  # side of a factor
-    excluded: tuple[str, ...] = ()  # patterns of matrices that the base has alone
-    biases: tuple[tuple[str, str], ...] = ()  # patterns of weights, names of biases
-    threshold: float = 10.0  # norm of an exact factor that mixes in the identity
-    blend: float = 0.9  # share that is left of it
-    switch: Switch | None = None  # MKOR-H: when to leave the factors
+    dtype: str = "bfloat16"  # dtype of the stored factors
+    largest: int = 8192  # longest side that a factor may have
+    excluded: tuple[str, ...] = ()  # patterns of matrices that are not preconditioned
+    biases: tuple[tuple[str, str], ...] = ()  # (pattern of weights, name of the bias)
+    threshold: float = 10.0  # norm above which an exact factor is blended
+    blend: float = 0.9  # weight of the factor in the blend with the identity
+    switch: Switch | None = None  # MKOR-H: when to stop preconditioning
 
     def __post_init__(self):
         check(RANGES, **vars(self))
 
     def tapped(self, specs: Any) -> Any:
-        """Tree of booleans: the weights whose taps the transformation takes."""
+        """Tree of booleans: the weights whose taps the transformation needs."""
         return preconditioned(specs, self.excluded)
 
     def build(self, specs: Any, steps: int) -> optax.GradientTransformationExtraArgs:
@@ -362,25 +366,25 @@ class MKOR:
 
 
 def _renewed(D, v, variant, decay, threshold, blend):
-    """The next D from the vector v, and whether it is finite; both ``[*stack]``."""
+    """The next D ``[*stack, n, n]``, and whether it is finite ``[*stack]``."""
     keep = decay if variant == "released" else 1.0
     u = v - keep * product(D, v[..., None])[..., 0]  # P v, or F v
     vu = jnp.sum(v * u, axis=-1)
-    ok = jnp.isfinite(vu)
+    finite = jnp.isfinite(vu)
     outer = u[..., :, None] * u[..., None, :]
     if variant == "released":
-        return decay * D + outer / (1 + vu)[..., None, None], ok
+        return decay * D + outer / (1 + vu)[..., None, None], finite
     eye = jnp.eye(D.shape[-1], dtype=D.dtype)[(None,) * (D.ndim - 2)]
     outer *= ((1 - decay) / (decay + (1 - decay) * vu))[..., None, None]
     new = (D - (1 - decay) * eye + outer) / decay
     norm = jnp.max(jnp.sum(jnp.abs(eye - new), axis=-1), axis=-1)
-    mixed = jnp.where(norm > threshold, blend, 1.0)
-    return mixed[..., None, None] * new, ok
+    weight = jnp.where(norm > threshold, blend, 1.0)
+    return weight[..., None, None] * new, finite
 
 
-def _between(g, lacks: Lacks):
+def _preconditioned(g, deviations: Deviations):
     """A G B with the norm of G."""
-    a, b = (x.astype(jnp.float32) for x in lacks)
+    a, b = (D.astype(jnp.float32) for D in deviations)
     left = g - product(a, g)
     u = left - product(left, b)
     ratio = _norm(g) / _norm(u)
@@ -396,7 +400,7 @@ class _Weight:
     """Sizes of a preconditioned weight's factors, and the path of its bias."""
 
     stack: tuple[int, ...]
-    n_in: int  # with the bias's row
+    n_in: int  # one more where the bias is a row of G
     n_out: int
     bias: str | None
 
@@ -406,28 +410,28 @@ def _weights(specs, excluded, biases, largest) -> dict[str, _Weight]:
     named = named_leaves(specs)
     shapes = {name: spec.shape for name, spec in named}
     weights = {}
-    for (name, spec), takes in zip(named, chosen, strict=True):
-        if not takes:
+    for (name, spec), is_chosen in zip(named, chosen, strict=True):
+        if not is_chosen:
             continue
         *stack, n_in, n_out = spec.shape
         bias = _bias_of(name, biases)
         if bias is not None and shapes.get(bias) != (*stack, n_out):
             raise ValueError(
                 f"biases names {bias} as the bias of {name} {spec.shape}, but its "
-                f"shape is {shapes.get(bias)} (None: there is no such parameter), and "
+                f"shape is {shapes.get(bias)} (None: there is no such parameter) and "
                 f"must be {(*stack, n_out)}."
             )
         if max(n_in + (bias is not None), n_out) > largest:
             raise ValueError(
                 f"{name} {spec.shape} would have a factor above largest={largest}, "
-                "whose memory and time grow with its square; name it in `excluded`, or "
-                "raise `largest`."
+                "and its memory and time grow with the square of the side; name the "
+                "weight in `excluded`, or raise `largest`."
             )
         weights[name] = _Weight(tuple(stack), n_in + (bias is not None), n_out, bias)
     if not weights and not isinstance(specs, PLACEHOLDER):
         raise ValueError(
-            f"No parameter is preconditioned: none of {len(named)} has the role "
-            f"'matrix' and is not excluded by {tuple(excluded)}."
+            f"No parameter is preconditioned: none of the {len(named)} both has the "
+            f"role 'matrix' and is not excluded by {tuple(excluded)}."
         )
     return weights
 
@@ -439,27 +443,36 @@ def _bias_of(name: str, biases) -> str | None:
     return None
 
 
-def _check_state(weights: dict[str, _Weight], lacks: dict[str, Lacks]) -> None:
-    for name in {**lacks, **weights}:
-        if name in lacks and name in weights:
-            w, lack = weights[name], lacks[name]
-            sides = (*w.stack, w.n_in, w.n_in), (*w.stack, w.n_out, w.n_out)
-            if (lack.a.shape, lack.b.shape) == sides:
+def _check_state(
+    weights: dict[str, _Weight], deviations: dict[str, Deviations]
+) -> None:
+    for name in {**deviations, **weights}:
+        if name in deviations and name in weights:
+            w, D = weights[name], deviations[name]
+            shapes = (*w.stack, w.n_in, w.n_in), (*w.stack, w.n_out, w.n_out)
+            if (D.a.shape, D.b.shape) == shapes:
                 continue
         raise ValueError(
             f"MKOR's state was made for parameters that differ from the updates in "
-            f"{name!r}; give init and update trees of one structure."
+            f"{name!r}; give init and update trees of the same structure."
         )
+
+
+class _Vectors(NamedTuple):
+    """The vectors that renew a weight's two factors."""
+
+    a: Float[Array, "*stack in"]
+    b: Float[Array, "*stack out"]
 
 
 def _vectors(
     weights: dict[str, _Weight], names: Sequence[str], stats: Any
-) -> dict[str, Lacks]:
-    """The vectors of a step, in the place of the factors that they renew."""
+) -> dict[str, _Vectors]:
+    """The vectors of a step, by the path of the weight."""
     if stats is None:
         raise ValueError(
             "MKOR needs statistics: differentiate with respect to tap(params, "
-            "preconditioned(params)), split the gradient by untap, and call "
+            "preconditioned(params)), split the gradient with untap, and call "
             "update(gradient, state, params, stats=taps)."
         )
     pairs = jax.tree_util.tree_flatten_with_path(stats, is_leaf=_is_tap)[0]
@@ -467,30 +480,30 @@ def _vectors(
     extra = [name for name in names if name in taps and name not in weights]
     if extra:
         raise ValueError(
-            f"stats hold a tap for {', '.join(extra[:4])}, which is not "
-            "preconditioned: tap(params, preconditioned(specs, excluded)) taps those "
-            "that are."
+            f"stats have a tap for {', '.join(extra[:4])}, which is not "
+            "preconditioned; make them with tap(params, preconditioned(specs, "
+            "excluded))."
         )
     vectors = {}
     for name, w in weights.items():
         tap = taps.get(name)
         if not isinstance(tap, Tap):
             raise ValueError(
-                f"stats hold no tap for {name} (but {type(tap).__name__}), which is "
+                f"stats have no tap for {name} (but {type(tap).__name__}), which is "
                 "preconditioned; give a tree like the parameters with a Tap there, or "
-                "name it in `excluded`."
+                "name the weight in `excluded`."
             )
         shapes = (*w.stack, w.n_in - (w.bias is not None)), (*w.stack, w.n_out)
         if (tap.a.shape, tap.g.shape) != shapes:
             raise ValueError(
-                f"The tap of {name} has a {tap.a.shape} and g {tap.g.shape}, but must "
-                f"have {shapes[0]} and {shapes[1]}."
+                f"The tap of {name} has a of shape {tap.a.shape} and g of shape "
+                f"{tap.g.shape}, which must be {shapes[0]} and {shapes[1]}."
             )
         rows = jnp.maximum(tap.rows, 1.0)[..., None]
         a = (tap.a / rows).astype(jnp.float32)
         if w.bias:
             a = jnp.concatenate([a, jnp.ones((*w.stack, 1), jnp.float32)], axis=-1)
-        vectors[name] = Lacks(a, tap.g.astype(jnp.float32))
+        vectors[name] = _Vectors(a, tap.g.astype(jnp.float32))
     return vectors
 
 
@@ -501,10 +514,10 @@ def _is_tap(node: Any) -> bool:
 def _check_variant(variant: str, decay: float, dtype: Any) -> None:
     if variant not in VARIANTS:
         raise ValueError(f"variant={variant!r} is not one of {VARIANTS}.")
-    longest = 1 - float(jnp.finfo(dtype).eps)
+    largest = 1 - float(jnp.finfo(dtype).eps)
     known = not isinstance(decay, Tracer)
-    if variant == "released" and known and decay > longest:
+    if variant == "released" and known and decay > largest:
         raise ValueError(
-            f"decay={decay} is above {longest:.4g}, the longest memory of a factor in "
+            f"decay={decay} is above {largest:.4g}, the largest for factors stored in "
             f"{jnp.dtype(dtype).name}; store factors in float32."
         )

@@ -1,16 +1,16 @@
-"""Muon: the momentum of each matrix with its singular values made one.
+"""Muon: the momentum of each matrix with all singular values set to one.
 
-M <- b M + (1 - b) G for each weight in y = x W of role "matrix" [*stack, in, out]; the
-update is U V^T of M = U S V^T, nearly, by five Newton-Schulz iterations, times
-0.2 sqrt(max(in, out)), which gives its entries the size of Adam's. So one learning rate
-and one weight decay serve Muon's parameters and the others, which get Adam.
+For each weight in y = x W of role "matrix" [*stack, in, out], M <- b M + (1 - b) G. The
+update is U V^T of M = U S V^T, approximated by five Newton-Schulz iterations, times
+0.2 sqrt(max(in, out)), which gives its entries the size of Adam's. So Muon's parameters
+and the others, which get Adam, can share one learning rate and one weight decay.
 
 Differs from `optax.contrib.muon` in: weight decay and clipping are those of the other
-optimizers here, and the others get Adam without Nesterov's momentum. The iterations
-and the momentum, with Nesterov's, are optax's.
+optimizers here, and the other parameters get Adam without Nesterov's momentum. The
+iterations and the momentum, with Nesterov's, are optax's.
 
 Reference: Jordan et al., "Muon: An optimizer for hidden layers in neural networks",
-2024. Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982 (the size).
+2024. Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982 (for the size).
 """
 
 import dataclasses
@@ -49,37 +49,36 @@ def muon(
     clip: float | None = None,
     specs: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Muon on any pytree: U V^T of the momentum of each matrix; Adam for the rest.
+    """Muon on any pytree: U V^T of each matrix's momentum, and Adam for the rest.
 
     Args:
         learning_rate: a number or a schedule.
-        momentum: memory of the mean gradient of the matrices.
-        iterations: of Newton and Schulz.
-        rms: root mean square of a full-rank update; 0.2 is about that of Adam's.
-        b1: memory of Adam's mean gradient.
-        b2: memory of Adam's mean square.
+        momentum: decay rate of the mean gradient of the matrices.
+        iterations: number of Newton-Schulz iterations.
+        rms: root mean square of a full-rank update; Adam's is about 0.2.
+        b1: decay rate of Adam's mean gradient.
+        b2: decay rate of Adam's mean square.
         eps: keeps the denominators from 0.
-        weight_decay: share of the weights that is taken away at each step, times the
-            learning rate; of matrices and heads, not of other roles.
-        clip: largest norm of the whole gradient; None for no clipping.
+        weight_decay: times the learning rate, the share of the weights subtracted at
+            each step; only of the roles "matrix" and "head".
+        clip: largest global norm of the gradient; None for no clipping.
         specs: tree of `ParamSpec`; None derives the roles from the arrays, as
             `jaxlab.params.infer` does.
 
     Returns:
-        A transformation whose `update` takes the parameters too.
+        A transformation whose `update` also takes the parameters.
 
     Raises:
-        ValueError: a setting outside its range; or, at `init` and `update`, trees that
-            differ in a leaf, which is named.
+        ValueError: a setting is outside its range; or, from `init` and `update`, trees
+            differ in a leaf, which the message names.
 
     Reference: Jordan et al., "Muon", 2024; Liu et al., arXiv 2502.16982.
     """
-    own: dict[str, Any] = dict(momentum=momentum, iterations=iterations, rms=rms)
     adam: dict[str, Any] = dict(b1=b1, b2=b2, eps=eps)
-    check(RANGES, **own, **adam)
+    check(RANGES, momentum=momentum, iterations=iterations, rms=rms, **adam)
     matrix = contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
 
-    def dimensions(matrices):  # other parameters are masked: no leaves
+    def dimensions(matrices):  # other parameters are masked, so they are no leaves
         return jax.tree.map(lambda _: matrix, matrices)
 
     def sized(update, _):
@@ -109,18 +108,18 @@ def muon(
 
 @dataclasses.dataclass(frozen=True)
 class Muon:
-    """Settings of Muon, and of Adam for what is no matrix."""
+    """Settings of Muon for matrices, and of Adam for other parameters."""
 
-    learning_rate: float = 3e-3  # the peak
+    learning_rate: float = 3e-3  # at its peak
     schedule: Schedule = WarmupCosine()
-    weight_decay: float = 0.1  # times the learning rate
-    momentum: float = 0.95  # memory of Muon's mean gradient
-    iterations: int = 5  # of Newton and Schulz
-    rms: float = 0.2  # root mean square of a full-rank update, as Adam's
-    b1: float = 0.9  # memory of Adam's mean gradient
-    b2: float = 0.95  # memory of Adam's mean square
+    weight_decay: float = 0.1  # multiplied by the learning rate
+    momentum: float = 0.95  # decay rate of Muon's mean gradient
+    iterations: int = 5  # number of Newton-Schulz iterations
+    rms: float = 0.2  # root mean square of a full-rank update; Adam's is similar
+    b1: float = 0.9  # decay rate of Adam's mean gradient
+    b2: float = 0.95  # decay rate of Adam's mean square
     eps: float = 1e-8
-    clip: float | None = 1.0  # largest norm of the whole gradient; None for any
+    clip: float | None = 1.0  # largest global norm of the gradient; None: no clipping
 
     def __post_init__(self):
         check(RANGES, **vars(self))

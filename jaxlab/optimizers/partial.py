@@ -1,4 +1,4 @@
-"""An optimizer of some of the parameters; the others stay as they are."""
+"""An optimizer for some of the parameters; the others stay unchanged."""
 
 from typing import Any
 
@@ -9,15 +9,15 @@ import optax
 def build_for(
     settings: Any, specs: Any, steps: int, trainable: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """The transformation of `settings` for the trainable parameters.
+    """Build the transformation of `settings` for the trainable parameters.
 
     It keeps no state for the others, and their updates are 0.
 
     Args:
-        settings: an optimizer's, such as `AdamW`.
+        settings: settings of an optimizer, such as `AdamW`.
         specs: tree of `ParamSpec`.
-        steps: of the run.
-        trainable: tree of booleans, one a parameter.
+        steps: number of steps in the run.
+        trainable: tree of booleans, one for each parameter.
     """
     if all(jax.tree.leaves(trainable)):
         return settings.build(specs, steps)

@@ -1,4 +1,4 @@
-"""Where an optimizer's state lies on a mesh."""
+"""The sharding of an optimizer's state over a mesh."""
 
 import math
 from typing import Any
@@ -13,29 +13,29 @@ from jaxlab.params import abstract, axis_names, shardings
 def abstract_opt_state(
     optimizer: optax.GradientTransformation, specs: Any, mesh: Mesh | AbstractMesh
 ) -> Any:
-    """Shapes, dtypes and shardings of an optimizer's state, without memory.
+    """Return the shapes, dtypes and shardings of an optimizer's state.
 
-    Whatever it keeps in a parameter's place is split as the parameter is, but for
-    dimensions that it keeps in part and the devices do not divide. All else is whole on
-    every device.
+    Nothing is allocated. An array in a parameter's place is sharded like the parameter,
+    except along a dimension that is shorter than the parameter's and that the devices
+    do not divide. All other arrays are replicated.
 
     Args:
         optimizer: any optax transformation.
         specs: tree of `ParamSpec`.
-        mesh: of `make_mesh`, or an abstract one with its axes.
+        mesh: a mesh from `make_mesh`, or an abstract one with its axes.
     """
 
     def shapes_for(params: Any) -> Any:
         return jax.eval_shape(lambda: optimizer.init(params))
 
     shapes = shapes_for(abstract(specs))
-    whole = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
     placed = optax.tree_utils.tree_map_params(
-        shapes_for,  # not the optimizer, whose state would be made
+        shapes_for,  # the optimizer itself would allocate its state
         _split_like,
         shapes,
         shardings(specs, mesh),
-        transform_non_params=lambda _: whole,
+        transform_non_params=lambda _: replicated,
         is_leaf=_is_left_out,
     )
 
@@ -48,7 +48,7 @@ def abstract_opt_state(
 
 
 def _split_like(kept: Any, sharding: NamedSharding) -> Any:
-    """A parameter's sharding, whole along what its devices do not divide in `kept`."""
+    """A parameter's sharding, but unsplit along dimensions of `kept` that it cannot."""
     if _is_left_out(kept):
         return kept
 
@@ -62,5 +62,5 @@ def _split_like(kept: Any, sharding: NamedSharding) -> Any:
 
 
 def _is_left_out(kept: Any) -> bool:
-    """Whether `optax.masked` keeps nothing in a parameter's place."""
+    """Whether `optax.masked` has left a parameter out of the state."""
     return isinstance(kept, optax.MaskedNode)

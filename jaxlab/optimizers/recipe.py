@@ -1,4 +1,4 @@
-"""The recipe that optimizers share: a clip, weight decay by role, a rate."""
+"""The recipe that optimizers share: clipping, weight decay by role, learning rate."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from jaxlab.optimizers.trees import with_specs
 from jaxlab.params import select
 
 Method = Callable[[Any], optax.GradientTransformation]
-"""From specs, laid out like the parameters, to a transformation."""
+"""A function from specs, in the structure of the parameters, to a transformation."""
 
 DECAYED = [
     ("matrix", True),
@@ -21,7 +21,7 @@ DECAYED = [
     ("bias", False),
     ("decay", False),
 ]
-"""Roles that weight decay pulls to zero: matrices; not tables, filters and vectors."""
+"""Whether weight decay applies to a role: matrices, not tables, filters or vectors."""
 
 
 def recipe(
@@ -33,18 +33,19 @@ def recipe(
     clip: float | None,
     after: Method | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Clip, `scale`, decay of the matrices, `after`, and the rate, on any pytree.
+    """Chain clipping, `scale`, weight decay, `after` and the rate, for any pytree.
 
     Args:
         learning_rate: a number or a schedule.
         specs: tree of `ParamSpec`; None derives them from the arrays, see `with_specs`.
-        scale: the method.
-        weight_decay: share of the weights of the roles in `DECAYED`, times the rate.
-        clip: largest norm of the whole gradient; None for no clipping.
-        after: what of the method comes behind the decay.
+        scale: builds the method's own transformation.
+        weight_decay: share of the weights subtracted at each step, times the learning
+            rate; for the roles that `DECAYED` allows.
+        clip: largest global norm of the gradient; None for no clipping.
+        after: builds the part of the method that follows weight decay, if any.
 
     Raises:
-        ValueError: a rate, decay or clip outside its range.
+        ValueError: a learning rate, decay or clip is outside its range.
     """
     check(RECIPE, learning_rate=learning_rate, weight_decay=weight_decay, clip=clip)
 
@@ -65,14 +66,15 @@ def from_settings(
     specs: Any,
     steps: int,
 ) -> optax.GradientTransformationExtraArgs:
-    """The transformation of a settings class.
+    """Build the transformation of a settings class.
 
     Args:
-        method: the function of the class, such as `soap`, which takes the fields as
-            arguments.
-        settings: its fields, with a ``learning_rate`` and the ``schedule`` of it.
-        specs: of the parameters.
-        steps: of the run.
+        method: the optimizer's function, such as `soap`, which takes the fields of the
+            settings as arguments.
+        settings: an instance of the class, with a ``learning_rate`` and its
+            ``schedule``.
+        specs: tree of `ParamSpec`.
+        steps: number of steps in the run.
     """
     fields = dict(vars(settings))
     rate = fields.pop("schedule").build(fields.pop("learning_rate"), steps)
@@ -80,5 +82,5 @@ def from_settings(
 
 
 def clipped(clip: float | None) -> optax.GradientTransformation:
-    """Clipping by the norm of the whole gradient, or nothing for None."""
+    """Clip by the global norm of the gradient; do nothing for None."""
     return optax.identity() if clip is None else optax.clip_by_global_norm(clip)

@@ -1,16 +1,16 @@
-"""What an optimizer's state has to tell a log, found wherever it is nested.
+"""Figures and events in an optimizer's state, at any depth, for the log of a run.
 
-The class of a state names the fields that are worth a line:
+The class of a state names the fields that the log shows:
 
     class SomeState(NamedTuple):
         skipped: Array
         left_at: Array
 
-        FIGURES = ("skipped",)                      # scalars, of every step
-        EVENTS = {"left_at": "it leaves its ..."}   # scalars, and what came to pass
+        FIGURES = ("skipped",)                      # scalars, logged at every step
+        EVENTS = {"left_at": "it leaves its ..."}   # scalars, and what the event means
 
-An event's field is the number of steps made when it came to pass, and below 0 before,
-so that a loop tells it once, at that step, without remembering anything.
+The field of an event holds the number of steps made when it occurred, and is below 0
+before, so a loop can report it once, at that step, without keeping a record.
 """
 
 from collections.abc import Iterable
@@ -21,10 +21,10 @@ from jaxtyping import Array
 
 
 def reported(state: Any) -> dict[str, Array]:
-    """The figures and events of a state, by name; also under `jax.jit`.
+    """Return the figures and events of a state by name; works under `jax.jit`.
 
     Raises:
-        ValueError: two parts of the state have one name to tell.
+        ValueError: two parts of the state report the same name.
     """
     return _collected(
         (name, getattr(part, name))
@@ -34,10 +34,10 @@ def reported(state: Any) -> dict[str, Array]:
 
 
 def events(state: Any) -> dict[str, str]:
-    """What the events of a state, or of its shapes, say; by name.
+    """Return the descriptions of a state's events by name; shapes alone suffice.
 
     Raises:
-        ValueError: as of `reported`.
+        ValueError: two parts of the state report the same name.
     """
     return _collected(
         item for part in _parts(state) for item in getattr(part, "EVENTS", {}).items()
@@ -45,24 +45,24 @@ def events(state: Any) -> dict[str, str]:
 
 
 def _parts(state: Any) -> list[Any]:
-    """A tree's nodes at every depth, from the outermost."""
-    found = []
+    """The nodes of a tree at every depth, outermost first."""
+    nodes = []
 
     def note(node: Any) -> bool:
-        found.append(node)
+        nodes.append(node)
         return False
 
     jax.tree.flatten(state, is_leaf=note)
-    return found
+    return nodes
 
 
 def _collected(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    found = {}
+    values = {}
     for name, value in items:
-        if name in found:
+        if name in values:
             raise ValueError(
                 f"Two parts of the optimizer's state report {name!r}; call `reported` "
-                "with each by itself."
+                "on each part separately."
             )
-        found[name] = value
-    return found
+        values[name] = value
+    return values

@@ -1,6 +1,6 @@
-"""Learning-rate schedules as values: each builds an optax schedule for a run.
+"""Settings of learning-rate schedules; each builds an optax schedule for a run.
 
-All rise linearly from 0 over `warmup` steps and end at ``end * peak``.
+All schedules rise linearly from 0 over `warmup` steps and end at ``end * peak``.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ RANGES = {
     "end": FRACTION,
     "decay": PART,
     "cycles": Range(
-        "a whole number, at least 1", "a run has one", least=1.0, whole=True
+        "a whole number, at least 1", "1 is one rise and fall", least=1.0, whole=True
     ),
     "cooldown": PERIOD,
     "constant": FRACTION,
@@ -43,7 +43,7 @@ class WarmupCosine:
         check(RANGES, **vars(self))
 
     def build(self, peak: float, steps: int) -> optax.Schedule:
-        """The schedule of a run of `steps` with highest rate `peak`."""
+        """The schedule for a run of `steps` whose highest rate is `peak`."""
         _check(self, steps)
         return optax.warmup_cosine_decay_schedule(
             0.0, peak, self.warmup, steps, self.end * peak
@@ -52,22 +52,22 @@ class WarmupCosine:
 
 @dataclasses.dataclass(frozen=True)
 class WarmupStableDecay:
-    """Warm up, stay, then fall linearly over the last part of the run.
+    """Warm up, stay constant, then fall linearly over the last part of the run.
 
-    A run can be prolonged from a checkpoint of the stable part.
+    A run can be extended from a checkpoint of the constant part.
 
     Reference: Hu et al., "MiniCPM", arXiv 2404.06395.
     """
 
     warmup: int = 100  # steps
-    decay: float = 0.2  # fraction of the run that falls
+    decay: float = 0.2  # fraction of the run over which the rate falls
     end: float = 0.0  # last rate over the peak
 
     def __post_init__(self):
         check(RANGES, **vars(self))
 
     def build(self, peak: float, steps: int) -> optax.Schedule:
-        """The schedule of a run of `steps` with highest rate `peak`."""
+        """The schedule for a run of `steps` whose highest rate is `peak`."""
         _check(self, steps)
         falling = round(self.decay * steps)
         if self.warmup + falling > steps:
@@ -86,9 +86,9 @@ class WarmupStableDecay:
 
 @dataclasses.dataclass(frozen=True)
 class Rewarming:
-    """`cycles` times: warm up from the last rate to the peak, then fall by a cosine.
+    """`cycles` times: warm up from the last rate to the peak, then fall along a cosine.
 
-    For continued training on new data, one cycle a data set.
+    For continued training on new data, with one cycle for each data set.
 
     Reference: Gupta et al., "Continual Pre-Training of Large Language Models: How to
     (re)warm your model?", arXiv 2308.04014.
@@ -102,7 +102,7 @@ class Rewarming:
         check(RANGES, **vars(self))
 
     def build(self, peak: float, steps: int) -> optax.Schedule:
-        """The schedule of a run of `steps` with highest rate `peak`."""
+        """The schedule for a run of `steps` whose highest rate is `peak`."""
         _check(self, steps // self.cycles)
         edges = [round(i * steps / self.cycles) for i in range(self.cycles + 1)]
         cycles: list[dict] = [
@@ -120,10 +120,10 @@ class Rewarming:
 
 @dataclasses.dataclass(frozen=True)
 class Infinite:
-    """Warm up, fall by a cosine to a rate that stays, then fall exponentially.
+    """Warm up, fall along a cosine to a constant rate, then fall exponentially.
 
-    A run is prolonged, on new data too, from a checkpoint of the constant part: only
-    the last part, which makes a model to be used, depends on the run's end.
+    A run can be extended from a checkpoint of the constant part, also on new data: only
+    the exponential part, which yields the model to be used, depends on the run's end.
 
     Reference: Singh et al., "Beyond Cosine Decay: On the effectiveness of Infinite
     Learning Rate Schedule for Continual Pre-training", arXiv 2503.02844.
@@ -131,15 +131,15 @@ class Infinite:
 
     warmup: int = 100  # steps
     cooldown: int = 500  # steps from the peak to the constant rate
-    constant: float = 0.55  # the rate that stays over the peak
-    anneal: float = 0.2  # fraction of the run that falls exponentially
+    constant: float = 0.55  # constant rate over the peak
+    anneal: float = 0.2  # fraction of the run over which the rate falls exponentially
     end: float = 0.1  # last rate over the peak; above 0
 
     def __post_init__(self):
         check(RANGES, **vars(self))
 
     def build(self, peak: float, steps: int) -> optax.Schedule:
-        """The schedule of a run of `steps` with highest rate `peak`."""
+        """The schedule for a run of `steps` whose highest rate is `peak`."""
         _check(self, steps)
         if not 0 < self.end <= self.constant <= 1:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Ranges of the numbers that optimizers are set by, and one error for all outside."""
+"""Ranges of the settings of optimizers, and one error for values outside them."""
 
 import dataclasses
 import math
@@ -26,14 +26,14 @@ class Range:
     """The finite numbers between bounds; NaN is in no range.
 
     Attributes:
-        rule: which numbers, to follow "must be".
-        way_out: what the number does or which one to take, to end the sentence.
+        rule: the allowed numbers in words that follow "must be".
+        way_out: the end of the message: what the number does, or which one to choose.
         least: smallest number.
         above: excluded lower bound.
         most: largest number.
         below: excluded upper bound.
-        whole: whether numbers are integers.
-        optional: whether None, for off, is allowed.
+        whole: whether only integers are allowed.
+        optional: whether None is allowed, which turns the setting off.
         infinite: whether infinity is allowed.
     """
 
@@ -64,26 +64,26 @@ class Range:
 RATE = Range("finite and at least 0", "0 leaves the parameters as they are", least=0.0)
 DECAY = Range(
     "finite and at least 0",
-    "it pulls weights to zero by this share of the learning rate a step, and 0 does "
-    "not",
+    "each step shrinks weights by this share times the learning rate, and 0 turns it "
+    "off",
     least=0.0,
 )
 CLIP = Range(
     "above 0, or None",
-    "it is the largest norm of the whole gradient, and None does not clip",
+    "it is the largest global norm of the gradient, and None turns clipping off",
     above=0.0,
     optional=True,
     infinite=True,
 )
 MEMORY = Range(
     "at least 0 and below 1",
-    "it is the share that a mean keeps of the past at each step, such as 0.9",
+    "it is the share of the past that a mean keeps at each step, such as 0.9",
     least=0.0,
     below=1.0,
 )
 POSITIVE = Range(
     "finite and above 0",
-    "it keeps a denominator from 0 where no gradient was seen, such as 1e-8",
+    "it keeps a denominator from being 0 where all gradients were 0, such as 1e-8",
     above=0.0,
 )
 PERIOD = Range(
@@ -104,18 +104,18 @@ STEPS = Range(
 )
 
 RECIPE = {"learning_rate": RATE, "weight_decay": DECAY, "clip": CLIP}
-"""Ranges of what all recipes share."""
+"""Ranges of the settings that all optimizers share."""
 
 
 def check(ranges: Mapping[str, Range], **values: Any) -> None:
-    """Refuse numbers outside their range; traced numbers may be any.
+    """Refuse settings outside their range; traced numbers are not checked.
 
     Args:
-        ranges: of the settings by name.
-        values: settings; those without a range, and schedules, are not looked at.
+        ranges: the ranges by the names of settings.
+        values: settings; schedules, and settings without a range, are not checked.
 
     Raises:
-        ValueError: a number outside its range, with its name, the rule and a way out.
+        ValueError: a setting is outside its range; names it, the rule and the way out.
     """
     for name, value in values.items():
         if name not in ranges or isinstance(value, Tracer) or callable(value):

@@ -20,11 +20,11 @@ RANGES = {**RECIPE, "momentum": MEMORY}
 class SGD:
     """Settings of gradient descent with momentum."""
 
-    learning_rate: float = 0.1  # the peak
+    learning_rate: float = 0.1  # at its peak
     schedule: Schedule = WarmupCosine()
-    weight_decay: float = 1e-4  # times the learning rate
-    momentum: float = 0.9  # share of the sum of gradients kept at each step
-    clip: float | None = 1.0  # largest norm of the whole gradient; None for any
+    weight_decay: float = 1e-4  # multiplied by the learning rate
+    momentum: float = 0.9  # share of the accumulated gradient kept at each step
+    clip: float | None = 1.0  # largest global norm of the gradient; None: no clipping
 
     def __post_init__(self):
         check(RANGES, **vars(self))
@@ -36,10 +36,14 @@ class SGD:
         methods", 1964.
         """
 
+        def method(specs):
+            del specs
+            return optax.trace(self.momentum)
+
         return recipe(
             self.schedule.build(self.learning_rate, steps),
             specs,
-            lambda specs: optax.trace(self.momentum),
+            method,
             weight_decay=self.weight_decay,
             clip=self.clip,
         )

@@ -1,4 +1,4 @@
-"""Shampoo: gradients between inverse roots of their second moments of both sides.
+"""Shampoo: gradients multiplied by inverse roots of their second moments, both sides.
 
 For a weight in y = x W with gradient G [in, out] and its mean M, Adam's first moment,
 
@@ -6,18 +6,19 @@ For a weight in y = x W with gradient G [in, out] and its mean M, Adam's first m
     U = L^(-1/4) M R^(-1/4),       U <- U ||A|| / ||U||,
 
 where A is Adam's update: Shampoo gives the direction, Adam the length ("grafting", Anil
-et al.). The roots are renewed every `period` steps, from eigenvalues to which `ridge`
-times the largest is added. A side above `largest` is left alone, and the other one then
-has the power -1/2, since the powers of both sides add up to -1/2. Weights with both
-sides above it, and parameters of other roles than "matrix", take A.
+et al.). The roots are renewed every `period` steps from an eigendecomposition, with
+`ridge` times the largest eigenvalue added to all. A side longer than `largest` is not
+preconditioned, and the other one then has the power -1/2, since the powers of both
+sides add up to -1/2. Weights with both sides longer than `largest`, and parameters of
+roles other than "matrix", get A.
 
 Differs from the papers in: L and R are exponential averages where Gupta et al. sum from
-L = ridge I; the ridge is relative, as Anil et al. have it, so that the scale of the
-gradients does not matter; the mean of the gradients is preconditioned, where the code
-of Anil et al. takes the mean of preconditioned gradients; large sides are left alone
-rather than cut into blocks or kept as a diagonal; the roots are of eigenvalues, not by
-Newton's iteration; the length is Adam's, not AdaGrad's; and the first step is
-preconditioned already.
+L = ridge I; the ridge is relative, as in Anil et al., so the scale of the gradients
+does not matter; the mean of the gradients is preconditioned, where the code of Anil et
+al. averages preconditioned gradients; long sides are not preconditioned, where they are
+split into blocks or approximated by a diagonal; roots are computed from eigenvalues,
+not by Newton's iteration; the length is Adam's, not AdaGrad's; and the first step is
+already preconditioned.
 
 Reference: Gupta, Koren, Singer, Shampoo: Preconditioned Stochastic Tensor Optimization,
 arXiv 1802.09568. Anil, Gupta, Koren, Regan, Singer, Scalable Second Order Optimization
@@ -59,7 +60,7 @@ RANGES = {
 
 
 class Sides(NamedTuple):
-    """A square matrix for each side of a weight; None for a side left alone."""
+    """A square matrix for each side of a weight; None for a side that is too long."""
 
     left: Float[Array, "*stack in in"] | None
     right: Float[Array, "*stack out out"] | None
@@ -73,7 +74,7 @@ class ShampooState(NamedTuple):
         mu: mean of the gradients, like the parameters.
         nu: mean of their squares, like the parameters.
         factors: L and R of each preconditioned weight, by its path.
-        roots: their inverse roots as last renewed.
+        roots: the inverse roots of L and R, as last renewed.
     """
 
     count: Int[Array, ""]
@@ -93,30 +94,30 @@ def scale_by_shampoo(
     period: int = 10,
     largest: int = 8192,
 ) -> optax.GradientTransformationExtraArgs:
-    """Shampoo's direction with the length of Adam's update, weight by weight.
+    """Give each weight Shampoo's direction with the length of Adam's update.
 
-    Under a mesh every device keeps all factors and takes all roots.
+    Under a mesh every device stores all factors and computes all roots.
 
     Args:
         specs: tree of `ParamSpec`; None derives the roles from the arrays, as
             `jaxlab.params.infer` does.
-        b1: memory of the mean gradient.
-        b2: memory of the mean squares, and of the factors.
+        b1: decay rate of the mean gradient.
+        b2: decay rate of the mean squares and the factors.
         eps: added to the root of Adam's mean square.
         ridge: added to a factor's eigenvalues, as a share of the largest.
         period: steps between renewals of the roots.
-        largest: side that has a factor.
+        largest: longest side that is preconditioned.
 
     Raises:
-        ValueError: a setting outside its range, or trees that differ in a leaf.
+        ValueError: a setting is outside its range, or trees differ in a leaf.
     """
-    own: dict[str, Any] = dict(
+    settings: dict[str, Any] = dict(
         b1=b1, b2=b2, eps=eps, ridge=ridge, period=period, largest=largest
     )
-    check(RANGES, **own)
+    check(RANGES, **settings)
 
     def make(specs):
-        return _scale_by_shampoo(specs, **own)
+        return _scale_by_shampoo(specs, **settings)
 
     return with_specs(specs, make)
 
@@ -190,12 +191,12 @@ def _identity(stack, n):
 
 
 def averaged(factors: Sides, g: Float[Array, "*stack in out"], b2: float) -> Sides:
-    """L and R with G G^T and G^T G in their averages."""
+    """Add G G^T and G^T G to the running averages L and R."""
     new = Sides(
         None if factors.left is None else product(g, g.mT),
         None if factors.right is None else product(g.mT, g),
     )
-    average = jax.tree.map(lambda F, now: b2 * F + (1 - b2) * now, factors, new)
+    average = jax.tree.map(lambda F, x: b2 * F + (1 - b2) * x, factors, new)
     return jax.tree.map(whole, average)
 
 
@@ -204,7 +205,7 @@ def between(
     g: Float[Array, "*stack in out"],
     right: Float[Array, "*stack out out"] | None,
 ) -> Float[Array, "*stack in out"]:
-    """left G right, where None is the identity."""
+    """Return left G right, where None stands for the identity."""
     if left is not None:
         g = product(left, g)
     return g if right is None else product(g, right)
@@ -215,7 +216,7 @@ def _roots(factors: Sides, ridge) -> Sides:
 
     def root(F):
         values, Q = jnp.linalg.eigh(F)
-        values = jnp.maximum(values, 0.0)  # rounding leaves some just below
+        values = jnp.maximum(values, 0.0)  # rounding makes some slightly negative
         largest = values[..., -1:]
         ridged = jnp.maximum(values + ridge * largest, SMALLEST)
         values = jnp.where(largest > 0, ridged, 1.0)  # no gradient yet: the identity
@@ -245,35 +246,35 @@ def shampoo(
 
     Args:
         learning_rate: a number or a schedule.
-        b1: memory of the mean gradient.
-        b2: memory of the mean squares and the factors.
+        b1: decay rate of the mean gradient.
+        b2: decay rate of the mean squares and the factors.
         eps: added to the root of Adam's mean square.
         ridge: added to a factor's eigenvalues, as a share of the largest.
         period: steps between renewals of the inverse roots.
-        largest: side of a matrix that has a factor.
-        weight_decay: share of the weights that is taken away at each step, times the
-            learning rate; of matrices and heads, not of other roles.
-        clip: largest norm of the whole gradient; None for no clipping.
+        largest: longest side that is preconditioned.
+        weight_decay: times the learning rate, the share of the weights subtracted at
+            each step; only of the roles "matrix" and "head".
+        clip: largest global norm of the gradient; None for no clipping.
         specs: tree of `ParamSpec`; None derives the roles from the arrays, as
             `jaxlab.params.infer` does.
 
     Returns:
-        A transformation whose `update` takes the parameters too.
+        A transformation whose `update` also takes the parameters.
 
     Raises:
-        ValueError: a setting outside its range; or, at `init` and `update`, trees that
-            differ in a leaf, which is named.
+        ValueError: a setting is outside its range; or, from `init` and `update`, trees
+            differ in a leaf, which the message names.
 
     Reference: Gupta et al., arXiv 1802.09568; Anil et al., arXiv 2002.09018.
     """
-    own: dict[str, Any] = dict(
+    settings: dict[str, Any] = dict(
         b1=b1, b2=b2, eps=eps, ridge=ridge, period=period, largest=largest
     )
 
     def method(specs):
-        return scale_by_shampoo(specs, **own)
+        return scale_by_shampoo(specs, **settings)
 
-    check(RANGES, **own)
+    check(RANGES, **settings)
     return recipe(learning_rate, specs, method, weight_decay=weight_decay, clip=clip)
 
 
@@ -281,16 +282,16 @@ def shampoo(
 class Shampoo:
     """Settings of Shampoo."""
 
-    learning_rate: float = 3e-3  # the peak
+    learning_rate: float = 3e-3  # at its peak
     schedule: Schedule = WarmupCosine()
-    weight_decay: float = 0.1  # times the learning rate
-    b1: float = 0.9  # memory of the mean gradient
-    b2: float = 0.95  # memory of the mean squares and the factors
+    weight_decay: float = 0.1  # multiplied by the learning rate
+    b1: float = 0.9  # decay rate of the mean gradient
+    b2: float = 0.95  # decay rate of the mean squares and the factors
     eps: float = 1e-8
-    ridge: float = 1e-6  # least eigenvalue of a factor over its largest
+    ridge: float = 1e-6  # added to eigenvalues, as a share of the largest
     period: int = 10  # steps between renewals of the inverse roots
-    largest: int = 8192  # side of a matrix that has a factor
-    clip: float | None = 1.0  # largest norm of the whole gradient; None for any
+    largest: int = 8192  # longest side that is preconditioned
+    clip: float | None = 1.0  # largest global norm of the gradient; None: no clipping
 
     def __post_init__(self):
         check(RANGES, **vars(self))

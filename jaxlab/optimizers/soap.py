@@ -1,28 +1,29 @@
 """SOAP: Adam in the eigenbases of Shampoo's factors.
 
-For a weight in y = x W with gradient G [in, out], its mean M, the factors L and R of
-`shampoo`, and bases Q_L and Q_R of their eigenvectors (Algorithm 3 of the paper):
+For a weight in y = x W with gradient G [in, out], the mean M of the gradients, the
+factors L and R of `shampoo`, and bases Q_L and Q_R of their eigenvectors (Algorithm 3
+of the paper):
 
     G' = Q_L^T G Q_R,    M <- b1 M + (1 - b1) G,    M' = Q_L^T M Q_R,
     V <- b2 V + (1 - b2) G' * G',
     N' = M' / (1 - b1^t) / (sqrt(V / (1 - b2^t)) + eps),    U = Q_L N' Q_R^T.
 
-After every `period` steps each basis is turned by one step of the power iteration,
-Q <- QR(L Q) (Algorithm 4). M stays in the basis of W, so it is projected anew whenever
-a basis changes. V is carried over, because the bases change slowly.
+After every `period` steps each basis is renewed by one step of power iteration,
+Q <- QR(L Q) (Algorithm 4). M is stored in the original coordinates, so it is projected
+again at each step. V stays as it is, because the bases change slowly.
 
-As in the authors' code, the first gradient only makes L, R and the bases, from their
-eigenvectors: it moves no such weight and enters neither M nor V, since in bases made of
-itself it is no sample of those to come. And before they are turned, the columns of a
-basis are sorted by q^T L q, largest first, and V with them: a QR step in another order
-would carry them away from where V was measured.
+As in the authors' code, the first gradient only initialises L, R and the bases: it
+updates no weight that has a basis and enters neither M nor V, since its squares in a
+basis computed from itself are not typical of later gradients. Before a QR step the
+columns q of a basis are sorted by q^T L q, largest first, and V with them: in another
+order QR would turn them away from the directions in which V was measured.
 
-A side above `largest` is left alone: the identity is its basis. Weights with both sides
-above it, and parameters of other roles than "matrix", get Adam from the first step on.
+A side longer than `largest` has the identity as its basis. Weights with both sides
+longer, and parameters of roles other than "matrix", get Adam from the first step on.
 
-Differs from the paper in: eps is added to the root rather than below it, and after the
-correction of V for its start, as Adam has it; parameters that have no basis take part
-in the first step.
+Differs from the paper in: eps is added to the square root, not under it, and after the
+bias correction of V, as in Adam; parameters that have no basis are updated in the first
+step.
 
 Reference: Vyas et al., SOAP: Improving and Stabilizing Shampoo using Adam, arXiv
 2409.11321.
@@ -69,8 +70,8 @@ class SOAPState(NamedTuple):
         count: steps made.
         mu: mean of the gradients, like the parameters.
         nu: mean of their squares in the bases, like the parameters.
-        factors: L and R of each rotated weight, by its path.
-        bases: Q_L and Q_R of each, eigenvectors in columns.
+        factors: L and R of each weight that has a basis, by its path.
+        bases: Q_L and Q_R of each such weight; their columns are the eigenvectors.
     """
 
     count: Int[Array, ""]
@@ -89,27 +90,29 @@ def scale_by_soap(
     period: int = 10,
     largest: int = 8192,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam's update of each matrix in its eigenbases.
+    """Compute Adam's update of each matrix in its eigenbases.
 
-    Under a mesh every device keeps all factors and bases.
+    Under a mesh every device stores all factors and bases.
 
     Args:
         specs: tree of `ParamSpec`; None derives the roles from the arrays, as
             `jaxlab.params.infer` does.
-        b1: memory of the mean gradient.
-        b2: memory of the mean squares, and of the factors.
+        b1: decay rate of the mean gradient.
+        b2: decay rate of the mean squares and the factors.
         eps: added to the root of the mean square.
-        period: steps between turns of the bases.
-        largest: side that has a basis.
+        period: steps between renewals of the bases.
+        largest: longest side that has a basis.
 
     Raises:
-        ValueError: a setting outside its range, or trees that differ in a leaf.
+        ValueError: a setting is outside its range, or trees differ in a leaf.
     """
-    own: dict[str, Any] = dict(b1=b1, b2=b2, eps=eps, period=period, largest=largest)
-    check(RANGES, **own)
+    settings: dict[str, Any] = dict(
+        b1=b1, b2=b2, eps=eps, period=period, largest=largest
+    )
+    check(RANGES, **settings)
 
     def make(specs):
-        return _scale_by_soap(specs, **own)
+        return _scale_by_soap(specs, **settings)
 
     return with_specs(specs, make)
 
@@ -144,7 +147,7 @@ def _scale_by_soap(specs, b1, b2, eps, period, largest):
             t = state.count + 1
             if name in state.bases:
                 factors[name] = averaged(state.factors[name], g, b2)
-                t = state.count  # at 0, nothing has a basis yet
+                t = state.count  # the first step has no bases yet
                 g = jnp.where(t > 0, g, 0.0)
             t = jnp.maximum(t, 1).astype(jnp.float32)
             q = state.bases.get(name, NO_BASES)
@@ -154,20 +157,20 @@ def _scale_by_soap(specs, b1, b2, eps, period, largest):
             u = _out_of(q, m / (jnp.sqrt(nu[name] / (1 - b2**t)) + eps))
             steps[name] = u.astype(gradient.dtype)
 
-        def begin(bases, nu):
+        def initialise(bases, nu):
             del bases
             return jax.tree.map(lambda F: jnp.linalg.eigh(F)[1], factors), nu
 
-        def turn(bases, nu):
+        def renew(bases, nu):
             bases, nu = dict(bases), dict(nu)
             for name, pair in factors.items():
-                bases[name], nu[name] = _turned(pair, bases[name], nu[name])
+                bases[name], nu[name] = _renewed(pair, bases[name], nu[name])
             return bases, nu
 
-        turns = state.count % period == 0
+        renews = state.count % period == 0
         bases, nu = jax.lax.switch(
-            jnp.where(state.count == 0, 0, jnp.where(turns, 1, 2)),
-            [begin, turn, lambda bases, nu: (bases, nu)],
+            jnp.where(state.count == 0, 0, jnp.where(renews, 1, 2)),
+            [initialise, renew, lambda bases, nu: (bases, nu)],
             state.bases,
             nu,
         )
@@ -192,14 +195,14 @@ def _transposed(q):
     return None if q is None else q.mT
 
 
-def _turned(factors: Sides, q: Sides, v) -> tuple[Sides, Array]:
-    """The bases after a step of the power iteration, and V in their order."""
-    left, v = _turned_side(factors.left, q.left, v, axis=-2)
-    right, v = _turned_side(factors.right, q.right, v, axis=-1)
+def _renewed(factors: Sides, q: Sides, v) -> tuple[Sides, Array]:
+    """The bases after a step of power iteration, and V in their order."""
+    left, v = _renewed_side(factors.left, q.left, v, axis=-2)
+    right, v = _renewed_side(factors.right, q.right, v, axis=-1)
     return Sides(left, right), v
 
 
-def _turned_side(factor, q, v, axis):
+def _renewed_side(factor, q, v, axis):
     if q is None:
         return None, v
     powers = product(factor, q)
@@ -226,32 +229,34 @@ def soap(
 
     Args:
         learning_rate: a number or a schedule.
-        b1: memory of the mean gradient.
-        b2: memory of the mean squares and the factors.
+        b1: decay rate of the mean gradient.
+        b2: decay rate of the mean squares and the factors.
         eps: added to the root of the mean square.
-        period: steps between turns of the eigenbases.
-        largest: side of a matrix that has a basis.
-        weight_decay: share of the weights that is taken away at each step, times the
-            learning rate; of matrices and heads, not of other roles.
-        clip: largest norm of the whole gradient; None for no clipping.
+        period: steps between renewals of the eigenbases.
+        largest: longest side that has a basis.
+        weight_decay: times the learning rate, the share of the weights subtracted at
+            each step; only of the roles "matrix" and "head".
+        clip: largest global norm of the gradient; None for no clipping.
         specs: tree of `ParamSpec`; None derives the roles from the arrays, as
             `jaxlab.params.infer` does.
 
     Returns:
-        A transformation whose `update` takes the parameters too.
+        A transformation whose `update` also takes the parameters.
 
     Raises:
-        ValueError: a setting outside its range; or, at `init` and `update`, trees that
-            differ in a leaf, which is named.
+        ValueError: a setting is outside its range; or, from `init` and `update`, trees
+            differ in a leaf, which the message names.
 
     Reference: Vyas et al., arXiv 2409.11321.
     """
-    own: dict[str, Any] = dict(b1=b1, b2=b2, eps=eps, period=period, largest=largest)
+    settings: dict[str, Any] = dict(
+        b1=b1, b2=b2, eps=eps, period=period, largest=largest
+    )
 
     def method(specs):
-        return scale_by_soap(specs, **own)
+        return scale_by_soap(specs, **settings)
 
-    check(RANGES, **own)
+    check(RANGES, **settings)
     return recipe(learning_rate, specs, method, weight_decay=weight_decay, clip=clip)
 
 
@@ -259,15 +264,15 @@ def soap(
 class SOAP:
     """Settings of SOAP."""
 
-    learning_rate: float = 3e-3  # the peak
+    learning_rate: float = 3e-3  # at its peak
     schedule: Schedule = WarmupCosine()
-    weight_decay: float = 0.1  # times the learning rate
-    b1: float = 0.95  # memory of the mean gradient
-    b2: float = 0.95  # memory of the mean squares and the factors
+    weight_decay: float = 0.1  # multiplied by the learning rate
+    b1: float = 0.95  # decay rate of the mean gradient
+    b2: float = 0.95  # decay rate of the mean squares and the factors
     eps: float = 1e-8
-    period: int = 10  # steps between turns of the eigenbases
-    largest: int = 8192  # side of a matrix that has a basis
-    clip: float | None = 1.0  # largest norm of the whole gradient; None for any
+    period: int = 10  # steps between renewals of the eigenbases
+    largest: int = 8192  # longest side that has a basis
+    clip: float | None = 1.0  # largest global norm of the gradient; None: no clipping
 
     def __post_init__(self):
         check(RANGES, **vars(self))

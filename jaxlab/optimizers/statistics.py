@@ -1,17 +1,17 @@
-"""Statistics of products: which weights an optimizer takes them of."""
+"""The weights for which an optimizer needs statistics of products."""
 
 from typing import Any
 
 
 def tapped_by(settings: Any, specs: Any) -> Any:
-    """The weights whose taps an optimizer takes, as its settings say by ``tapped``.
+    """Return which weights' taps an optimizer needs, by its settings' ``tapped``.
 
     Args:
-        settings: an optimizer's, such as `MKOR`.
-        specs: of the parameters.
+        settings: settings of an optimizer, such as `MKOR`.
+        specs: tree of `ParamSpec`.
 
     Returns:
-        A tree of booleans, one a parameter; None where it takes no statistics.
+        A tree of booleans, one for each parameter; None if it needs no statistics.
     """
     tapped = getattr(settings, "tapped", None)
     return None if tapped is None else tapped(specs)

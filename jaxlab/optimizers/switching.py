@@ -1,16 +1,16 @@
 """Leaving a costly transformation once it stops paying: the switch of MKOR-H.
 
-Two averages of the loss, a fast and a slow one, each m <- beta m + (1 - beta) loss
-without its bias to 0, say by which share the loss has lately fallen:
+A fast and a slow average of the loss, each m <- beta m + (1 - beta) loss with bias
+correction, show the share by which the loss has fallen lately:
 
     rate = (slow - fast) / |slow|
 
-Where the rate is below `least` for `patience` steps in a row, gradients pass unchanged
-from the next step on, and that step is remembered.
+Once the rate has been below `least` for `patience` steps in a row, gradients pass
+unchanged from the next step on, and the state records when.
 
-Differs from the paper in: the paper names a switch to first order by the rate at which
-the loss decreases, but gives no formula, and the released code has none that works by
-itself; this rule is ours.
+Differs from the paper in: the paper mentions a switch to first order by the rate at
+which the loss decreases, but gives no formula, and the released code has no automatic
+switch. This rule is ours.
 
 Reference: Mozaffari et al., MKOR: Momentum-Enabled Kronecker-Factor-Based Optimizer
 Using Rank-1 Updates, arXiv 2306.01685.
@@ -37,20 +37,20 @@ RANGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Switch:
-    """When to leave."""
+    """When to leave the transformation."""
 
     fast: float = 0.9  # beta of the fast average
     slow: float = 0.99  # beta of the slow average
-    least: float = 1e-3  # rate that pays
-    patience: int = 20  # steps in a row below it
-    warmup: int = 100  # steps before they count
+    least: float = 1e-3  # smallest rate that pays
+    patience: int = 20  # steps in a row below `least` before it leaves
+    warmup: int = 100  # first steps, which do not count
 
     def __post_init__(self):
         check(RANGES, **vars(self))
         if not 0 <= self.fast < self.slow < 1:
             raise ValueError(
-                f"fast={self.fast} and slow={self.slow} must be in [0, 1), fast below "
-                "slow: a greater one remembers longer."
+                f"fast={self.fast} and slow={self.slow} must be in [0, 1), with fast "
+                "below slow: the average with the larger one changes more slowly."
             )
 
 
@@ -58,12 +58,12 @@ class SwitchState(NamedTuple):
     """State of `while_it_pays`.
 
     Attributes:
-        inner: of the transformation.
+        inner: state of the transformation.
         step: steps made.
         count: finite losses seen.
-        averages: fast and slow, not yet divided by what they lack at the start.
+        averages: the fast and the slow average, before bias correction.
         below: steps in a row whose rate was below `least`.
-        left_at: steps made with it when it was left; -1 as long as it is not.
+        left_at: steps made with the transformation when it was left; -1 before that.
     """
 
     inner: Any
@@ -82,18 +82,18 @@ class SwitchState(NamedTuple):
 def while_it_pays(
     inner: optax.GradientTransformation, switch: Switch = Switch()
 ) -> optax.GradientTransformationExtraArgs:
-    """`inner` until the loss stops falling fast enough; then gradients unchanged.
+    """Apply `inner` until the loss stops falling fast enough, then nothing.
 
-    `update` takes the loss as ``value``. A loss that is not finite is not counted.
+    `update` takes the loss as ``value``. A loss that is not finite is ignored.
 
     Raises:
-        ValueError: `update` without ``value``.
+        ValueError: `update` gets no ``value``.
     """
     wrapped = optax.with_extra_args_support(inner)
     betas = np.array([switch.fast, switch.slow], np.float32)
 
     def init(params: Any) -> SwitchState:
-        # A buffer each: a step may donate them.
+        # One buffer for each counter: a step may donate them.
         step, count, below = (jnp.zeros((), jnp.int32) for _ in range(3))
         left_at = jnp.full((), STAYS, jnp.int32)
         averages = jnp.zeros(2, jnp.float32)
@@ -103,37 +103,38 @@ def while_it_pays(
     def update(updates, state: Any, params=None, *, value=None, **extra):
         if value is None:
             raise ValueError(
-                "The switch goes by the loss: call update(..., value=loss)."
+                "The switch depends on the loss: call update(..., value=loss)."
             )
         stays = state.left_at == STAYS
-        updates, own = jax.lax.cond(
+        updates, inner_state = jax.lax.cond(
             stays,
             lambda: wrapped.update(updates, state.inner, params, value=value, **extra),
             lambda: (updates, state.inner),
         )
         seen = jnp.isfinite(value)
         count = state.count + seen.astype(jnp.int32)
-        mixed = betas * state.averages + (1 - betas) * jnp.asarray(value, jnp.float32)
-        averages = jnp.where(seen, mixed, state.averages)
-        whole = 1 - betas ** count.astype(jnp.float32)
-        fast, slow = averages / jnp.where(count > 0, whole, 1.0)
+        loss = jnp.asarray(value, jnp.float32)
+        new = betas * state.averages + (1 - betas) * loss
+        averages = jnp.where(seen, new, state.averages)
+        correction = 1 - betas ** count.astype(jnp.float32)
+        fast, slow = averages / jnp.where(count > 0, correction, 1.0)
         poor = (slow - fast < switch.least * jnp.abs(slow)) & (count > switch.warmup)
         below = jnp.where(seen, jnp.where(poor, state.below + 1, 0), state.below)
         leaves = stays & (below >= switch.patience)
         step = state.step + 1
         left_at = jnp.where(leaves, step, state.left_at)
-        return updates, SwitchState(own, step, count, averages, below, left_at)
+        return updates, SwitchState(inner_state, step, count, averages, below, left_at)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def left_at(state: Any) -> int | None:
-    """Steps made with the inner transformation when it was left; None if it was not.
+    """Return the steps made with the transformation when it was left, or None.
 
     The switch may be anywhere in the state.
 
     Raises:
-        ValueError: no switch, or several, in the state.
+        ValueError: the state has no switch, or several.
     """
 
     def is_switch(node):
@@ -142,7 +143,7 @@ def left_at(state: Any) -> int | None:
     switches = [x for x in jax.tree.leaves(state, is_leaf=is_switch) if is_switch(x)]
     if len(switches) != 1:
         raise ValueError(
-            f"The state holds {len(switches)} switches, but one is asked for."
+            f"The state holds {len(switches)} switches; give a state with exactly one."
         )
     step = int(switches[0].left_at)
     return None if step == STAYS else step

@@ -1,4 +1,4 @@
-"""Optimizers on any pytree: specs for the tree at hand, and trees that must agree."""
+"""Optimizers for any pytree: specs matched to a tree, and checks that trees agree."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,25 +13,26 @@ from jaxlab.params import ParamSpec, infer, named_leaves, path_name
 def with_specs(
     specs: Any, make: Callable[[Any], optax.GradientTransformation]
 ) -> optax.GradientTransformationExtraArgs:
-    """The transformation ``make(specs)`` with the specs of each tree that it is given.
+    """Return ``make(specs)`` as a transformation that fits specs to the trees it gets.
 
-    `init` takes the specs of the parameters, `update` those of the updates. They are
-    derived (`jaxlab.params.infer`) where `specs` is None, and otherwise those of the
-    leaves with the same paths. A leaf that a wrapper such as `optax.masked` took out of
-    the tree (`optax.MaskedNode`) has no spec.
+    `init` uses the specs of the parameters, `update` those of the updates. Specs are
+    derived from the arrays (`jaxlab.params.infer`) if `specs` is None, and otherwise
+    matched by path. A leaf that a wrapper such as `optax.masked` has taken out of the
+    tree (`optax.MaskedNode`) has no spec.
 
     Args:
         specs: tree of `ParamSpec`, or of arrays with the shapes of the parameters, or
             None.
-        make: from specs, laid out like the parameters, to a transformation.
+        make: function from specs, in the structure of the parameters, to a
+            transformation.
 
     Raises:
-        ValueError: parameters or updates that differ from the specs or from each other
-            in a leaf or in its shape.
+        ValueError: parameters or updates differ from the specs or from each other in a
+            leaf or its shape.
     """
     if specs is not None:
         specs = infer(specs)
-        make(specs)  # raises here what it would raise in `init`
+        make(specs)  # raises errors here rather than in `init`
 
     def init(params):
         return make(_specs_of(specs, params, "parameters")).init(params)
@@ -48,16 +49,16 @@ def with_specs(
 
 
 def check_agree(updates: Any, other: Any, what: str, shapes: bool = True) -> None:
-    """Refuse updates whose leaves are not those of another tree.
+    """Refuse updates whose leaves differ from those of another tree.
 
     Args:
         updates: tree of arrays.
-        other: tree with the same paths and shapes, masked leaves apart.
+        other: tree with the same paths and shapes, except for masked leaves.
         what: `other` in words.
-        shapes: whether shapes are compared.
+        shapes: whether to compare shapes.
 
     Raises:
-        ValueError: one sentence that names the first leaf that differs.
+        ValueError: a leaf differs; names the first one.
     """
     if not shapes and jax.tree.structure(updates) == jax.tree.structure(other):
         return
@@ -65,10 +66,11 @@ def check_agree(updates: Any, other: Any, what: str, shapes: bool = True) -> Non
 
 
 def beside(specs: Any, values: dict[str, Any]) -> Any:
-    """Values that a state keeps by path; one leaf where `init` gets a placeholder.
+    """Return `values`, a state's arrays by path, or one leaf for a placeholder.
 
-    `optax.tree_utils.tree_map_params` gives it, to learn where a state is shaped like
-    the parameters, and takes a leaf for all that stands in its place.
+    `optax.tree_utils.tree_map_params` calls `init` with a placeholder to learn which
+    parts of a state are shaped like the parameters. One leaf then stands for all arrays
+    that the real state has in its place.
     """
     return jnp.zeros(()) if isinstance(specs, PLACEHOLDER) else values
 
@@ -78,11 +80,11 @@ def _specs_of(specs: Any, tree: Any, what: str) -> Any:
     if specs is None:
         return infer(tree)
     if tree is None or isinstance(tree, PLACEHOLDER):
-        return specs  # only what the specs say of the state is asked for
+        return specs  # the caller wants the state's structure, which specs determine
     declared = _named(specs)
     _check_leaves(_named(tree), declared, what, "specs", shapes=True)
-    own = [declared[name] for name, _ in named_leaves(tree)]
-    return jax.tree.unflatten(jax.tree.structure(tree), own)
+    matched = [declared[name] for name, _ in named_leaves(tree)]
+    return jax.tree.unflatten(jax.tree.structure(tree), matched)
 
 
 MASKED = optax.MaskedNode()
@@ -100,33 +102,40 @@ def _named(tree: Any) -> dict[str, Any]:
         names = [path_name(path) for path, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(
-            f"Two leaves have the path {twice!r}; rename one, such as a key with a "
-            "slash in it."
+            f"Two leaves have the path {twice!r}; rename one of them, such as a key "
+            "with a slash in it."
         )
     return named
 
 
 def _check_leaves(
-    own: dict[str, Any], other: dict[str, Any], what: str, others: str, shapes: bool
+    leaves: dict[str, Any], others: dict[str, Any], what: str, other: str, shapes: bool
 ) -> None:
-    masked = tuple(name for name, leaf in own.items() if _is_masked(leaf))
-    unknown = [n for n in own if n not in masked and _is_masked(other.get(n, MASKED))]
-    absent = [n for n in other if n not in own and not _below(n, masked)]
-    absent = [n for n in absent if not _is_masked(other[n])]
-    for names, present, without in ((unknown, what, others), (absent, others, what)):
+    masked = tuple(name for name, leaf in leaves.items() if _is_masked(leaf))
+    extra = [
+        name
+        for name in leaves
+        if name not in masked and _is_masked(others.get(name, MASKED))
+    ]
+    missing = [
+        name
+        for name, leaf in others.items()
+        if name not in leaves and not _below(name, masked) and not _is_masked(leaf)
+    ]
+    for names, present, without in ((extra, what, other), (missing, other, what)):
         if names:
             raise ValueError(
                 f"The {without} have no leaf {names[0]!r}, which the {present} have; "
-                "give the optimizer trees of one structure."
+                "give the optimizer trees of the same structure."
             )
     if not shapes:
         return
-    for name, leaf in own.items():
-        if name not in masked and jnp.shape(leaf) != _shape(other[name]):
+    for name, leaf in leaves.items():
+        if name not in masked and jnp.shape(leaf) != _shape(others[name]):
             raise ValueError(
                 f"The leaf {name!r} has shape {jnp.shape(leaf)} in the {what} and "
-                f"{_shape(other[name])} in the {others}; give the optimizer trees of "
-                "one structure."
+                f"{_shape(others[name])} in the {other}; give the optimizer trees of "
+                "the same structure."
             )
 
 
@@ -135,7 +144,7 @@ def _shape(leaf: Any) -> tuple[int, ...]:
 
 
 def _below(name: str, masked: tuple[str, ...]) -> bool:
-    """Whether a path lies in a subtree that is masked as a whole."""
+    """Whether a path is within a subtree that is masked as a whole."""
     return any(name.startswith(f"{node}/") or node == "" for node in masked)
 
 
@@ -151,4 +160,4 @@ def _placeholder() -> type:
 
 
 PLACEHOLDER = _placeholder()
-"""The node that `optax.tree_utils.tree_map_params` gives to `init`."""
+"""The class of the node that `optax.tree_utils.tree_map_params` passes to `init`."""

@@ -205,7 +205,7 @@ def test_runs_are_trained_scored_drawn_and_not_repeated(
     monkeypatch.setattr(runner, "start", lambda *a: started.append(a))
     runner.run("fake_experiment", only="narrow", **arguments)
     assert started == []  # it was finished
-    with pytest.raises(ValueError, match="No cell of fake_experiment fits 'x'"):
+    with pytest.raises(ValueError, match="No cell of fake_experiment matches 'x'"):
         runner.run("fake_experiment", only="x", **arguments)
 
 

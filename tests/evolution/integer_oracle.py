@@ -1,4 +1,4 @@
-"""The integer model in loops over unbounded integers, and what its tests share."""
+"""The integer model in loops over unbounded integers, and helpers for its tests."""
 
 import functools
 import math
@@ -26,8 +26,11 @@ def start(es=ES, cfg=TINY, size=1):
     @jax.jit
     def weights(key):
         drawn = parameters.init(model.spec(cfg), key)
-        larger = lambda w: model.saturate(w.astype(jnp.int32) * size)  # noqa: E731
-        return jax.tree.map(larger, drawn)
+
+        def enlarged(w):
+            return model.saturate(w.astype(jnp.int32) * size)
+
+        return jax.tree.map(enlarged, drawn)
 
     strategy, drawn = es.build(cfg), weights(jax.random.key(1))
     return strategy, strategy.init(drawn, KEY), drawn
@@ -42,7 +45,7 @@ forward = jax.jit(model.forward, static_argnums=2)
 
 
 def text(cfg, rows, length, seed=0):
-    """Random ids, separators among them."""
+    """Random ids, including separators."""
     return np.random.default_rng(seed).integers(
         0, cfg.vocab_size, (rows, length), np.int32
     )
@@ -53,11 +56,11 @@ def clip(x):
 
 
 def floor_divide(x, y):
-    return (x - x % y) // y  # exact, so that no rounding is left to choose
+    return (x - x % y) // y  # an exact division, so rounding plays no role
 
 
 class Oracle:
-    """The model of one member in loops, its noise as whole matrices.
+    """The model of one member in loops, with its noise as full matrices.
 
     Args:
         noise: tree of pairs (a, b), or None for the parameters themselves.
@@ -69,16 +72,17 @@ class Oracle:
         for name, w in parameters.named_leaves(weights):
             self.w[name] = np.asarray(w).tolist()
         if noise is not None:
-            is_leaf = lambda x: isinstance(x, Outer | Product)  # noqa: E731
-            leaves = jax.tree.leaves(noise, is_leaf=is_leaf)
+            leaves = jax.tree.leaves(
+                noise, is_leaf=lambda x: isinstance(x, Outer | Product)
+            )
             for name, e in zip(self.w, leaves, strict=True):
                 a, b = (np.asarray(x).astype(object) * 1 for x in e)
                 whole = a[..., :, None] * b[..., None, :] if type(e) is Outer else a * b
                 self.e[name] = (sign * whole).tolist()
 
     def get(self, tree, name, layer):
-        found = tree.get(name)
-        return found if layer is None or found is None else found[layer]
+        value = tree.get(name)
+        return value if layer is None or value is None else value[layer]
 
     def linear(self, u, name, layer=None):
         w, e = self.get(self.w, name, layer), self.get(self.e, name, layer)
@@ -112,7 +116,8 @@ class Oracle:
         return [clip(floor_divide(a * b, mean)) for a, b in scale]
 
     def cell(self, x, s, layer):
-        name = lambda n: f"blocks/cell/{n}"  # noqa: E731
+        def name(n):
+            return f"blocks/cell/{n}"
 
         def gate(kind, s):
             parts = (
@@ -128,7 +133,7 @@ class Oracle:
         return [s + floor_divide((f + 127) * (h - s), 256) for f, h, s in three]
 
     def forward(self, tokens, state):
-        """Logits of each token, and the states of the layers behind the last."""
+        """The logits of each token, and the states of the layers after the last."""
         state, logits = [list(s) for s in state], []
         for token in tokens:
             x = self.embed(int(token))

@@ -6,7 +6,7 @@ OPERANDS = ("q", "k", "v", "beta", "g", "initial_state")
 
 
 def delta_product(q, k, v, beta, g, initial_state, d_o, d_state, scale=None):
-    """Results and gradients by name: o, state, and d_ for every operand.
+    """Return results and gradients by name: o, state, and d_ for every operand.
 
     Shapes as in `pallas_kernels.delta_product`. The gradients are those of
     sum(o * d_o) + sum(state * d_state), by the recurrence run backwards.
@@ -66,7 +66,7 @@ def _outer(key, value):
 
 
 def segmented(inputs, segment_ids, oracle=delta_product):
-    """As `oracle`, every segment on its own; ids < 0 are padding."""
+    """Apply `oracle` to each segment separately; ids < 0 are padding."""
     results = {}
     for b, ids in enumerate(segment_ids):
         tokens = np.flatnonzero(ids >= 0)
@@ -96,7 +96,7 @@ def segmented(inputs, segment_ids, oracle=delta_product):
 
 
 def ragged(inputs, cu_seqlens, oracle=delta_product):
-    """As `oracle`, every sequence of the only row with states of its own."""
+    """Apply `oracle` to each sequence of the only row, with its own states."""
     results = {}
     for s, (start, end) in enumerate(zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True)):
         part = {

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def gated_linear_attention(q, k, v, g, initial_state, d_o, d_state, scale=None):
-    """Results and gradients by name: o, state, and d_ for every operand.
+    """Return results and gradients by name: o, state, and d_ for every operand.
 
     Shapes as in `pallas_kernels.gated_linear_attention`. The gradients are those of
     sum(o * d_o) + sum(state * d_state), by the recurrence run backwards.

@@ -1,4 +1,4 @@
-"""The law that every implementation of paged attention obeys, and how it is run."""
+"""Run paged attention, and check the law that every implementation obeys."""
 
 import functools
 from unittest import mock
@@ -24,7 +24,7 @@ def compiled(sizes=None, **settings):
 
 
 def assert_law(got, want, sequences):
-    """Float32 is within 2e-6 sqrt(length) of the oracle, for values of size 1."""
+    """Check that float32 is within 2e-6 sqrt(length) of the oracle for unit values."""
     lengths = [keys for queries, keys in sequences for _ in range(queries)]
     lengths += [1] * (len(want[0]) - len(lengths))
     bound = 2e-6 * np.sqrt(np.maximum(lengths, 1))[:, None]
@@ -38,7 +38,7 @@ def assert_law(got, want, sequences):
 
 
 def bfloat16_error(arrays, want, **settings):
-    """The norm of the error of a bfloat16 output."""
+    """The norm of the error of the bfloat16 output."""
     o, lse = compiled(**settings)(**arrays)
     assert o.dtype == jnp.bfloat16 and lse.dtype == jnp.float32
     return np.linalg.norm(np.asarray(o, np.float64) - want)

@@ -1,4 +1,4 @@
-"""Paged attention in float64 numpy, one query and one head at a time, from the text."""
+"""Paged attention in float64 numpy, one query and head at a time, by the definition."""
 
 import numpy as np
 
@@ -16,7 +16,7 @@ def paged_attention(
     k_scale=None,
     v_scale=None,
 ):
-    """Output [Tq, Hq, D] and log-sum-exp [Tq, Hq]."""
+    """Return the output [Tq, Hq, D] and log-sum-exp [Tq, Hq]."""
     q = np.asarray(q, np.float64)
     tokens, heads, D = q.shape
     page, kv_heads = k_pages.shape[1:3]

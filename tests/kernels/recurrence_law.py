@@ -1,4 +1,4 @@
-"""Run a recurrence with its gradients, and the laws its roundings obey."""
+"""Run a recurrence with its gradients, and check the laws that its errors obey."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -14,8 +14,8 @@ from pallas_kernels import platform
 EPS = float(np.finfo(np.float32).eps)
 BFLOAT16_EPS = float(jnp.finfo(jnp.bfloat16).eps)
 
-# Interpreted kernels are long programs that run once: most of the time would go into
-# optimising them.
+# Interpreted kernels are long programs that run once; optimising them would take most
+# of the time.
 AS_WRITTEN = {"xla_backend_optimization_level": 0}
 INTERPRETED = {
     "pallas_tpu": platform.interpreted_tpu,
@@ -35,12 +35,12 @@ def run(
     cu_seqlens=None,
     **options,
 ):
-    """Results and gradients by the names of the oracle, in numpy float64.
+    """Return results and gradients by the oracle's names, in numpy float64.
 
-    A kernel is interpreted, with unwritten memory not a number.
+    A kernel is interpreted, with NaN in unwritten memory.
 
     Args:
-        dtype: of the arguments that `narrow` names.
+        dtype: dtype of the arguments named in `narrow`.
         options: static arguments of the operation.
     """
     operands = {
@@ -66,37 +66,37 @@ def run(
 
 
 def in_float64(inputs, **options):
-    """The recurrence in float64, which other tests hold to the oracle."""
+    """The recurrence in float64, which other tests compare with the oracle."""
     with jax.enable_x64():
         inputs = {n: x.astype(np.float64) for n, x in inputs.items() if x is not None}
         return run(inputs, "reference", **options)
 
 
 def results_alone(inputs, operation):
-    """Of the TPU kernels without a gradient: a single token's has one of its own."""
+    """Run without gradients on TPU; a single token has its own kernel for that."""
     operands = {n: x for n, x in inputs.items() if not n.startswith("d_")}
     with platform.interpreted_tpu(uninitialized_memory="nan", detect_races=True):
         return _alone(operation, operands)
 
 
 def assert_same_on_a_mesh(inputs, operation, summed=()):
-    """Rows and heads divided among devices: equal to the last bit.
+    """Check that dividing rows and heads among devices changes no bit.
 
     Args:
-        summed: gradients of what all devices have, which come as sums over them.
+        summed: names of gradients that are sums over devices, which round differently.
     """
 
-    def found():
+    def results():
         return (
             run(inputs, "pallas_tpu", operation=operation),
             results_alone(inputs, operation),
         )
 
-    want = found()
+    want = results()
     auto = (jax.sharding.AxisType.Auto,) * 3
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=auto)
     with jax.set_mesh(mesh):
-        got = found()
+        got = results()
     for name in summed:
         assert error(got[0].pop(name), want[0].pop(name)) <= 4 * EPS, name
     jax.tree.map(np.testing.assert_array_equal, got, want)
@@ -107,10 +107,10 @@ def _with_gradients(operation, options, names, operands, gradients, streams):
         return operation(**operands, **streams, **dict(options))
 
     results, pull_back = jax.vjp(f, operands)
-    given = zip(gradients, results, strict=True)
-    (found,) = pull_back(tuple(d.astype(x.dtype) for d, x in given))
+    pairs = zip(gradients, results, strict=True)
+    (pulled_back,) = pull_back(tuple(d.astype(x.dtype) for d, x in pairs))
     named = {name.removeprefix("d_"): x for name, x in zip(names, results, strict=True)}
-    return named | {f"d_{name}": x for name, x in found.items()}
+    return named | {f"d_{name}": x for name, x in pulled_back.items()}
 
 
 @partial(jax.jit, static_argnums=0, compiler_options=AS_WRITTEN)
@@ -125,16 +125,16 @@ _run_as_written = jax.jit(
 
 
 def error(got, want):
-    """Relative error in the Euclidean norm; absolute where all should be zero."""
+    """The relative error in the Euclidean norm; absolute if `want` is zero."""
     scale = np.linalg.norm(want)
     return np.linalg.norm(got - want) / (scale if scale > 0 else 1.0)
 
 
 def assert_law(got, reference, want, factor=4):
-    """At most 4 times the error of the token recurrence in the same precision.
+    """Check an error of at most 4 times that of the token recurrence in this precision.
 
-    The floor of 8 roundings is for inputs on which the recurrence happens to make
-    almost none, as it does where every state is forgotten at once.
+    The floor of 8 roundings is for inputs on which the recurrence rounds almost
+    nothing, such as those where every state is forgotten at once.
     """
     assert got.keys() == want.keys()
     for name in want:
@@ -143,7 +143,7 @@ def assert_law(got, reference, want, factor=4):
 
 
 def assert_bfloat16(got, chunked, want):
-    """At most twice the error of the chunked form, or one rounding."""
+    """Check an error of at most twice that of the chunked form, or one rounding."""
     assert got.keys() == want.keys()
     for name in want:
         bound = max(2 * error(chunked[name], want[name]), BFLOAT16_EPS)
@@ -151,11 +151,11 @@ def assert_bfloat16(got, chunked, want):
 
 
 def narrowed(inputs, names=("q", "k", "v", "d_o")):
-    """With what bfloat16 holds, so that the oracle sees what the kernel sees."""
+    """Round inputs to bfloat16, so that the oracle gets the kernel's numbers."""
     narrow = {n: np.asarray(jnp.bfloat16(inputs[n]), np.float32) for n in names}
     return inputs | narrow
 
 
 def small(B=2, T=150, N=1, H=2, K=16, V=12):
-    """A small shape, off every block size."""
+    """A small shape that is no multiple of any block size."""
     return cases.Shape(B, T, N, H, K, V)

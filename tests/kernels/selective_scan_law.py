@@ -11,5 +11,5 @@ run = partial(recurrence_law.run, operation=pallas_kernels.selective_scan)
 
 
 def small(B=2, T=150, E=24, N=4):
-    """A small shape, off every block size."""
+    """A small shape that is no multiple of any block size."""
     return cases.Shape(B, T, E, N)

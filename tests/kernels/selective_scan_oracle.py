@@ -7,7 +7,7 @@ WEIGHTS = ("A", "D")  # the same at every token
 
 
 def selective_scan(x, dt, A, B, C, D, initial_state, d_y, d_state):
-    """Results and gradients by name: y, state, and d_ for every operand.
+    """Return results and gradients by name: y, state, and d_ for every operand.
 
     Shapes as in `pallas_kernels.selective_scan`. The gradients are those of
     sum(y * d_y) + sum(state * d_state), by the recurrence run backwards.
@@ -44,7 +44,7 @@ def selective_scan(x, dt, A, B, C, D, initial_state, d_y, d_state):
 
 
 def segmented(inputs, segment_ids):
-    """As `selective_scan`, every segment on its own; ids < 0 are padding."""
+    """Apply `selective_scan` to each segment separately; ids < 0 are padding."""
     results = _zeros(inputs)
     for b, ids in enumerate(segment_ids):
         tokens = np.flatnonzero(ids >= 0)
@@ -65,14 +65,14 @@ def segmented(inputs, segment_ids):
                 elif name == "d_initial_state":
                     results[name][b] = a[0] if r == 0 else results[name][b]
                 elif name == "state":
-                    results[name][b] = a[0]  # the last run's stays
+                    results[name][b] = a[0]  # the last run's is kept
                 else:
                     results[name][b, run] = a[0]
     return results
 
 
 def ragged(inputs, cu_seqlens):
-    """As `selective_scan`, every sequence of the only row with states of its own."""
+    """Apply `selective_scan` to each sequence of the only row, with its own states."""
     results = _zeros(inputs)
     for s, (start, end) in enumerate(zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True)):
         part = {

@@ -10,7 +10,7 @@ from jaxlab.mixers import attention, delta_product, mixer_of
     ("make", "message"),
     [
         (lambda: attention.Config(30, n_heads=4), "width=30 .* n_heads=4"),
-        (lambda: attention.Config(12, n_heads=4), "head_size=3 is odd"),
+        (lambda: attention.Config(12, n_heads=4), "head_size=3 must be even"),
         (lambda: attention.Config(32, n_heads=4, n_kv_heads=3), "n_kv_heads=3"),
         (lambda: attention.Config(32, window=0), "window=0 must be"),
         (lambda: delta_product.Config(30), "width=30 .* n_heads=4"),

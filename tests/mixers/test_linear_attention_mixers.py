@@ -140,7 +140,7 @@ def test_mamba2(groups):
         (lambda: gla.Config(32, gate_rank=0), "gate_rank=0 must be"),
         (lambda: gla.Config(32, gate_root=0), "gate_root=0 must be above"),
         (lambda: retnet.Config(30), "width=30 .* n_heads=4"),
-        (lambda: retnet.Config(32, key_size=3), "key_size=3 is odd"),
+        (lambda: retnet.Config(32, key_size=3), "key_size=3 must be even"),
         (lambda: retnet.Config(32, value_size=0), "value_size=0 must be"),
         (lambda: mamba2.Config(16), "32 channels .* head_size=64"),
         (lambda: mamba2.Config(64, n_groups=3), "2 heads .* n_groups=3"),

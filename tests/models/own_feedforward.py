@@ -1,4 +1,4 @@
-"""A feed-forward layer of a user's with a loss of its own, as a router has one."""
+"""A user's feed-forward layer with its own loss, such as a router has."""
 
 import dataclasses
 

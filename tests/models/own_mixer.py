@@ -1,4 +1,4 @@
-"""A mixer as a user writes one, in a file of their own: a decaying mean of the past.
+"""A user's mixer in their own file: a decaying sum of the past.
 
 s_t = gamma s_{t-1} + x_t,   y_t = s_t W
 """

@@ -231,11 +231,11 @@ def test_auxiliary_losses_are_learned_and_shown_apart():
     (
         (lambda x: x.sum(), "returned .*but must return .total, weight, figures"),
         (lambda x: (x.sum(), x.sum()), "returned 2 values, but must return"),
-        (lambda x: (x, x.sum(), {}), r"for total an array of shape \(8,\)"),
-        (lambda x: (x.sum(), None, {}), "for weight None, but it must be a scalar"),
-        (lambda x: (x.sum(), 8, {}), "for weight 8, but it must be a scalar array"),
+        (lambda x: (x, x.sum(), {}), r"an array of shape \(8,\) for total"),
+        (lambda x: (x.sum(), None, {}), "None for weight, which must be a scalar"),
+        (lambda x: (x.sum(), 8, {}), "8 for weight, which must be a scalar array"),
         (lambda x: (x.sum(), x.sum(), [1]), "figures of type list"),
-        (lambda x: (x.sum(), x.sum(), {"a": x}), r"for a an array of shape \(8,\)"),
+        (lambda x: (x.sum(), x.sum(), {"a": x}), r"an array of shape \(8,\) for a"),
     ),
 )
 def test_what_is_said_of_an_objective_that_returns_something_else(returned, message):
@@ -256,7 +256,7 @@ def test_nothing_to_score_is_said():
     with pytest.raises(ValueError, match="no held-out batches"):
         heldout_scores(law.objective, law.params, [], mesh)
     empty = law.batch | {"weights": np.zeros(ROWS, np.float32)}
-    with jax.set_mesh(mesh), pytest.raises(ValueError, match="have no weight"):
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="have weight 0"):
         heldout_scores(law.objective, law.params, [empty], mesh)
 
 

@@ -297,7 +297,7 @@ def test_mkor_h_leaves_the_factors_to_its_base():
     (
         ({"variant": "printed"}, "variant='printed' is not one of"),
         ({"decay": 1.0}, "decay=1.0 must be between 0 and 1"),
-        ({"decay": 0.999}, "decay=0.999 is above 0.9922, the longest memory"),
+        ({"decay": 0.999}, "decay=0.999 is above 0.9922, the largest for"),
         ({"period": 0}, "period=0 must be a whole number of steps, at least 1"),
         ({"threshold": 0.5}, "threshold=0.5 must be finite and above 1"),
         ({"largest": 4}, r"w \(5, 3\) would have a factor above largest=4"),
@@ -315,12 +315,15 @@ def test_settings_that_cannot_be(change, message):
     ("stats", "message"),
     (
         (None, "MKOR needs statistics: differentiate with respect to tap"),
-        ({"w": None, "b": None, "table": None}, "hold no tap for w"),
-        ({"b": None}, "hold no tap for w .* give a tree like the parameters"),
-        (taps(np.ones(IN + 1), np.ones(OUT)), r"has a \(6,\) and g \(3,\), but must"),
+        ({"w": None, "b": None, "table": None}, "have no tap for w"),
+        ({"b": None}, "have no tap for w .* give a tree like the parameters"),
+        (
+            taps(np.ones(IN + 1), np.ones(OUT)),
+            r"a of shape \(6,\) and g of shape \(3,\), which must be",
+        ),
         (
             taps(np.ones(IN), np.ones(OUT)) | {"table": taps([1.0], [1.0])["w"]},
-            "hold a tap for table, which is not preconditioned",
+            "have a tap for table, which is not preconditioned",
         ),
     ),
 )

@@ -128,7 +128,7 @@ def test_mkor_is_left_once_least_squares_has_only_noise_to_fit():
 
 def test_errors():
     tx = while_it_pays(optax.identity())
-    with pytest.raises(ValueError, match="goes by the loss: call update"):
+    with pytest.raises(ValueError, match="depends on the loss: call update"):
         tx.update(GRADIENT, tx.init(GRADIENT))
     with pytest.raises(ValueError, match="holds 0 switches"):
         left_at(optax.identity().init(GRADIENT))

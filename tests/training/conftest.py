@@ -8,7 +8,7 @@ from jaxlab.data import CorpusConfig
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """40 short documents of five words."""
+    """A corpus of 40 short documents made of five words."""
     folder = tmp_path_factory.mktemp("text")
     rng = np.random.default_rng(0)
     for i in range(40):
