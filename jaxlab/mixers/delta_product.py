@@ -8,7 +8,8 @@ A matrix state S maps keys to values. Each token erases and rewrites it along
     o_t     = K^{-1/2} S_{t,n}^T q_t
 
 with unit keys. With beta in [0, 1] a step only erases; with beta up to 2 it reflects,
-and products of reflections are rotations, which tracking the state of a group requires.
+and products of n reflections make any rotation in n dimensions, which tracking the
+state of a group requires.
 
 | config | method |
 |---|---|

@@ -14,7 +14,7 @@ called "loss" is reported instead of total / weight.
 `gradient_step` updates parameters with an optimizer, whatever the objective and the
 method. The laws of objectives (`tests/objectives/test_objective_laws.py`): accumulated
 parts equal the whole batch, a row of weight zero has no effect, a mesh changes nothing,
-and the loss is a function of the key.
+and the same key gives the same loss.
 """
 
 from jaxlab.objectives.gradient import gradient_step

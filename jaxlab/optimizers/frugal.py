@@ -196,8 +196,8 @@ def frugal(
         b2: decay rate of the mean square.
         eps: keeps the denominator from 0.
         seed: seeds the draws of columns.
-        weight_decay: times the learning rate, the share of the weights subtracted at
-            each step; only of the roles "matrix" and "head".
+        weight_decay: each step subtracts this share of the weights, times the learning
+            rate; only for the roles "matrix" and "head".
         clip: largest global norm of the gradient; None for no clipping.
         specs: tree of `ParamSpec`; None derives the roles from the arrays, as
             `jaxlab.params.infer` does.

@@ -86,7 +86,7 @@ def lamb(
         b2: decay rate of the mean square.
         eps: added to the root of the mean square.
         weight_decay: share of the weights added to Adam's update before the norms are
-            computed; only of the roles "matrix" and "head".
+            computed; only for the roles "matrix" and "head".
         clip: largest global norm of the gradient; None for no clipping.
         specs: tree of `ParamSpec`; None derives the roles from the arrays, as
             `jaxlab.params.infer` does.

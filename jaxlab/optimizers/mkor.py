@@ -366,7 +366,7 @@ class MKOR:
 
 
 def _renewed(D, v, variant, decay, threshold, blend):
-    """The next D ``[*stack, n, n]``, and whether it is finite ``[*stack]``."""
+    """The next D ``[*stack, n, n]``, and whether v gave a finite one ``[*stack]``."""
     keep = decay if variant == "released" else 1.0
     u = v - keep * product(D, v[..., None])[..., 0]  # P v, or F v
     vu = jnp.sum(v * u, axis=-1)

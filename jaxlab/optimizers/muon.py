@@ -59,8 +59,8 @@ def muon(
         b1: decay rate of Adam's mean gradient.
         b2: decay rate of Adam's mean square.
         eps: keeps the denominators from 0.
-        weight_decay: times the learning rate, the share of the weights subtracted at
-            each step; only of the roles "matrix" and "head".
+        weight_decay: each step subtracts this share of the weights, times the learning
+            rate; only for the roles "matrix" and "head".
         clip: largest global norm of the gradient; None for no clipping.
         specs: tree of `ParamSpec`; None derives the roles from the arrays, as
             `jaxlab.params.infer` does.

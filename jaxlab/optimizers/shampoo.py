@@ -252,8 +252,8 @@ def shampoo(
         ridge: added to a factor's eigenvalues, as a share of the largest.
         period: steps between renewals of the inverse roots.
         largest: longest side that is preconditioned.
-        weight_decay: times the learning rate, the share of the weights subtracted at
-            each step; only of the roles "matrix" and "head".
+        weight_decay: each step subtracts this share of the weights, times the learning
+            rate; only for the roles "matrix" and "head".
         clip: largest global norm of the gradient; None for no clipping.
         specs: tree of `ParamSpec`; None derives the roles from the arrays, as
             `jaxlab.params.infer` does.

@@ -10,7 +10,7 @@ of the paper):
 
 After every `period` steps each basis is renewed by one step of power iteration,
 Q <- QR(L Q) (Algorithm 4). M is stored in the original coordinates, so it is projected
-again at each step. V stays as it is, because the bases change slowly.
+again at each step. V is carried over, because the bases change slowly.
 
 As in the authors' code, the first gradient only initialises L, R and the bases: it
 updates no weight that has a basis and enters neither M nor V, since its squares in a
@@ -234,8 +234,8 @@ def soap(
         eps: added to the root of the mean square.
         period: steps between renewals of the eigenbases.
         largest: longest side that has a basis.
-        weight_decay: times the learning rate, the share of the weights subtracted at
-            each step; only of the roles "matrix" and "head".
+        weight_decay: each step subtracts this share of the weights, times the learning
+            rate; only for the roles "matrix" and "head".
         clip: largest global norm of the gradient; None for no clipping.
         specs: tree of `ParamSpec`; None derives the roles from the arrays, as
             `jaxlab.params.infer` does.

@@ -42,8 +42,8 @@ def vectors(steps, seed=0):
     return [(rng.standard_normal(IN), rng.standard_normal(OUT)) for _ in range(steps)]
 
 
-def inverse(lack):
-    return np.eye(lack.shape[-1]) - np.asarray(lack, np.float64)
+def inverse(D):
+    return np.eye(D.shape[-1]) - np.asarray(D, np.float64)
 
 
 # The formulas -------------------------------------------------------------------------
@@ -129,8 +129,8 @@ def test_eigenvalues_stay_above_0_and_up_to_1(dtype):
     state = tx.init(None)
     for first in range(0, 10_000, every):
         state = steps(state, jnp.int32(first))
-        for lack in state.lacks["w"]:
-            found = np.linalg.eigvalsh(inverse(lack))
+        for deviation in state.lacks["w"]:
+            found = np.linalg.eigvalsh(inverse(deviation))
             for name, values in zip(HARD, found, strict=True):
                 assert values.min() > 0, (name, first, values.min())
                 assert values.max() <= 1 + 1e-12, (name, first, values.max())
