@@ -21,10 +21,16 @@ def data_positions(data_iterator: Any) -> list | None:
 def set_position(data_iterator: Any, positions: list | None, step: int) -> None:
     """Move this process's iterator to its saved position.
 
+    An iterator with a method `start_at` counts its batches in steps, so that the number
+    of the step says where a checkpoint without a position goes on.
+
     Raises:
         CheckpointError: no positions were saved, or those of another number of
             processes.
     """
+    if positions is None and hasattr(data_iterator, "start_at"):
+        data_iterator.start_at(step)
+        return
     if positions is None:
         raise CheckpointError(
             f"Step {step} was saved without a data iterator, so there is no position "

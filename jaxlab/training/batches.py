@@ -33,6 +33,10 @@ class Numbered:
     def set_state(self, state: dict[str, Any]) -> None:
         self.taken = state["taken"]
 
+    def start_at(self, step: int) -> None:
+        """Go on behind so many steps of one batch each."""
+        self.taken = step
+
 
 class SizedBatches(Protocol):
     """Endless batches of one size."""

@@ -12,13 +12,16 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlab import config
+from jaxlab import config, params
 from jaxlab.data import GroupWordProblem
+from jaxlab.evolution import EGGROLL
 from jaxlab.mixers import gla
 from jaxlab.models import LMConfig
 from jaxlab.optimizers import AdamW, WarmupCosine
 from jaxlab.params import MeshConfig
-from jaxlab.training import TaskData, TrainConfig, load_run, train
+from jaxlab.training import SearchConfig, TaskData, TrainConfig, load_run, train
+from jaxlab.training.metrics import read_metrics
+from jaxlab.training.problems import PolicySearch
 
 ARCHIVE = pathlib.Path(__file__).parent / "saved" / "run.tar.xz"
 
@@ -67,3 +70,20 @@ def test_it_goes_on(cfg, tmp_path):
     now = (directory / "metrics.jsonl").read_text().splitlines()
     assert now[: len(lines)] == lines
     assert json.loads(now[-1])["step"] == 8
+
+
+def test_a_search_that_saved_no_position_goes_on_in_the_one_loop(tmp_path, monkeypatch):
+    """The same commit had another loop for searches, which counted steps alone."""
+    with tarfile.open(ARCHIVE.with_name("search.tar.xz")) as archive:
+        archive.extractall(tmp_path, filter="data")
+    make_mesh, one = params.make_mesh, jax.devices()[:1]
+    monkeypatch.setattr(params, "make_mesh", lambda cfg: make_mesh(cfg, one))
+    task = PolicySearch(width=4, layers=1, es=EGGROLL(population=8), eval_episodes=2)
+    cfg = SearchConfig(
+        name="saved_search", directory=str(tmp_path), task=task, steps=6, eval_every=3
+    )
+    end = train(cfg, resume=True)
+    assert end["step"] == 6 and np.isfinite(end["return"])
+    lines = read_metrics(tmp_path / "saved_search/metrics.jsonl")
+    steps = [line["step"] for line in lines if "train/fitness" in line]
+    assert steps == [1, 2, 3, 4, 5, 6]
