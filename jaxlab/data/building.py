@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
-    """What a corpus is made of.
+    """The sources and settings of a corpus.
 
     Attributes:
         directory: where the corpus goes (a local path).

@@ -31,7 +31,7 @@ READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
 class DocumentSource(Protocol):
-    """What the loader needs of documents: `Documents` and `ArrayDocuments` have it."""
+    """Documents that the loader can read, such as `Documents` and `ArrayDocuments`."""
 
     token_bytes: Int[np.ndarray, "vocab"]
 

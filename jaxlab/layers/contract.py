@@ -1,4 +1,4 @@
-"""How a layer is found: by the module that defines the class of its config."""
+"""Layers are found by the module that defines the class of their config."""
 
 import sys
 from collections.abc import Sequence

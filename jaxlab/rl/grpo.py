@@ -336,11 +336,11 @@ class PolicyGradient:
 
 @struct.dataclass
 class State:
-    """What a learner remembers.
+    """The memory of a learner.
 
     Attributes:
-        optimizer: of the optax transformation.
-        reference: parameters of pi_ref; None where `kl` is 0.
+        optimizer: the state of the optax transformation.
+        reference: the parameters of pi_ref; None where `kl` is 0.
     """
 
     optimizer: Any

@@ -54,13 +54,13 @@ class SizedBatches(Protocol):
 
 
 class StepBatch(NamedTuple):
-    """What one step takes.
+    """The batch of one step.
 
     Attributes:
         batch: this process's share of the rows.
-        parts: micro-batches that they go through the model in.
-        rows: of all processes together.
-        rows_seen: of all steps of the run so far, these among them.
+        parts: the number of micro-batches that the model sees one by one.
+        rows: the rows of all processes together.
+        rows_seen: the rows of all steps of the run so far, including this one.
         grown: whether the step before had fewer rows.
     """
 

@@ -1,4 +1,4 @@
-"""What every run has, whatever its problem."""
+"""The settings that every run shares, whatever its problem."""
 
 import abc
 import dataclasses

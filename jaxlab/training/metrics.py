@@ -1,4 +1,4 @@
-"""What a run records: metrics.jsonl and TensorBoard files."""
+"""The record of a run: metrics.jsonl and TensorBoard files."""
 
 import errno
 import functools

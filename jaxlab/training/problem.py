@@ -1,4 +1,4 @@
-"""What a run is to the loop of `jaxlab.training.train`.
+"""A run, as the loop of `jaxlab.training.train` sees it.
 
 Gradient training, evolution strategies and policy gradients are problems, and so is
 whatever changes a state step by step. The loop has what they share: signals, resuming,
@@ -25,7 +25,7 @@ class Batches(Protocol):
 
 
 class Reading(NamedTuple):
-    """What a step's figures say once they are numbers.
+    """The figures of a step as numbers, and sentences about them.
 
     Attributes:
         values: written to the metrics every `log_every` steps; all must be finite.

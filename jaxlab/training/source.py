@@ -1,4 +1,4 @@
-"""Where batches come from: a corpus of text, or a synthetic task."""
+"""Sources of batches: a corpus of text, or a synthetic task."""
 
 import dataclasses
 import itertools
@@ -25,7 +25,7 @@ AnyTask = (
 
 
 STDLIB = "runs/data/stdlib"
-"""Where the default corpus goes."""
+"""The directory of the default corpus."""
 
 
 @dataclasses.dataclass(frozen=True)

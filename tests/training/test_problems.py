@@ -172,7 +172,7 @@ def problem(name, directory, corpus, trained) -> RunConfig:
 
 
 def digests(cfg, step):
-    """Those of every array that the run saved, its optimizer's among them."""
+    """The digests of every array that the run saved, its optimizer's included."""
     run = pathlib.Path(cfg.directory) / cfg.name
     path = run / "checkpoints" / str(step) / "meta" / "metadata"
     arrays = json.loads(path.read_text())["meta"]["arrays"]

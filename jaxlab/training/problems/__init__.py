@@ -1,4 +1,4 @@
-"""What runs are made of: one kind of problem a file."""
+"""Problems that a run can solve, one kind a file."""
 
 from jaxlab.training.problems.fine_tuning import FineTuning
 from jaxlab.training.problems.gradient import TrainConfig

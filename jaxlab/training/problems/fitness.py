@@ -1,4 +1,4 @@
-"""What the figures of methods that learn from a fitness or a reward say."""
+"""Readings of methods that learn from a fitness or a reward."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -157,14 +157,14 @@ def _read(
 ) -> Reading:
     """The figures, the optimizer's events, and the batch that the step asks for."""
     values = {name: float(x) for name, x in figures.items()}
-    happened = {name for name in sentences if values.pop(name) == step}
-    messages = [sentences[name] for name in sentences if name in happened]
+    occurred = {name for name in sentences if values.pop(name) == step}
+    messages = [sentences[name] for name in sentences if name in occurred]
     if taken.grown:
         messages.append(f"the batch is now {taken.rows} rows")
     tokens = taken.rows_seen * row_length
     values |= {"rows": taken.rows, "tokens": tokens}
     values |= batches.read(values)
-    return Reading(values, tokens, dict.fromkeys(happened, float(step)), messages)
+    return Reading(values, tokens, dict.fromkeys(occurred, float(step)), messages)
 
 
 def _first_state(cfg: TrainConfig, optimizer, mesh: Mesh) -> TrainState:

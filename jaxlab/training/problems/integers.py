@@ -109,7 +109,7 @@ def heldout_bits_per_byte(
     weights: Any,
     most: int | None = None,
 ) -> float:
-    """Of the parameters themselves, without noise, on held-out text read end to end.
+    """Bits per byte of the parameters without noise, on held-out text read end to end.
 
     Args:
         most: tokens, spread over the rows that read side by side; None for all.
