@@ -159,7 +159,7 @@ class Documents:
 
     @property
     def offsets(self) -> Int[np.ndarray, "documents+1"]:
-        """The positions at which documents start in the stream, and the stream's end."""
+        """The offsets in the stream at which documents start, and the stream's end."""
         if self._offsets is None:
             self._offsets = self._read("offsets", [(0, self._count + 1)])[0]
         return self._offsets

@@ -7,7 +7,16 @@ import pytest
 from flax import struct
 
 from jaxlab import params
-from jaxlab.params import LowRank, Quantized, Tapped, embed, linear, linear_t, value
+from jaxlab.params import (
+    LowRank,
+    Quantized,
+    Tapped,
+    embed,
+    linear,
+    linear_t,
+    sketch_taps,
+    value,
+)
 
 IN, OUT, RANK = 6, 4, 2
 
@@ -263,3 +272,29 @@ def test_a_leaf_of_somebody_else_is_a_weight():
 def test_a_missing_operation_is_named(operation, call):
     with pytest.raises(TypeError, match=f"Doubled has no operation '{operation}'"):
         call(Doubled(jnp.ones((4, 2))))
+
+
+def test_sketched_taps_have_the_statistics_of_the_gradient_on_average():
+    """Over many draws; a stack of two weights, and one that is not tapped."""
+    rng = np.random.default_rng(0)
+    G = jnp.asarray(rng.normal(size=(2, 6, 4)) * [[[3.0]], [[0.01]]], jnp.float32)
+    tree, where = {"w": G, "b": jnp.ones(4)}, {"w": True, "b": False}
+
+    def draw(key):
+        return sketch_taps(tree, where, key)["w"]
+
+    assert sketch_taps(tree, where, jax.random.key(0))["b"] is None
+    taps = jax.vmap(draw)(jax.random.split(jax.random.key(1), 20_000))
+    mean = np.einsum("nsi,nsj->sij", taps.g, taps.g) / 20_000
+    want = np.einsum("sio,sip->sop", G, G) / 6
+    size = np.abs(want).max(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(mean / size, want / size, atol=0.05)
+    np.testing.assert_allclose(np.mean(taps.a**2, axis=-1), 1.0, rtol=1e-5)
+    # A gradient of rank one gives its own vectors, whatever the signs.
+    u, v = jnp.arange(1.0, 4.0), jnp.array([1.0, -2.0])
+    tap = sketch_taps({"w": jnp.outer(u, v)}, {"w": True}, jax.random.key(2))["w"]
+    np.testing.assert_allclose(np.abs(tap.a), u / np.sqrt(14 / 3), rtol=1e-5)
+    np.testing.assert_allclose(np.abs(tap.g / v), np.abs(tap.g[0]), rtol=1e-5)
+    # Nothing is divided by the size of a gradient that is zero.
+    tap = sketch_taps({"w": jnp.zeros((3, 2))}, {"w": True}, jax.random.key(2))["w"]
+    assert not np.any(tap.a) and not np.any(tap.g)
