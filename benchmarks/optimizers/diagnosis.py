@@ -37,7 +37,7 @@ def smallest(problem: str) -> list[dict]:
     for n, part in enumerate(keys, 1):
         carry, _ = run.advance(jnp.float32(RATE), carry, part)
         if n * AT_ONCE in STEPS:
-            deviations = list(carry[1][0].lacks.values())
+            deviations = list(carry[1][0].deviations.values())
             medians.append({"step": n * AT_ONCE} | _of_factors(deviations))
     return medians
 

@@ -9,6 +9,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import Array
 
+RENAMED = {"lacks": "deviations"}
+"""Parts of the names of arrays in older checkpoints, mapped to the present ones."""
+
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Return {dotted path: leaf}; Python numbers become arrays."""
@@ -28,6 +31,11 @@ def describe(arrays: dict[str, Any]) -> dict[str, dict]:
         name: {"shape": list(x.shape), "dtype": str(x.dtype)}
         for name, x in arrays.items()
     }
+
+
+def present_name(name: str) -> str:
+    """The name of an array in this version, by that in a checkpoint of any version."""
+    return ".".join(RENAMED.get(part, part) for part in name.split("."))
 
 
 def words_of(x: Array) -> Array:

@@ -14,6 +14,7 @@ from jaxlab.checkpoint.arrays import (
     describe,
     flatten,
     keys_of,
+    present_name,
     read_arrays,
     without_empty,
     words_of,
@@ -303,8 +304,14 @@ class Checkpoints:
         that certainly have another cause, which are raised.
         """
         meta, arrays, reason = {}, {}, None
+        stored: dict[str, str] = {}  # names in the checkpoint, by the present ones
         try:
             meta = self._meta(step)
+            stored = {
+                name if name in targets else present_name(name): name
+                for name in meta["arrays"]
+            }
+            meta["arrays"] = {now: meta["arrays"][old] for now, old in stored.items()}
         except (FileNotFoundError, ValueError) as error:
             reason = first_line(error)
         if (reason := first_reason(reason)) is not None:
@@ -318,7 +325,9 @@ class Checkpoints:
             may_differ=self.may_differ,
         )
         try:
-            arrays = read_arrays(self.directory / str(step) / "state", targets)
+            wanted = {stored[name]: x for name, x in targets.items()}
+            arrays = read_arrays(self.directory / str(step) / "state", wanted)
+            arrays = {name: arrays[stored[name]] for name in targets}
         except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:

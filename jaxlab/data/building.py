@@ -32,14 +32,15 @@ class CorpusConfig:
     """The sources and settings of a corpus.
 
     Attributes:
-        directory: where the corpus goes (a local path).
+        directory: where to put the corpus, a local path.
         sources: files, directories, globs and zip archives of .txt, .py, .md, .jsonl
-            and .parquet, each also as .gz. A .jsonl line or a .parquet row is a
-            document of its own, its text under "text". Empty: the source of the
-            running Python's standard library.
+            and .parquet, each also as .gz. A line of .jsonl or a row of .parquet is a
+            document, with its text under "text". Empty: the source of the running
+            Python's standard library.
         tokenizer: "bytes" or the path of a tokenizer.json.
-        separator: the token between documents, where a tokenizer.json has no usual one.
-        heldout_fraction: share of the files held out, in (0, 1).
+        separator: the token between documents; None takes a usual one of the
+            tokenizer.json.
+        heldout_fraction: the share of files to hold out, in (0, 1).
     """
 
     directory: str
@@ -240,7 +241,7 @@ def _write(
     directory: pathlib.Path, survey: _Survey, tokenizer: Tokenizer, fraction: float
 ) -> dict:
     """Write both splits; return their part of the manifest."""
-    # The fill value is no token: TensorStore leaves out blocks that hold nothing else.
+    # The fill value is not a token: TensorStore leaves out blocks that hold only it.
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size < 2**16 else np.uint32)
     border = np.array([tokenizer.separator], dtype)
     splits = _assign_splits([entry["name"] for _, entry in survey.files], fraction)

@@ -1,8 +1,8 @@
 """Batches of packed documents whose position can be saved and restored exactly.
 
-A batch is a pure function of its number: batch n of a run with some seed is the same
-whenever, wherever and after whatever it is made. So the position of an iterator is one
-number, prefetching cannot leak into it, restoring reads nothing, and processes need no
+A batch is a pure function of its number: batch n of a seed is the same whenever and
+wherever it is made, whatever was made before. So the position of an iterator is one
+number, prefetching cannot change it, restoring reads nothing, and processes need no
 coordination: each makes its own rows of the global batch n.
 """
 
@@ -22,11 +22,11 @@ from jaxtyping import Int
 #   weights      float32  1 where the target counts, else 0
 #   segment_ids  int32    the document of the input, numbered from 0 in its row; -1 is
 #                         padding
-#   bytes        float32  bytes of text the target stands for (0 for separators); only
-#                         in batches of documents
+#   bytes        float32  bytes of text that the target stands for (0 for separators);
+#                         only in batches of documents
 Batch = dict[str, np.ndarray]
 
-# Batches are made ahead by a few threads, and few of them: each is a whole batch.
+# A few threads make batches ahead, and only a few, since each element is a whole batch.
 READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
@@ -44,11 +44,11 @@ class DocumentSource(Protocol):
 
 
 class ArrayDocuments:
-    """Documents held in memory, for data that is no corpus.
+    """Documents held in memory, for data that is not a corpus.
 
     Args:
         documents: int arrays [tokens], separators included.
-        token_bytes: bytes of text each token id stands for.
+        token_bytes: bytes of text that each token id stands for.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class ArrayDocuments:
     def read(
         self, ranges: Sequence[tuple[int, int]]
     ) -> list[Int[np.ndarray, "tokens"]]:
-        """Returns the tokens in each half-open range of the stream."""
+        """Return the tokens in each half-open range of the stream."""
         return [self._tokens[start:stop] for start, stop in ranges]
 
 
@@ -85,25 +85,25 @@ def packed_batches(
     process_count: int = 1,
     num_epochs: int | None = None,
 ) -> grain.DatasetIterator:
-    """Returns an iterator over training batches of packed documents.
+    """Return an iterator over training batches of packed documents.
 
     In every epoch the documents are laid end to end in a new order, and row r of the
-    epoch predicts the tokens r*T+1 .. r*T+T of that stream from those one before, so
-    rows share one token and every pair of neighbouring tokens is used once. Pairs that
-    straddle two documents have weight 0. The rows of an epoch then come in a new order
-    too, because neighbouring rows of a long document are much alike.
+    epoch predicts each of the tokens r*T+1 .. r*T+T of that stream from the one before,
+    so consecutive rows share one token and every pair of neighbouring tokens is used
+    once. Pairs that straddle two documents have weight 0. The rows of an epoch are then
+    shuffled as well, because neighbouring rows of a long document are much alike.
 
-    `iterator.get_state()` is a small dict for JSON; `set_state` of it gives the batches
-    that would have followed, on any number of processes.
+    `iterator.get_state()` is a small dict for JSON; `set_state` with it continues with
+    the batches that would have followed, on any number of processes.
 
     Args:
         documents: `Corpus.split("train")` or `ArrayDocuments`.
         batch_size: rows of the global batch; each process gets its share.
         sequence_length: T, the predictions a row.
-        seed: of both orders.
-        process_index, process_count: which share.
-        num_epochs: stop after so many (the last batch is filled up with padding); None
-            goes on forever.
+        seed: determines both orders.
+        process_index, process_count: select the share.
+        num_epochs: epochs until the end, where padding fills the last batch; None goes
+            on forever.
 
     Returns:
         A grain iterator of `Batch` with arrays [batch_size / process_count, T].
@@ -129,15 +129,15 @@ def heldout_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """Returns an iterator over batches of documents in their order, each target once.
+    """Return an iterator over batches of documents in their order, each target once.
 
-    Packed as in `packed_batches`; the last batch is filled up with padding. Bits per
-    byte are sum(weights * nats) / (log(2) * sum(weights * bytes)).
+    Packed as in `packed_batches`; padding fills the last batch. Bits per byte are
+    sum(weights * nats) / (log(2) * sum(weights * bytes)).
 
     Args:
-        max_tokens: at most so many predictions (those of weight 0 included), but at
-            least a row, in whole rows spread evenly over the documents; None takes all.
-        The rest as in `packed_batches`.
+        max_tokens: the most predictions (those of weight 0 count), in whole rows spread
+            evenly over the documents, but at least one row; None takes all.
+        The others are those of `packed_batches`.
     """
     _check_positive(sequence_length=sequence_length)
     if max_tokens is not None:
@@ -168,7 +168,7 @@ class Rows(Protocol):
 def batches(
     rows: Rows, *, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> grain.DatasetIterator:
-    """Returns an iterator over stacks of consecutive rows.
+    """Return an iterator over stacks of consecutive rows.
 
     Raises:
         ValueError: the batch does not divide over the processes.
@@ -190,7 +190,7 @@ def batches(
 
 @dataclasses.dataclass(frozen=True)
 class _Batches:
-    """Batch n holds rows n*batch_size and on; a process stacks its share of them."""
+    """Batch n holds the rows from n*batch_size on; a process stacks its share."""
 
     rows: Rows
     batch_size: int
@@ -217,7 +217,7 @@ class _PackedRows:
         *,
         seed: int | None,  # None keeps the documents in their order
         num_epochs: int | None,
-        max_rows: int | None = None,  # of an epoch, spread over it
+        max_rows: int | None = None,  # rows of an epoch, spread over it
     ):
         offsets = documents.offsets
         pairs = int(offsets[-1]) - 1
@@ -237,7 +237,7 @@ class _PackedRows:
             sys.maxsize if num_epochs is None else num_epochs * self._rows_per_epoch
         )
         self._token_bytes = documents.token_bytes.astype(np.float32)
-        # The orders of the current epoch, and of the one that a batch may straddle.
+        # The orders of the current epoch, and of one that a batch straddles too.
         self._epochs: dict[int, _Epoch] = {}
         self._lock = threading.Lock()
 
@@ -286,7 +286,7 @@ class _Epoch:
     """The orders of documents and rows in one epoch."""
 
     documents: Int[np.ndarray, "documents"]
-    ends: Int[np.ndarray, "documents"]  # where each ends in the epoch's stream
+    ends: Int[np.ndarray, "documents"]  # where each one ends in the epoch's stream
     rows: Int[np.ndarray, "rows"]
 
     @classmethod
@@ -301,12 +301,12 @@ class _Epoch:
         return cls(order, np.cumsum(np.diff(offsets)[order]), row_order)
 
     def read(self, source: DocumentSource, start: int, stop: int):
-        """Returns tokens start..stop of the stream and the rank of each's document."""
+        """Return tokens start..stop of the stream, and the rank of each's document."""
         first, last = np.searchsorted(self.ends, [start, stop - 1], side="right")
         ranges, owners, position = [], [], start
         for rank in range(first, last + 1):
             end = min(int(self.ends[rank]), stop)
-            # From the epoch's stream to the source's: shift to where the document is.
+            # The distance from the document's place in the epoch to that in the source.
             shift = int(source.offsets[self.documents[rank] + 1] - self.ends[rank])
             ranges.append((position + shift, end + shift))
             owners.append(end - position)

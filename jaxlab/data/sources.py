@@ -1,7 +1,7 @@
-"""Sources of text: which files there are, and the documents in each.
+"""Sources of text: the files they hold, and the documents in each file.
 
-A source is a file, a directory, a glob or a zip archive. Text files are one document
-each; every line of a .jsonl and every row of a .parquet is one.
+A source is a file, a directory, a glob or a zip archive. A text file is one document;
+so is every line of a .jsonl and every row of a .parquet.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ class TextFile:
     name: str  # relative to its source; decides the split
     path: pathlib.Path  # of the file, or of the archive that holds it
     member: str | None = None
-    named: bool = False  # by the user, one by one: then it must be text
+    named: bool = False  # named by the user by itself, so that it must be text
 
     @property
     def where(self) -> str:
@@ -43,6 +43,7 @@ def _is_readable(name: str) -> bool:
 
 
 def find_files(sources: Sequence[str]) -> list[TextFile]:
+    """Return the files of all sources, each once; without sources, Python's library."""
     if not sources:
         root = pathlib.Path(sysconfig.get_paths()["stdlib"])
         foreign = {"site-packages", "dist-packages", "__pycache__"}
@@ -93,7 +94,7 @@ def _find_source(source: str) -> list[TextFile]:
 
 
 def _expand(file: TextFile) -> list[TextFile]:
-    """Returns the members of an archive, or the file itself."""
+    """Return the members of an archive, or the file itself."""
     if file.kind != ".zip":
         return [file]
     try:
@@ -117,9 +118,9 @@ class NotTextError(ValueError):
 
 
 def read(files: Sequence[TextFile]) -> Iterator[tuple[TextFile, Iterator[bytes]]]:
-    """Yields each file with an iterator of the UTF-8 bytes of its documents.
+    """Yield each file with an iterator over its documents, as bytes of UTF-8.
 
-    Empty documents are left out. Read the documents of a file before the next file.
+    Empty documents are left out. Read all documents of a file before the next file.
 
     Raises (while the documents are read):
         NotTextError: the file is not UTF-8 or holds NUL bytes.
@@ -192,7 +193,7 @@ def _jsonl_rows(stream, where: str) -> Iterator[bytes]:
         except UnicodeEncodeError as error:
             raise ValueError(
                 f'{where} line {number}: character {error.start} of "text" is half of '
-                "a surrogate pair, which is no text; mend the escape."
+                "a surrogate pair, which is not text; correct the escape."
             ) from error
 
 

@@ -1,8 +1,8 @@
 """Rows that read a text from end to end, segment after segment.
 
-For models that carry a state from one segment to the next: row r of R starts r / R of
-the way into the corpus, goes on where its segment before stopped, and at the end goes
-on from the start. Segment n is a pure function of n, so the position is one number.
+For models that carry a state from one segment to the next. Row r of R starts r / R of
+the way into the corpus, continues where its last segment stopped, and wraps around at
+the end. Segment n is a pure function of n, so the position is one number.
 """
 
 import sys
@@ -17,14 +17,14 @@ from jaxlab.data.loader import READ_AHEAD, DocumentSource
 class Streams:
     """Segments by number: ``streams[n]`` is int32 [rows, length + 1].
 
-    A segment has the tokens ``n length .. n length + length`` of each row, so that
-    neighbours share one: what one segment predicts last, the next reads first.
+    Segment n has the tokens ``n length .. n length + length`` of each row, so that
+    consecutive segments share one: what one predicts last, the next reads first.
 
     Args:
-        documents: `Corpus.split("train")`, `ArrayDocuments` or alike; separators are
-            part of what is read.
-        rows: read side by side.
-        length: predictions a segment.
+        documents: `Corpus.split("train")`, `ArrayDocuments` or the like; separators
+            are part of what is read.
+        rows: rows to read side by side.
+        length: predictions of a segment.
 
     Raises:
         ValueError: rows or length below 1, or nothing to read.
@@ -49,7 +49,7 @@ class Streams:
 
     @property
     def segments_a_pass(self) -> int:
-        """Segments in which the rows together have read everything at least once."""
+        """Segments until the rows together have read everything at least once."""
         longest = -(-self.tokens // self.rows)
         return -(-longest // self.length)
 
@@ -65,19 +65,19 @@ class Streams:
 def stream_segments(
     documents: DocumentSource, *, rows: int, length: int
 ) -> grain.DatasetIterator:
-    """Returns an iterator over the segments of `Streams`, made ahead.
+    """Return an iterator over the segments of `Streams`, which are made ahead.
 
-    `iterator.get_state()` is a small dict for JSON; `set_state` of it goes on there.
+    `iterator.get_state()` is a small dict for JSON; `set_state` continues from it.
 
     Args:
-        As of `Streams`.
+        documents, rows, length: those of `Streams`.
     """
     source = Streams(documents, rows=rows, length=length)
     return iter(grain.MapDataset.source(source).to_iter_dataset(READ_AHEAD))
 
 
 def _wrapped(start: int, count: int, total: int):
-    """Half-open ranges of a circle of `total` that hold `count` from `start` on."""
+    """Yield half-open ranges that hold `count` places from `start`, modulo `total`."""
     start %= total
     while count:
         stop = min(start + count, total)

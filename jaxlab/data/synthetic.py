@@ -1,10 +1,10 @@
-"""Tasks that papers use to tell sequence models apart, as endless random-access data.
+"""Tasks by which papers tell sequence models apart, as endless random-access data.
 
 Sample i of a task is a pure function of (seed, split, i), so batches can be resumed and
-shared between processes as in `jaxlab.data.loader`, and no test sample comes from the
-stream of the training samples. Every row has `length` positions; `weights` is 1 exactly
-where an answer is asked for, and the target there is what the model should put out at
-that position (it is not the next input).
+shared between processes as in `jaxlab.data.loader`, and test samples never come from
+the stream of training samples. Every row has `length` positions; `weights` is 1 exactly
+where an answer is asked for, and the target there is what the model should output at
+that position (not the next input).
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ Sample = dict[str, Any]
 class Task(Protocol):
     """A task: `sample` gives inputs, targets (int32) and weights (float32), [length].
 
-    What else it gives (the depth of a needle) is stacked into the batch as it is.
+    Any other entries, such as the depth of a needle, are stacked into the batch too.
     """
 
     @property
@@ -43,14 +43,14 @@ def task_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """Returns an endless iterator over batches of a task, as `packed_batches` does.
+    """Return an endless iterator over batches of a task, like `packed_batches`.
 
     Args:
         task: any of the tasks below.
         batch_size: rows of the global batch; each process gets its share.
-        seed: of the samples.
-        split: "train" or "test"; their random streams are apart.
-        process_index, process_count: which share.
+        seed: determines the samples.
+        split: "train" or "test", which have separate random streams.
+        process_index, process_count: select the share.
 
     Returns:
         A grain iterator of dicts of inputs, targets, weights and segment_ids (all 0),
@@ -100,7 +100,7 @@ def _check(rule: bool, task: Any, message: str) -> None:
 
 @functools.cache
 def group_table(group: str) -> Int[np.ndarray, "order order"]:
-    """Returns the multiplication table of a group: table[a, b] is a, then b.
+    """Return the multiplication table of a group: table[a, b] is a, then b.
 
     Elements are numbered in the lexicographic order of their permutations, so 0 is the
     identity; (a b)(i) = b(a(i)). In Z<n> element i is the rotation by i.
@@ -130,11 +130,11 @@ def group_table(group: str) -> Int[np.ndarray, "order order"]:
 
 @dataclasses.dataclass(frozen=True)
 class GroupWordProblem:
-    """Running product of random group elements: y_t = x_1 x_2 ... x_t.
+    """The running product of random group elements, y_t = x_1 x_2 ... x_t.
 
-    Position 0 holds the beginning token (id: order of the group); every later one holds
-    an element, drawn uniformly from all of the group, and asks for the product so far,
-    taken from left to right as in `group_table`.
+    Position 0 holds the beginning token, whose id is the order of the group. Every
+    later position holds an element, drawn uniformly from the group, and asks for the
+    product so far, taken from left to right as in `group_table`.
 
     Attributes:
         group: "S3", "S4", "A5", "S5", "Z<n>", "parity", ...; see `group_table`.
@@ -178,19 +178,19 @@ class GroupWordProblem:
 class AssociativeRecall:
     """Multi-query associative recall (MQAR): after k v pairs, k again asks for v.
 
-    A row opens with `num_pairs` different keys, each with a value. Then every key comes
-    once more, g two-token steps into the rest of the row with probability ~ g^(alpha-1)
-    (so most are asked for early), and its value is the target there. Keys are ids
-    1..vocab_size/2 - 1, values the ids from vocab_size/2.
+    A row opens with `num_pairs` different keys, each followed by its value. Then every
+    key comes once more, g steps of two tokens into the rest of the row with probability
+    proportional to g^(alpha-1), so most come early; its value is the target there. Keys
+    are the ids 1..vocab_size/2 - 1, values the ids from vocab_size/2.
 
     Differs from the paper in: the rest of the row is filled with random keys that are
-    not the row's own, so that what a key is followed by is never ambiguous.
+    not among its pairs, so that the value of a key is never ambiguous.
 
     Attributes:
         length: positions a row.
         vocab_size: ids of keys and values together.
-        num_pairs: pairs, and queries, a row.
-        alpha: exponent of the power law (1 is uniform; 0.01 is the authors' code).
+        num_pairs: pairs, and queries, in a row.
+        alpha: exponent of the power law (1 is uniform; the authors' code has 0.01).
 
     Reference: Arora et al. 2023, Zoology: Measuring and Improving Recall in Efficient
         Language Models, section 4 and appendix E.
@@ -247,8 +247,8 @@ class SelectiveCopying:
 
     Attributes:
         length: positions a row, the markers included.
-        num_tokens: data tokens a row.
-        num_symbols: different data tokens.
+        num_tokens: data tokens in a row.
+        num_symbols: kinds of data tokens.
 
     Reference: Gu & Dao 2023, Mamba, section 4.1.1; Jing et al. 2019, Gated Orthogonal
         Recurrent Units.
@@ -286,14 +286,14 @@ class SelectiveCopying:
 
 @dataclasses.dataclass(frozen=True)
 class InductionHeads:
-    """Recall the token that followed the one earlier occurrence of a special token.
+    """Recall the token that followed the only earlier occurrence of a special token.
 
-    The special token (id num_symbols) stands once at random in a row of random symbols
-    and once more at its end, where the symbol after its first occurrence is asked for.
+    The special token (id num_symbols) is at a random position in a row of random
+    symbols, and again at its end, which asks for the symbol after the first occurrence.
 
     Attributes:
         length: positions a row.
-        num_symbols: different symbols.
+        num_symbols: kinds of symbols.
 
     Reference: Gu & Dao 2023, Mamba, section 4.1.2; Olsson et al. 2022, In-context
         Learning and Induction Heads.
@@ -323,19 +323,19 @@ class InductionHeads:
 
 @dataclasses.dataclass(frozen=True)
 class NeedleInHaystack:
-    """Recall one key's value, hidden at a random depth in filler.
+    """Recall the value of a key, hidden at a random depth in filler.
 
     filler ... [needle] key v_1 .. v_n filler ... [query] key v_1 .. v_{n-1}, where the
     target at the last key is v_1, at v_1 is v_2, and so on. Ids: filler first, then
     keys, then values, then the markers [needle] and [query].
 
-    A sample also holds `depth`, float32: where the needle stands, from 0 (first) to 1
-    (last place that it fits), to report recall by depth.
+    A sample also holds `depth`, float32: the place of the needle from 0 (the first) to
+    1 (the last where it fits), to report recall by depth.
 
     Attributes:
         length: positions a row.
         value_length: n, the tokens of the value.
-        num_filler, num_keys, num_values: different tokens of each sort.
+        num_filler, num_keys, num_values: kinds of tokens of each sort.
 
     Reference: Kamradt 2023, Needle In A Haystack; Hsieh et al. 2024, RULER, section 3.
     """

@@ -1,9 +1,9 @@
 """Text to token ids and back: raw bytes, or a Hugging Face `tokenizer.json`.
 
-Both tokenizers share one surface: `encode`, `decode`, `vocab_size`, `separator` (the id
-that stands between documents), `token_bytes` (how many bytes of text each id stands
-for, which turns a loss per token into bits per byte), `name` and `fingerprint` (what a
-corpus records, so that it is never read with another tokenizer).
+Both tokenizers have `encode`, `decode`, `vocab_size`, `separator` (the id between
+documents), `token_bytes` (how many bytes of text each id stands for, which turns a loss
+per token into bits per byte), `name` and `fingerprint` (which a corpus records, so that
+it is never read with another tokenizer).
 """
 
 import functools
@@ -38,16 +38,16 @@ class ByteTokenizer:
 
     @property
     def token_bytes(self) -> Int[np.ndarray, "vocab"]:
-        """Bytes of text each id stands for: 1, and 0 for the separator."""
+        """The bytes of text that each id stands for: 1, and 0 for the separator."""
         return np.array([1] * 256 + [0], np.int32)
 
     def encode(self, text: str | bytes) -> Int[np.ndarray, "tokens"]:
-        """Returns the bytes of `text` as uint16 ids, without separators."""
+        """Return the bytes of `text` as uint16 ids, without separators."""
         data = text.encode() if isinstance(text, str) else text
         return np.frombuffer(data, np.uint8).astype(np.uint16)
 
     def decode(self, ids: Int[np.ndarray, "tokens"] | Sequence[int]) -> str:
-        """Returns the text of `ids`, dropping separators; bad UTF-8 becomes U+FFFD."""
+        """Return the text of `ids`, without separators; bad UTF-8 becomes U+FFFD."""
         ids = _as_ids(ids, self.vocab_size)
         return (
             ids[ids != self.separator]
@@ -62,12 +62,12 @@ class HuggingFaceTokenizer:
 
     Args:
         path: the `tokenizer.json` file.
-        separator: the token that stands between documents; None takes the first of the
-            usual end-of-text tokens that the vocabulary holds.
+        separator: the token between documents; None takes the first of the usual
+            end-of-text tokens that the vocabulary has.
 
     Raises:
         ImportError: the `tokenizers` package is not installed.
-        FileNotFoundError, ValueError: there is no such file, or it is no tokenizer.
+        FileNotFoundError, ValueError: there is no such file, or it is not a tokenizer.
     """
 
     def __init__(self, path: str | pathlib.Path, separator: str | None = None):
@@ -105,24 +105,25 @@ class HuggingFaceTokenizer:
         self.fingerprint = hashlib.sha256(data).hexdigest()
 
     def _find_separator(self, separator: str | None) -> str:
-        wanted = END_OF_TEXT if separator is None else (separator,)
-        for token in wanted:
+        candidates = END_OF_TEXT if separator is None else (separator,)
+        for token in candidates:
             if self._tokenizer.token_to_id(token) is not None:
                 return token
         raise ValueError(
-            f"The vocabulary of {str(self.path)!r} holds none of {', '.join(wanted)}, "
-            "so there is no token to put between documents; name one of its tokens, as "
-            "in HuggingFaceTokenizer(path, separator='[END]') or "
+            f"The vocabulary of {str(self.path)!r} holds none of "
+            f"{', '.join(candidates)}, so there is no token to put between documents; "
+            "name one of its tokens, as in "
+            "HuggingFaceTokenizer(path, separator='[END]') or "
             "CorpusConfig(tokenizer=path, separator='[END]')."
         )
 
     @functools.cached_property
     def token_bytes(self) -> Int[np.ndarray, "vocab"]:
-        """Bytes of text each id stands for; 0 for special tokens.
+        """The bytes of text that each id stands for; 0 for special tokens.
 
-        Exact for byte-level BPE, and but for one leading space a document for
-        SentencePiece-like vocabularies. A tokenizer that rewrites text (lower case,
-        dropped spaces) has no exact figure: then it is the bytes of the token itself.
+        Exact for byte-level BPE and, except for a leading space in each document, for
+        SentencePiece-like vocabularies. For a tokenizer that rewrites text (lower case,
+        dropped spaces) no exact number exists, and the bytes of the token are counted.
         """
         spec = json.loads(self._tokenizer.to_str())
         special = {t["id"] for t in spec["added_tokens"] if t["special"]}
@@ -145,13 +146,13 @@ class HuggingFaceTokenizer:
         return table
 
     def encode(self, text: str | bytes) -> Int[np.ndarray, "tokens"]:
-        """Returns the uint32 ids of `text`, without separators or other additions."""
+        """Return the uint32 ids of `text`, without separators or other additions."""
         text = text.decode() if isinstance(text, bytes) else text
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return np.array(ids, np.uint32)
 
     def decode(self, ids: Int[np.ndarray, "tokens"] | Sequence[int]) -> str:
-        """Returns the text of `ids`, dropping separators."""
+        """Return the text of `ids`, without separators."""
         ids = _as_ids(ids, self.vocab_size)
         return self._tokenizer.decode(
             ids[ids != self.separator].tolist(), skip_special_tokens=False
@@ -162,14 +163,14 @@ Tokenizer = ByteTokenizer | HuggingFaceTokenizer
 
 
 def load_tokenizer(spec: str, separator: str | None = None) -> Tokenizer:
-    """Returns the tokenizer that `spec` names.
+    """Return the tokenizer that `spec` names.
 
     Args:
         spec: "bytes", or the path of a tokenizer.json.
-        separator: the token between documents, for a tokenizer.json alone.
+        separator: the token between documents; only for a tokenizer.json.
 
     Raises:
-        ValueError: a separator for bytes; see HuggingFaceTokenizer for the rest.
+        ValueError: a separator was given for bytes; `HuggingFaceTokenizer` has others.
     """
     if spec != "bytes":
         return HuggingFaceTokenizer(spec, separator)

@@ -1,4 +1,4 @@
-"""EGGROLL: evolution strategies whose members differ by a low rank.
+"""EGGROLL: evolution strategies whose members differ by matrices of low rank.
 
 A generation draws P directions E_p and evaluates members at M + s sigma E_p, for s = 1
 and, antithetically, s = -1. With weights z made of their fitness the gradient of the
@@ -6,11 +6,11 @@ expected fitness is
 
     g = 1 / (N sigma) sum_i z_i s_i E_i
 
-over all N members, which no backward pass is needed for. A member's product with a
-matrix is x M + (sigma / sqrt r)(x A) B^T: the population shares x M.
+over all N members, without a backward pass. A member's product with a matrix is
+x M + (sigma / sqrt r)(x A) B^T: the population shares x M.
 
-`es_value_and_grad` is the estimator by itself, in the place of `jax.value_and_grad`;
-`EGGROLL.build` makes a strategy of it, with `init`, `ask` and `tell`.
+`es_value_and_grad` is the estimator alone, to replace `jax.value_and_grad`;
+`EGGROLL.build` makes a strategy with `init`, `ask` and `tell`.
 
 Differs from the paper in: the noise is new in each generation unless `noise_lifetime`
 says otherwise, and the scale of its update is `scaling="paper"`.
@@ -52,9 +52,9 @@ class State:
     """What a strategy remembers.
 
     Attributes:
-        key: the run's; with the generation and a member's number it makes the noise.
-        generation: how many have been told.
-        optimizer: of the optax transformation.
+        key: of the run; with the generation and a member's number it makes the noise.
+        generation: the number of generations that have been told.
+        optimizer: the state of the optax transformation.
     """
 
     key: Array
@@ -64,7 +64,7 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class Decay:
-    """A step that falls: start * rate^generation, not below `least`."""
+    """A sigma that falls: start * rate^generation, not below `least`."""
 
     start: float = 0.05
     rate: float = 0.999
@@ -73,7 +73,7 @@ class Decay:
     def __post_init__(self):
         if not 0 < self.least <= self.start < math.inf or not 0 < self.rate <= 1:
             raise ValueError(
-                f"{self} is no step that falls: rate must be in (0, 1], and least "
+                f"{self} is not a step that falls: rate must be in (0, 1], and least "
                 "above 0 (the gradient is divided by the step) and at most start."
             )
 
@@ -86,20 +86,21 @@ class EGGROLL:
     """Settings of the strategy.
 
     Attributes:
-        population: members a generation, N.
+        population: N, the members of a generation.
         rank: of a matrix's noise; None for a full normal, for comparison.
-        sigma: the step to a member, a number or a function of the generation, such as
-            `Decay`.
+        sigma: the size of the step to a member, a number or a function of the
+            generation, such as `Decay`.
         antithetic: whether members come in pairs of opposite noise.
         noise_lifetime: generations that share their directions.
-        shape: fitness to weights; see `shaping`.
+        shape: turns fitness into weights; see `shaping`.
         scaling: "unbiased" for the gradient of the expected (shaped) fitness, "paper"
             for the published step, sigma^2 sqrt(N) times as long.
         frozen: roles, or patterns of path names, that get neither noise nor update.
-        directions_at_once: whose noise is in memory together for the update.
-        members_at_once: that `step` evaluates together, on each device; None for all.
-        update: "replicated", where every device makes the whole update, or "sharded",
-            where each sums its own members' part; under a mesh.
+        directions_at_once: directions whose noise is in memory together for the update.
+        members_at_once: members that `step` evaluates together on each device; None
+            for all.
+        update: under a mesh, "replicated" if every device makes the whole update,
+            "sharded" if each sums the part of its own members.
         axes: the mesh axes that divide the population.
     """
 
@@ -134,9 +135,9 @@ class EGGROLL:
         if not callable(self.sigma) and not 0 < self.sigma < math.inf:
             raise ValueError(f"sigma is {self.sigma}, but must be above 0.")
         for name in ("noise_lifetime", "directions_at_once", "members_at_once"):
-            found = getattr(self, name)
-            if found is not None and found < 1:
-                raise ValueError(f"{name} is {found}, but must be at least 1.")
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"{name} is {number}, but must be at least 1.")
         if isinstance(self.shape, shaping.GroupZScore):
             self.shape.check(self.population)
         if isinstance(self.shape, shaping.Sign) and not self.antithetic:
@@ -157,29 +158,29 @@ class EGGROLL:
 
     @property
     def directions(self) -> int:
-        """P: members that are not another's opposite."""
+        """P: the number of directions, which pairs of opposite members share."""
         return self.population // self.members_of_direction
 
     def sigma_of(self, generation: Int[Array, ""]) -> Float[Array, ""]:
-        """The step of a generation."""
+        """Return the size of the step in a generation."""
         sigma = self.sigma(generation) if callable(self.sigma) else self.sigma
         return jnp.asarray(sigma, jnp.float32)
 
     def build(
         self, specs: Any, optimizer: optax.GradientTransformation, tapped: Any = None
     ) -> "Strategy":
-        """The strategy for parameters `specs`, maximising by an optax optimizer.
+        """Return the strategy for parameters `specs`, which maximises by `optimizer`.
 
         Args:
             specs: tree of `ParamSpec`, or of arrays: `params.infer` derives theirs.
-            optimizer: minimises; it is given minus the gradient, and as ``value`` minus
-                the mean fitness.
+            optimizer: an optax transformation. It is given minus the gradient, and as
+                ``value`` minus the mean of the finite fitness.
             tapped: tree of booleans, the weights whose statistics the optimizer takes,
                 as MKOR does; None for none. They are sketches of the estimated
                 gradient (`jaxlab.params.sketch_taps`), since no product reports them.
 
         Raises:
-            ValueError: nothing of the parameters can be moved.
+            ValueError: no parameter can be moved.
         """
         taps = None if tapped is None else tuple(jax.tree.leaves(tapped))
         return Strategy(self, _Directions.of(self, specs), optimizer, taps)
@@ -187,7 +188,7 @@ class EGGROLL:
 
 @dataclasses.dataclass(frozen=True)
 class _Directions:
-    """The directions that parameters can move along.
+    """The directions along which parameters can move.
 
     Attributes:
         es: settings.
@@ -219,7 +220,7 @@ class _Directions:
         return cls(es, specs, moved)
 
     def noise(self, state: State, numbers: Int[Array, " P"]) -> Any:
-        """Of directions, stacked in front."""
+        """Draw the noise of directions, stacked along a leading axis."""
         era = state.generation // self.es.noise_lifetime
         draw = partial(
             noise.direction, self.specs, self.moved, self.es.rank, state.key, era
@@ -227,7 +228,7 @@ class _Directions:
         return jax.vmap(draw)(numbers)
 
     def members(self, state: State, params: Any, numbers: Int[Array, " n"]):
-        """Trees of parameters stacked over members, and their `in_axes`."""
+        """Return trees of parameters stacked over members, and their `in_axes`."""
         each = self.es.members_of_direction
         sign = jnp.where(numbers % each == 0, 1.0, -1.0)
         drawn = self.noise(state, numbers // each)
@@ -236,10 +237,10 @@ class _Directions:
         return move(params, drawn, sign * self.es.sigma_of(state.generation)), axes
 
     def map(self, function, state: State, params: Any, numbers: Int[Array, " n"], *own):
-        """`function` of the members of directions, whose noise is drawn once.
+        """Map `function` over the members of directions, whose noise is drawn once.
 
         Args:
-            own: trees of what each member has of its own, in the order of members.
+            own: trees of further arguments, one of each for every member.
         """
         each, sigma = self.es.members_of_direction, self.es.sigma_of(state.generation)
         drawn = self.noise(state, numbers)
@@ -248,19 +249,19 @@ class _Directions:
         def member(scale, e, *own):
             return function(noise.moved_by(params, e, scale), *own)
 
-        # Signs outside: factors are one array for both, and what follows them runs
-        # along the many directions, not along the two of a pair.
+        # The map over signs is the outer one: both members share their factors, and
+        # what is computed with them runs along the many directions, not along the pair.
         one = jax.vmap(member, (None, 0, *(0 for _ in own)))
         both = jax.vmap(one, (0, None, *(1 for _ in own)), out_axes=1)
-        found = both(sigma * jnp.asarray([1.0, -1.0][:each]), drawn, *own)
-        return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), found)
+        results = both(sigma * jnp.asarray([1.0, -1.0][:each]), drawn, *own)
+        return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), results)
 
     def gradient(self, state: State, z: Float[Array, " N"], first: Any = 0, count=None):
-        """sum_i z_i s_i E_i, scaled, over the directions from `first` on.
+        """Return sum_i z_i s_i E_i, scaled, over the directions from `first` on.
 
         Args:
-            z: of all members.
-            count: of directions; None for all.
+            z: weights of all members.
+            count: the number of directions; None for all.
         """
         es, count = self.es, self.es.directions if count is None else count
         if es.antithetic:
@@ -299,7 +300,7 @@ class Strategy:
     tapped: tuple[bool, ...] | None = None  # the leaves of the tree
 
     def init(self, params: Any, key: Array) -> State:
-        """The state before the first generation.
+        """Return the state before the first generation.
 
         Warns of parameters whose dtype cannot hold a step of sigma.
 
@@ -318,7 +319,7 @@ class Strategy:
         return State(key, jnp.zeros((), jnp.int32), self.optimizer.init(dense))
 
     def ask(self, state: State, params: Any, members: Int[Array, " n"] | None = None):
-        """Parameters of members, stacked, and the `in_axes` for `jax.vmap` over them.
+        """Return members' parameters, stacked, and the `in_axes` for `jax.vmap`.
 
         Args:
             members: their numbers, below the population; None for all.
@@ -327,13 +328,13 @@ class Strategy:
         return self._directions.members(state, params, members)
 
     def map(self, function: Callable, state: State, params: Any, *own: Any) -> Any:
-        """`function` (params, *own) of every member, stacked in their order.
+        """Return `function(params, *own)` of every member, stacked in their order.
 
-        As `jax.vmap` over what `ask` gives, but the two of a pair share their noise,
-        which is drawn and read once.
+        Equals `jax.vmap` over what `ask` gives, but the two members of a pair share
+        their noise, which is drawn and read once.
 
         Args:
-            own: trees of what each member has of its own, stacked.
+            own: trees of further arguments, stacked over members.
         """
         everyone = jnp.arange(self.es.directions)
         return self._directions.map(function, state, params, everyone, *own)
@@ -341,59 +342,61 @@ class Strategy:
     def tell(
         self, state: State, params: Any, fitness: Float[Array, " N"]
     ) -> tuple[State, Any, dict[str, Array]]:
-        """The next state and parameters, and figures of the generation.
+        """Return the next state and parameters, and figures of the generation.
 
         Args:
             fitness: of all members in order; greater is better.
 
         Raises:
-            ValueError: fitness of another shape; or, where it is known before the
-                program runs, nothing finite in it or no difference.
+            ValueError: fitness has another shape; or, outside of `jax.jit`, none of it
+                is finite or all of it is equal.
         """
         fitness = jnp.asarray(fitness).astype(jnp.float32)
         _check_fitness(self.es, fitness)
         g = self._directions.gradient(state, _weights(self.es, fitness))
-        return *self._ascend(g, state, params, fitness.mean()), figures(fitness)
+        reported = figures(fitness)
+        return *self._ascend(g, state, params, reported), reported
 
     def step(self, state: State, params: Any, evaluate: Fitness, *args: Any):
-        """One generation, divided over a mesh; results as `tell`.
+        """Run one generation, divided over the mesh in use; results as from `tell`.
 
         Args:
-            evaluate: (params, key, *args) to the fitness of one member; the two of an
-                antithetic pair get the same key.
+            evaluate: (params, key, *args) to the fitness of one member; the two members
+                of an antithetic pair get the same key.
         """
-        mean, g, found = _estimate(self._directions, evaluate, state, params, args)
-        return *self._ascend(g, state, params, mean), found
+        _, g, reported = _estimate(self._directions, evaluate, state, params, args)
+        return *self._ascend(g, state, params, reported), reported
 
     def _ascend(
-        self, g: Any, state: State, params: Any, fitness: Float[Array, ""]
+        self, g: Any, state: State, params: Any, reported: dict[str, Array]
     ) -> tuple[State, Any]:
-        """The next generation's state, and a step of a minimiser up a gradient."""
+        """Return the next state, and the parameters after a step up the gradient."""
         dense = jax.tree.map(lambda g, w: value(w), g, params)
         down = jax.tree.map(lambda g, w: -g.astype(w.dtype), g, dense)
         key = jax.random.fold_in(state.key, ~state.generation)
         leaves, structure = jax.tree.flatten(self._directions.moved)
         keys = jax.random.split(key, len(leaves))
-        extra: dict[str, Any] = {"value": -fitness}
+        extra: dict[str, Any] = {"value": -reported["fitness"]}
         if self.tapped is not None:
             where = structure.unflatten(self.tapped)
-            of_taps = jax.random.fold_in(key, 1)
-            extra["stats"] = sketch_taps(down, where, of_taps)
+            extra["stats"] = sketch_taps(down, where, jax.random.fold_in(key, 1))
         with jax.numpy_dtype_promotion("standard"):  # optax relies on it
             updates, memory = optax.with_extra_args_support(self.optimizer).update(
                 down, state.optimizer, dense, **extra
             )
             new = map(
                 _added,
-                *(structure.flatten_up_to(params), leaves),
-                *(structure.flatten_up_to(updates), keys),
+                structure.flatten_up_to(params),
+                leaves,
+                structure.flatten_up_to(updates),
+                keys,
             )
             params = structure.unflatten(new)
         return State(state.key, state.generation + 1, memory), params
 
 
 def es_value_and_grad(function: Fitness, es: EGGROLL, specs: Any):
-    """The value of a function and the estimate of its gradient, as for jax.grad.
+    """Return a function that estimates value and gradient, as `jax.value_and_grad`.
 
     Args:
         function: (params, key, *args) to a number.
@@ -401,9 +404,9 @@ def es_value_and_grad(function: Fitness, es: EGGROLL, specs: Any):
         specs: tree of `ParamSpec`, or of arrays: `params.infer` derives theirs.
 
     Returns:
-        A function of (params, state, *args) to (mean of `function` over the members,
-        its gradient at `params` as far as `es.shape` keeps it, figures); the state's
-        generation makes the noise and is the caller's to increment.
+        A function of (params, state, *args) to the mean of `function` over the members,
+        its gradient at `params` as far as `es.shape` keeps it, and figures. The state's
+        generation makes the noise; the caller increments it.
     """
     directions = _Directions.of(es, specs)
 
@@ -414,7 +417,7 @@ def es_value_and_grad(function: Fitness, es: EGGROLL, specs: Any):
 
 
 def figures(fitness: Float[Array, " N"]) -> dict[str, Array]:
-    """What a generation's fitness says of it; ``no_signal`` is 1 where all is equal."""
+    """Summarise a generation's fitness; ``no_signal`` is 1 where all are equal."""
     finite = jnp.isfinite(fitness)
     best = jnp.where(finite.any(), shaping.finite(fitness), jnp.nan)
     return {
@@ -427,14 +430,18 @@ def figures(fitness: Float[Array, " N"]) -> dict[str, Array]:
 
 
 def _estimate(directions: _Directions, function, state, params, args):
-    """Fitness of all members and the gradient, under a mesh each device its part."""
+    """Evaluate all members and estimate the gradient; devices of a mesh share the work.
+
+    Returns:
+        The mean fitness, the gradient, and figures.
+    """
     es = directions.es
     what = f"directions of a population of {es.population}"
     names, parts = noise.divided(es.axes, es.directions, what)
     count = es.directions // parts
 
     def part(state, params, args, first):
-        """Fitness of the members of `count` directions, in their order."""
+        """Evaluate the members of `count` directions, in their order."""
         numbers = first + jnp.arange(count)
         return _fitness(directions, function, state, params, args, numbers)
 
@@ -449,7 +456,7 @@ def _estimate(directions: _Directions, function, state, params, args):
         in_specs=(PartitionSpec(),) * 3,
         out_specs=PartitionSpec(),
         axis_names=set(names),
-        check_vma=False,  # every device makes the same of what was gathered
+        check_vma=False,  # every device computes the same from what was gathered
     )
     def on_device(state, params, args):
         first = jax.lax.axis_index(names) * count
@@ -466,7 +473,7 @@ def _estimate(directions: _Directions, function, state, params, args):
 
 
 def _fitness(directions: _Directions, function, state, params, args, numbers):
-    """Of the members of directions, at most `members_at_once` in memory together."""
+    """Evaluate the members of directions, at most `members_at_once` at a time."""
     es = directions.es
     each = es.members_of_direction
     key = jax.random.fold_in(state.key, state.generation)
@@ -496,7 +503,7 @@ def _fitness(directions: _Directions, function, state, params, args, numbers):
 
 
 def _added(w: Any, moves: bool, update: Array, key: Array) -> Any:
-    """A parameter after its update; int8 rounds up or down at random, unbiased."""
+    """Update a parameter; a quantised one rounds up or down at random, unbiased."""
     if not moves:
         return w
     if not isinstance(w, Quantized):
@@ -507,7 +514,7 @@ def _added(w: Any, moves: bool, update: Array, key: Array) -> Any:
 
 
 def _weights(es: EGGROLL, fitness: Float[Array, " N"]) -> Float[Array, " N"]:
-    """What members count for: exactly nothing where all have the same fitness."""
+    """Return the members' weights, all exactly 0 where all have the same fitness."""
     return jnp.where(shaping.informative(fitness), es.shape(fitness), 0.0)
 
 
@@ -533,7 +540,7 @@ def _check_fitness(es: EGGROLL, fitness) -> None:
 
 
 def _by_name(directions: _Directions, params: Any) -> dict[str, Any]:
-    """Parameters, whole weights, by their paths."""
+    """Return the parameters by their paths; a quantised weight is one of them."""
     structure = jax.tree.structure(directions.specs)
     names = [name for name, _ in named_leaves(directions.specs)]
     return dict(zip(names, structure.flatten_up_to(params), strict=True))

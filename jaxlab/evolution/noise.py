@@ -1,9 +1,9 @@
-"""The noise of a population's members, made anew from (key, generation, direction).
+"""The noise of a population's members, a function of (key, generation, direction).
 
 A matrix W [in, out] moves along E = A B^T / sqrt(r) with A [in, r] and B [out, r] of
 independent standard normals, so that every entry of E has variance 1 for any rank r;
-everything else along a full normal. Nothing of it is stored or sent: a device that
-knows a member's number knows its noise.
+every other parameter moves along a full normal. No noise is stored or sent: a device
+that knows a member's number can draw its noise.
 
 Reference: Sarkar et al., Evolution Strategies at the Hyperscale, arXiv 2511.16652.
 """
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from jaxlab.params import LowRank, ParamSpec, path_name, value
 
 LOW_RANK_ROLES = ("matrix", "embedding", "head")
-"""What multiplies activations by a matrix, so that a low rank is cheap."""
+"""Roles of the matrices that multiply activations, where a low rank is cheap."""
 
 
 class Factors(NamedTuple):
@@ -30,7 +30,7 @@ class Factors(NamedTuple):
 
 
 Noise = Factors | Array | None
-"""Of one parameter; None where it is frozen."""
+"""The noise of one parameter; None where it is frozen."""
 
 
 def direction(
@@ -41,7 +41,7 @@ def direction(
     generation: Int[Array, ""],
     number: Int[Array, ""],
 ) -> Any:
-    """One direction of a generation, a tree of `Noise` shaped like `specs`.
+    """Draw one direction of a generation, a tree of `Noise` shaped like `specs`.
 
     Args:
         specs: tree of `ParamSpec`.
@@ -52,22 +52,22 @@ def direction(
     def one(path, spec: ParamSpec, moves: bool) -> Noise:
         if not moves:
             return None
-        of_leaf = jax.random.fold_in(key, zlib.crc32(path_name(path).encode()))
-        own = jax.random.fold_in(jax.random.fold_in(of_leaf, generation), number)
+        leaf_key = jax.random.fold_in(key, zlib.crc32(path_name(path).encode()))
+        draw_key = jax.random.fold_in(jax.random.fold_in(leaf_key, generation), number)
         if rank is None or spec.role not in LOW_RANK_ROLES:
-            return _normal(own, spec.shape)
+            return _normal(draw_key, spec.shape)
         *stack, n_in, n_out = spec.shape
-        both = _normal(own, (*stack, n_in + n_out, rank))
+        both = _normal(draw_key, (*stack, n_in + n_out, rank))
         return Factors(both[..., :n_in, :], both[..., n_in:, :])
 
     return jax.tree_util.tree_map_with_path(one, specs, moved)
 
 
 def _normal(key: Array, shape: tuple[int, ...]) -> Array:
-    """Normals of 16 random bits each, sqrt(2) erf^-1((2 u + 1) / 2^16 - 1).
+    """Draw normals of 16 random bits each, sqrt(2) erf^-1((2 u + 1) / 2^16 - 1).
 
-    Two of a random word, because drawing is most of what a population costs; none is
-    beyond 4.4. Drawn in a row: a short last axis would be slow on a CPU.
+    One random word makes two, because drawing is most of what a population costs; none
+    is beyond 4.4. They are drawn as one row: a short last axis is slow on a CPU.
     """
     size = math.prod(shape)
     words = jax.random.bits(key, (-(-size // 2),))
@@ -77,15 +77,15 @@ def _normal(key: Array, shape: tuple[int, ...]) -> Array:
 
 
 def divided(axes: tuple[str, ...], size: int, what: str) -> tuple[tuple[str, ...], int]:
-    """The axes of the mesh in use that divide a population, and their devices.
+    """Return the axes of the mesh in use that divide a population, and their devices.
 
     Args:
-        axes: that may.
-        size: what has to be divisible.
-        what: it is, for the error.
+        axes: the axes that may divide it.
+        size: the number to divide.
+        what: what the number counts, for the error.
 
     Raises:
-        ValueError: the devices do not divide it.
+        ValueError: the number of devices does not divide `size`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     names = tuple(name for name in axes if mesh.shape.get(name, 1) > 1)
@@ -99,16 +99,16 @@ def divided(axes: tuple[str, ...], size: int, what: str) -> tuple[tuple[str, ...
 
 
 def is_noise(x: Any) -> bool:
-    """Whether a node of a tree of noise is one parameter's."""
+    """Whether a node of a tree of noise is the noise of one parameter."""
     return x is None or isinstance(x, Factors)
 
 
 def moved_by(params: Any, noise: Any, scale: Float[Array, ""]) -> Any:
-    """params + scale * noise, matrices as `LowRank` leaves that share their base.
+    """Return params + scale * noise; matrices are `LowRank` leaves that share a base.
 
     Args:
-        params: any leaves, one for each of `noise`.
-        scale: sigma, negative for the other of an antithetic pair.
+        params: tree with a leaf of any kind for each of `noise`.
+        scale: sigma, negative for the second of an antithetic pair.
     """
 
     def one(e: Noise, w):
@@ -117,8 +117,8 @@ def moved_by(params: Any, noise: Any, scale: Float[Array, ""]) -> Any:
                 return w
             case Factors():
                 *stack, _, rank = e.a.shape
-                own = jnp.broadcast_to(scale / math.sqrt(rank), tuple(stack))
-                return LowRank(w, e.a, e.b, own)
+                factor = jnp.broadcast_to(scale / math.sqrt(rank), tuple(stack))
+                return LowRank(w, e.a, e.b, factor)
             case _:
                 base = value(w)
                 return (base.astype(jnp.float32) + scale * e).astype(base.dtype)
@@ -127,7 +127,7 @@ def moved_by(params: Any, noise: Any, scale: Float[Array, ""]) -> Any:
 
 
 def axes(noise: Any) -> Any:
-    """`in_axes` of `jax.vmap` for trees of `moved_by`, stacked over members."""
+    """Return `in_axes` of `jax.vmap` for members made by `moved_by` and stacked."""
 
     def one(e: Noise):
         match e:
@@ -142,10 +142,10 @@ def axes(noise: Any) -> Any:
 
 
 def weighted_sum(noise: Any, weights: Float[Array, " P"]) -> Any:
-    """sum_p weights_p E_p, a dense float32 array for each parameter.
+    """Return sum_p weights_p E_p, a dense float32 array for each parameter.
 
     Args:
-        noise: of P directions, stacked in front.
+        noise: the noise of P directions, stacked along a leading axis.
     """
 
     def one(e: Noise):

@@ -1,8 +1,8 @@
-"""Fitness to weights: what a population's members count for in the update.
+"""Fitness to weights: how much each member of a population counts in the update.
 
-Fitness is to be maximised. Whatever is not finite counts as the worst of the finite.
-A population without a difference has no direction, which `informative` says; the
-strategy then gives nobody a weight.
+Fitness is to be maximised. Fitness that is not finite counts as the worst finite one.
+A population whose members are equally fit has no direction (`informative`), and the
+strategy gives all of them the weight 0.
 """
 
 import dataclasses
@@ -10,13 +10,13 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-EPSILON = 1e-5  # of a variance
+EPSILON = 1e-5  # added to variances
 
 
 def finite(fitness: Float[Array, " N"]) -> Float[Array, " N"]:
-    """The fitness, with the worst finite one in the place of what is not finite.
+    """Replace fitness that is not finite by the worst finite one.
 
-    All zero where nothing is finite.
+    If none is finite, all are zero.
     """
     good = jnp.isfinite(fitness)
     worst = jnp.min(jnp.where(good, fitness, jnp.inf))
@@ -25,14 +25,14 @@ def finite(fitness: Float[Array, " N"]) -> Float[Array, " N"]:
 
 
 def informative(fitness: Float[Array, " N"]) -> Bool[Array, ""]:
-    """Whether there are two members of different fitness."""
+    """Whether any two members differ in fitness."""
     fitness = finite(fitness)
     return jnp.max(fitness) > jnp.min(fitness)
 
 
 @dataclasses.dataclass(frozen=True)
 class Raw:
-    """The fitness itself: with `scaling="unbiased"` the update is its gradient."""
+    """The fitness itself; with `scaling="unbiased"` the update is its gradient."""
 
     def __call__(self, fitness: Float[Array, " N"]) -> Float[Array, " N"]:
         return finite(fitness)
@@ -49,7 +49,7 @@ class ZScore:
 
 @dataclasses.dataclass(frozen=True)
 class CentredRanks:
-    """rank / (N - 1) - 1/2, equal fitness the mean of its ranks."""
+    """rank / (N - 1) - 1/2; members of equal fitness get the mean of their ranks."""
 
     def __call__(self, fitness: Float[Array, " N"]) -> Float[Array, " N"]:
         ordered = jnp.sort(finite(fitness))
@@ -63,18 +63,18 @@ class CentredRanks:
 
 @dataclasses.dataclass(frozen=True)
 class GroupZScore:
-    """Each group's own mean, one deviation for all: (f - mean of group) / deviation.
+    """(f - mean of its group) / deviation, with one deviation for the population.
 
-    For fitness that depends on a question asked, all questions counting alike.
+    For fitness that depends on the question asked, so that all questions count alike.
 
     Attributes:
-        size: members a group, one behind the other; they were asked the same.
+        size: members of a group, which are consecutive and are asked the same.
     """
 
     size: int
 
     def check(self, population: int) -> None:
-        """Raises ValueError where groups do not divide a population."""
+        """Raise ValueError if groups do not divide a population."""
         if self.size < 2 or population % self.size:
             raise ValueError(
                 f"A group has {self.size} members, but must have at least 2 and divide "
@@ -91,7 +91,7 @@ class GroupZScore:
 
 @dataclasses.dataclass(frozen=True)
 class Sign:
-    """The sign of the difference within each antithetic pair, halved between them."""
+    """Half the sign of the difference within each antithetic pair, to either member."""
 
     def __call__(self, fitness: Float[Array, " N"]) -> Float[Array, " N"]:
         plus, minus = finite(fitness).reshape(-1, 2).T

@@ -90,13 +90,12 @@ class MKORState(NamedTuple):
 
     Attributes:
         count: steps made.
-        lacks: deviations of the factors from the identity, by the path of the weight.
-            Checkpoints store this name.
+        deviations: those of the factors from the identity, by the path of the weight.
         skipped: updates of factors left out because a vector was not finite.
     """
 
     count: Int[Array, ""]
-    lacks: dict[str, Deviations]
+    deviations: dict[str, Deviations]
     skipped: Int[Array, ""]
 
     FIGURES = ("skipped",)
@@ -208,7 +207,7 @@ def _scale_by_mkor(
 
     def update(updates, state: Any, params=None, *, stats=None, **_):
         del params
-        _check_state(weights, state.lacks)
+        _check_state(weights, state.deviations)
         leaves = dict(zip(names, structure.flatten_up_to(updates), strict=True))
         vectors = jax.tree.map(whole, _vectors(weights, names, stats))
 
@@ -231,13 +230,13 @@ def _scale_by_mkor(
             return new, jnp.sum(~finite, dtype=jnp.int32)
 
         if period == 1:
-            deviations, skipped = renew(state.lacks)
+            deviations, skipped = renew(state.deviations)
         else:
             deviations, skipped = jax.lax.cond(
                 state.count % period == 0,
                 renew,
                 lambda deviations: (deviations, jnp.zeros((), jnp.int32)),
-                state.lacks,
+                state.deviations,
             )
         deviations = jax.tree.map(whole, deviations)
         for name, w in weights.items():

@@ -127,7 +127,7 @@ def test_sigma_may_be_a_function_of_the_generation():
     falling = Decay(0.4, 0.5, least=0.05)
     np.testing.assert_allclose(steps(falling, 2), steps(0.1, 2), rtol=1e-6)
     np.testing.assert_allclose(steps(falling, 9), steps(0.05, 9), rtol=1e-6)
-    with pytest.raises(ValueError, match="no step that falls"):
+    with pytest.raises(ValueError, match="not a step that falls"):
         Decay(rate=2.0)
 
 

@@ -81,7 +81,7 @@ def test_factors_are_the_dense_inverses(variant, oracle, threshold):
     for a, b in vectors(40):
         u, state = tx.update(g, state, stats=taps(6 * a, b, rows=6.0))
         A, B = oracle(A, a), oracle(B, b)
-    found = state.lacks["w"]
+    found = state.deviations["w"]
     np.testing.assert_allclose(inverse(found.a), A, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(inverse(found.b), B, rtol=1e-5, atol=1e-5)
     G = np.asarray(g["w"], np.float64)
@@ -129,7 +129,7 @@ def test_eigenvalues_stay_above_0_and_up_to_1(dtype):
     state = tx.init(None)
     for first in range(0, 10_000, every):
         state = steps(state, jnp.int32(first))
-        for deviation in state.lacks["w"]:
+        for deviation in state.deviations["w"]:
             found = np.linalg.eigvalsh(inverse(deviation))
             for name, values in zip(HARD, found, strict=True):
                 assert values.min() > 0, (name, first, values.min())
@@ -197,7 +197,7 @@ def test_settings_reach_the_transformation_and_survive_json():
         jax.tree.map(np.testing.assert_array_equal, found[0], found[1])
     for name in ("w", "b"):
         assert np.abs(found[0][name] - found[2][name]).max() > 1e-3
-    assert states[0][0].lacks["w"].a.shape == (IN + 1, IN + 1)
+    assert states[0][0].deviations["w"].a.shape == (IN + 1, IN + 1)
 
 
 @pytest.mark.parametrize("variant", ("released", "exact"))
@@ -225,7 +225,7 @@ def test_factors_change_every_period_without_another_program():
     state, seen = tx.init(None), []
     for a, b in vectors(7):
         _, state = update(gradients(), state, stats=taps(a, b))
-        seen.append(np.asarray(state.lacks["w"].a, np.float32))
+        seen.append(np.asarray(state.deviations["w"].a, np.float32))
     changed = [bool((x != y).any()) for x, y in zip(seen, seen[1:], strict=False)]
     assert changed == [False, False, True, False, False, True]
     assert update._cache_size() == 1
@@ -239,8 +239,10 @@ def test_what_is_not_finite_is_skipped_and_counted():
         a[2] = bad
         u, after = tx.update(gradients(), state, stats=taps(a, np.ones(OUT)))
         assert int(after.skipped) == 1
-        np.testing.assert_array_equal(after.lacks["w"].a, state.lacks["w"].a)
-        assert (np.asarray(after.lacks["w"].b) != np.asarray(state.lacks["w"].b)).any()
+        np.testing.assert_array_equal(after.deviations["w"].a, state.deviations["w"].a)
+        assert (
+            np.asarray(after.deviations["w"].b) != np.asarray(state.deviations["w"].b)
+        ).any()
         assert np.isfinite(u["w"]).all()
 
 
@@ -335,5 +337,5 @@ def test_statistics_that_do_not_fit(stats, message):
 
 def test_factors_are_stored_in_bfloat16():
     state = scale_by_mkor(SPECS).init(None)
-    found = [(x.shape, x.dtype) for x in state.lacks["w"]]
+    found = [(x.shape, x.dtype) for x in state.deviations["w"]]
     assert found == [((n, n), jnp.bfloat16) for n in (IN, OUT)]

@@ -1,4 +1,4 @@
-"""EGG: a recurrent language model of integers, which nothing but a search can train.
+"""EGG: a recurrent language model of integers, which only a search can train.
 
 Weights and activations are int8 in -127 .. 127 and stand for sixteenths (16 is 1.0);
 sums are int32. Every operation rounds to negative infinity (``>>`` and ``//``) and
@@ -32,9 +32,9 @@ from jaxtyping import Array, Bool, Int, Int8, Int32
 
 from jaxlab.params import ParamSpec, stack
 
-FIXED_POINT = 4  # bits behind the point
+FIXED_POINT = 4  # bits after the point
 ONE = 2**FIXED_POINT
-LARGEST = 127  # -128 has no opposite, so it is no value
+LARGEST = 127  # -128 is never used, because it has no opposite
 WIDEST = 1024  # 4 D * 127 * 63^2 must fit int32: see `linear`
 MOST_IDS = 2048  # the sum of so many powers of two fits int32: see `loss`
 
@@ -80,7 +80,7 @@ class Config:
 
 
 def spec(cfg: Config) -> dict[str, Any]:
-    """The parameters: 2 V D + D + L (12 D^2 + 4 D) of int8."""
+    """Declare the parameters: 2 V D + D + L (12 D^2 + 4 D) numbers of int8."""
     D, V = cfg.width, cfg.vocab_size
 
     def normal(n_in, n_out, role="matrix"):
@@ -109,13 +109,13 @@ def spec(cfg: Config) -> dict[str, Any]:
 
 
 def _normal(key, shape, dtype):
-    """round(16 N(0, 1))."""
+    """Draw round(16 N(0, 1)), clipped to int8."""
     x = jnp.round(ONE * jax.random.normal(key, shape))
     return jnp.clip(x, -LARGEST, LARGEST).astype(dtype)
 
 
 def init_state(cfg: Config, batch: int) -> Int8[Array, "L B D"]:
-    """The states of the cells before a document: zeros."""
+    """Return the states of the cells before a document, which are zeros."""
     return jnp.zeros((cfg.layers, batch, cfg.width), jnp.int8)
 
 
@@ -131,9 +131,9 @@ class Perturbed:
 
     Attributes:
         w: int8 ``[in, out]``, or ``[D]``.
-        a: int8 ``[in]``, or ``[D]``; the member's sign is in it.
+        a: int8 ``[in]``, or ``[D]``; includes the member's sign.
         b: int8 ``[out]``, or ``[D]``.
-        shift: bits by which noise is divided.
+        shift: the noise is divided by 2^shift.
     """
 
     w: Int8[Array, "..."]
@@ -143,12 +143,12 @@ class Perturbed:
 
 
 def saturate(x: Int[Array, "..."]) -> Int8[Array, "..."]:
-    """The nearest of -127 .. 127."""
+    """Clip to -127 .. 127."""
     return jnp.clip(x, -LARGEST, LARGEST).astype(jnp.int8)
 
 
 def linear(u: Int8[Array, "*rows in"], w: Weight) -> Int8[Array, "*rows out"]:
-    """``sat((u W + ((u a) b >> shift)) >> (4 + log2 sqrt in))``.
+    """Return ``sat((u W + ((u a) b >> shift)) >> (4 + log2 sqrt in))``.
 
     A population shares u W. Noise is at most 63, which keeps (u a) b in 32 bits.
     """
@@ -161,7 +161,7 @@ def linear(u: Int8[Array, "*rows in"], w: Weight) -> Int8[Array, "*rows out"]:
 
 
 def embed(w: Weight, ids: Int32[Array, "*rows"]) -> Int8[Array, "*rows out"]:
-    """Rows of a table: ``sat(W[t] + (a[t] b >> shift))``."""
+    """Return rows of a table, ``sat(W[t] + (a[t] b >> shift))``."""
     if isinstance(w, Perturbed):
         noise = _wide(w.a[ids])[..., None] * _row(w.b, ids.ndim + 1) >> w.shift
         return saturate(_wide(w.w[ids]) + noise)
@@ -169,14 +169,14 @@ def embed(w: Weight, ids: Int32[Array, "*rows"]) -> Int8[Array, "*rows out"]:
 
 
 def vector(w: Weight) -> Int8[Array, "*stack D"]:
-    """A scale or a bias: ``sat(w + (a b >> shift))``."""
+    """Return a scale or a bias, ``sat(w + (a b >> shift))``."""
     if isinstance(w, Perturbed):
         return saturate(_wide(w.w) + (_wide(w.a) * _wide(w.b) >> w.shift))
     return w
 
 
 def _dot(u, w):
-    """Sums over the last axis of u and the first of w, of int8 in int32."""
+    """Sum int8 products over the last axis of u and the first of w, in int32."""
     axes = (((u.ndim - 1,), (0,)), ((), ()))
     return jax.lax.dot_general(u, w, axes, preferred_element_type=jnp.int32)
 
@@ -186,7 +186,7 @@ def _wide(x):
 
 
 def _row(v, ndim):
-    """A vector as int32 with axes for `ndim` of activations."""
+    """Return a vector as int32, with axes to broadcast with `ndim` of activations."""
     return _wide(v).reshape((1,) * (ndim - 1) + (-1,))
 
 
@@ -203,16 +203,16 @@ def forward(
     cfg: Config,
     state: Int8[Array, "L B D"],
 ) -> tuple[Int8[Array, "B T V"], Int8[Array, "L B D"]]:
-    """Logits in sixteenths of a bit, and the states behind the last token.
+    """Return logits in sixteenths of a bit, and the states after the last token.
 
-    Segments of a text in turn, each with the state of the one before, give what the
-    whole gives. A separator is read from the state of zeros.
+    A text gives the same whole or in segments, each with the state of the one before.
+    A separator is read from the state of zeros.
 
     Args:
-        params: tree of `spec`, of int8 arrays or `Perturbed`.
+        params: tree of `spec`, with int8 arrays or `Perturbed` leaves.
         tokens: ids.
         cfg: sizes.
-        state: from `init_state` or the segment before.
+        state: from `init_state` or from the segment before.
     """
     starts_BT = tokens == cfg.separator
 
@@ -229,7 +229,7 @@ def forward(
 
 
 def layer_norm(x: Int8[Array, "*rows D"], w: Weight) -> Int8[Array, "*rows D"]:
-    """``sat(x w // max(1, sum|x| // D))``, the mean of absolute values for a norm."""
+    """Return ``sat(x w // max(1, sum|x| // D))``, x over its mean absolute value."""
     mean = jnp.sum(jnp.abs(_wide(x)), -1, keepdims=True) >> _log2(x.shape[-1])
     return saturate(_wide(x) * _row(vector(w), x.ndim) // jnp.maximum(mean, 1))
 
@@ -240,13 +240,13 @@ def _cell(
     starts: Bool[Array, "B T"],
     state: Int8[Array, "B D"],
 ) -> tuple[Int8[Array, "B T D"], Int8[Array, "B D"]]:
-    """The recurrence, like a minimal gated recurrent unit; the gate is f + 127 of 256.
+    """Run the recurrence, a minimal gated unit whose gate is (f + 127) / 256.
 
     f  = sat(x W_f + s U_f + b_f)
     h  = sat(x W_h + ((f + 127) s >> 8) U_h + b_h)
     s' = s + ((f + 127) (h - s) >> 8)
     """
-    # What only the input decides is made for all tokens at once.
+    # What depends on the input alone is computed for all tokens at once.
     f_BTD, h_BTD = (
         _wide(linear(x, w[f"w_{name}"])) + _row(vector(w[f"b_{name}"]), x.ndim)
         for name in "fh"
@@ -277,11 +277,11 @@ EXP2 = np.floor(ONE * 2 ** (np.arange(256) / ONE)).astype(np.int32)
 """16 * 2^(k / 16)."""
 
 _STEPS = np.ceil(2 ** (31 + (np.arange(1, 17) - 0.5) / 16)).astype(np.uint32)
-"""Of numbers in 2^31 .. 2^32: where log2 is nearer to the next sixteenth."""
+"""The numbers in 2^31 .. 2^32 from which log2 is nearer to the next sixteenth."""
 
 
 def log2(x: Int32[Array, "..."]) -> Int32[Array, "..."]:
-    """16 log2(x) to the nearest integer, for x of 1 and more."""
+    """Return 16 log2(x) to the nearest integer, for x of at least 1."""
     zeros = jax.lax.clz(x)
     normed = x.astype(jnp.uint32) << zeros.astype(jnp.uint32)
     above = [(normed >= step).astype(jnp.int32) for step in _STEPS]
@@ -291,9 +291,10 @@ def log2(x: Int32[Array, "..."]) -> Int32[Array, "..."]:
 def loss(
     logits: Int8[Array, "*rows V"], targets: Int32[Array, "*rows"]
 ) -> Int32[Array, "*rows"]:
-    """-log2 p(target) in sixteenths of a bit, where p is softmax to the base 2^(1/16).
+    """Return -log2 p(target) in sixteenths of a bit; p is softmax to the base 2^(1/16).
 
-    log2(sum_k EXP2[z_k]) - 64 - z_target with z = logits + 128; the 64 is EXP2's 16.
+    It is log2(sum_k EXP2[z_k]) - 64 - z_target with z = logits + 128; the 64 cancels
+    the factor 16 in EXP2.
     """
     z = _wide(logits) + 128
     total = jnp.sum(jnp.asarray(EXP2)[z], -1)
@@ -307,16 +308,16 @@ def segment_loss(
     cfg: Config,
     state: Int8[Array, "L B D"],
 ) -> tuple[Int32[Array, " B"], Int8[Array, "L B D"]]:
-    """The loss of a segment's T predictions, summed, and the next segment's state.
+    """Return the sum of losses of a segment's T predictions, and its last state.
 
-    The opening separator behind a closing one is not text and does not count.
+    An opening separator after a closing one is not text and does not count.
     """
     logits, state = forward(params, tokens[:, :-1], cfg, state)
-    found = loss(logits, tokens[:, 1:])
+    losses = loss(logits, tokens[:, 1:])
     border = (tokens == cfg.separator)[:, :-1] & (tokens == cfg.separator)[:, 1:]
-    return jnp.sum(jnp.where(border, 0, found), -1), state
+    return jnp.sum(jnp.where(border, 0, losses), -1), state
 
 
 def bits(sixteenths: Int[np.ndarray, "..."] | int) -> float:
-    """What losses are in bits, summed; not for the training step."""
+    """Return the sum of losses in bits, a float; not for the training step."""
     return float(np.sum(np.asarray(sixteenths, np.int64))) / ONE

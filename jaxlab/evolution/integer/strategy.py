@@ -1,21 +1,23 @@
 """EGGROLL in integers: a language model trained without one floating-point number.
 
-Members come in pairs theta + E_p, theta - E_p that read the same text. A pair says only
+Members come in pairs theta + E_p, theta - E_p that read the same text. A pair only says
 which of the two did better, F_p = sign(s+ - s-), and an entry of theta moves by one
-where P pairs agree more than chance lets them:
+where the P pairs agree more than they would by chance:
 
     V = sum_p F_p E_p,   theta <- sat(theta + sign(V))  where  |V| >= 256 sqrt(P) z_t
 
-The noise of a matrix is a b^T with a and b of round(16 N(0, 1)), so 256 sqrt(P) is the
-deviation of V under no preference, and z_t = Phi^-1(1 - alpha_t / 2) is a test that
-then moves the share alpha_t = 1 / (decay t + 1) of all entries. Members keep the state
-of the recurrence from one segment of their text to the next.
+The noise of a matrix is a b^T with a and b drawn as round(16 N(0, 1)), so 256 sqrt(P)
+is the standard deviation of V if no pair has a preference. The threshold
+z_t = Phi^-1(1 - alpha_t / 2) then moves the share alpha_t = 1 / (decay t + 1) of all
+entries. Members keep the state of the recurrence from one segment of their text to the
+next.
 
 Differs from the paper in: noise is rounded, not truncated, so that 256 is its variance,
-and cut at 63, which keeps every sum in 32 bits; directions are stretches of a table, as
-there, but of `table_size` entries, not 2^30, made from the run's key and closed to a
-ring, so that all starts are alike; a pair's vote is counted where it is cast, so that
-no noise is made twice; and alpha is `decay`'s, in the published run 0.015.
+and clipped at 63, which keeps every sum in 32 bits; directions are stretches of a
+table, as there, but of `table_size` entries, not 2^30, made from the run's key and
+closed to a ring, so that all starts are alike; a pair's vote is counted where it is
+cast, so that no noise is made twice; and alpha follows `decay`, which is 0.015 in the
+published run.
 
 Reference: Sarkar et al., Evolution Strategies at the Hyperscale, arXiv 2511.16652,
 appendices on integer training.
@@ -49,7 +51,7 @@ from jaxlab.evolution.noise import LOW_RANK_ROLES, divided
 from jaxlab.params import ParamSpec, named_leaves
 
 LARGEST_NOISE = 63
-MOST_MEMBERS = 2**20  # whose votes 63^2 fit int32
+MOST_MEMBERS = 2**20  # so that the sum of their votes, of 63^2 each, fits int32
 TEXTS = "texts that a population reads"
 
 
@@ -58,11 +60,11 @@ class IntegerState:
     """What a strategy remembers.
 
     Attributes:
-        key: the run's; with the generation and a direction's number it makes the noise.
-        generation: how many have been.
+        key: of the run; with the generation and a direction's number it makes noise.
+        generation: the number of generations so far.
         hidden: each member's state of the recurrence.
-        table: the noise, of which a direction is a stretch from somewhere on; its first
-            entries stand at its end again.
+        table: the noise, of which each direction is a stretch; its first entries are
+            repeated at its end.
     """
 
     key: Array
@@ -72,14 +74,14 @@ class IntegerState:
 
 
 class Outer(NamedTuple):
-    """Noise a b^T of a matrix."""
+    """The noise a b^T of a matrix."""
 
     a: Int8[Array, "*stack in"]
     b: Int8[Array, "*stack out"]
 
 
 class Product(NamedTuple):
-    """Noise a b of a vector, entry by entry: distributed as a matrix's is."""
+    """The noise a b of a vector, entry by entry: distributed as that of a matrix."""
 
     a: Int8[Array, "*stack D"]
     b: Int8[Array, "*stack D"]
@@ -93,16 +95,16 @@ class IntegerEGGROLL:
     """Settings of the strategy.
 
     Attributes:
-        population: members a generation, in pairs.
-        sigma_shift: a member is 2^-sigma_shift of its noise away, which has the
-            deviation of new weights.
-        members_per_sequence: neighbours that read the same text; even, because the two
-            of a pair must.
-        decay: of the share of entries that a generation may move by chance,
+        population: members of a generation, an even number.
+        sigma_shift: a member differs by 2^-sigma_shift of its noise, whose standard
+            deviation is that of new weights.
+        members_per_sequence: consecutive members that read the same text; even, so that
+            the two of a pair do.
+        decay: lowers the share of entries that a generation may move by chance,
             1 / (decay t + 1).
-        generations: t up to which that share falls.
-        members_at_once: whose activations are in memory together, at most; the pairs
-            are divided evenly, so that a population with small factors is best.
+        generations: the t up to which that share falls.
+        members_at_once: the most members whose activations are in memory together; the
+            pairs are divided evenly, so a population with small factors is best.
         table_size: entries of noise, a power of 2.
         axes: the mesh axes that divide the population; devices exchange their votes.
     """
@@ -157,25 +159,25 @@ class IntegerEGGROLL:
 
     @property
     def pairs(self) -> int:
-        """P."""
+        """P, the number of pairs."""
         return self.population // 2
 
     def at_once(self, pairs: int) -> int:
-        """The most pairs within `members_at_once` that divide so many."""
+        """Return the most pairs within `members_at_once` that divide `pairs`."""
         most = min(self.members_at_once // 2, pairs)
         return next(n for n in range(most, 0, -1) if pairs % n == 0)
 
     def share(self, generation: int) -> float:
-        """alpha: of entries, what a generation moves under no preference."""
+        """Return alpha, the share of entries that move if no pair has a preference."""
         return 1 / (self.decay * min(generation, self.generations - 1) + 1)
 
     def threshold(self, generation: int) -> int:
-        """The least votes that move an entry: 256 sqrt(P) Phi^-1(1 - alpha / 2)."""
+        """The fewest votes that move an entry: 256 sqrt(P) Phi^-1(1 - alpha / 2)."""
         z = -statistics.NormalDist().inv_cdf(self.share(generation) / 2)
         return math.ceil(ONE**2 * math.sqrt(self.pairs) * z)
 
     def build(self, cfg: Config) -> "IntegerStrategy":
-        """The strategy for a model.
+        """Return the strategy for a model.
 
         Raises:
             ValueError: the table is shorter than the noise of one direction.
@@ -202,7 +204,7 @@ class IntegerStrategy:
     _thresholds: Int32[np.ndarray, " generations"]
 
     def init(self, params: Any, key: Array) -> IntegerState:
-        """The state before the first generation; floats make its table, and end there.
+        """Return the state before the first generation; floats make only its table.
 
         Raises:
             TypeError: a parameter is not int8.
@@ -221,7 +223,7 @@ class IntegerStrategy:
         )
 
     def noise(self, state: IntegerState, number: Int32[Array, ""]) -> Any:
-        """One direction of the generation, a tree of `Noise` shaped like the spec."""
+        """Return one direction of the generation, a tree of `Noise` like the spec."""
         key = jax.random.fold_in(state.key, state.generation)
         start = jax.random.bits(jax.random.fold_in(key, number), (), jnp.uint32)
         start = (start & jnp.uint32(self.es.table_size - 1)).astype(jnp.int32)
@@ -233,12 +235,12 @@ class IntegerStrategy:
         return jax.tree.unflatten(structure, parts)
 
     def member(self, params: Any, noise: Any, sign: Int8[Array, ""]) -> Any:
-        """Parameters of one member: `Perturbed` leaves that share their base.
+        """Return the parameters of a member: `Perturbed` leaves that share their base.
 
         Args:
             params: tree of int8 arrays.
             noise: of its pair.
-            sign: 1, or -1 for the other of the pair.
+            sign: 1 for the first of the pair, -1 for the second.
         """
         shift = FIXED_POINT + self.es.sigma_shift
         return jax.tree.map(
@@ -251,12 +253,11 @@ class IntegerStrategy:
     def step(
         self, state: IntegerState, params: Any, tokens: Int32[Array, "rows T+1"]
     ) -> tuple[IntegerState, Any, dict[str, Array]]:
-        """One generation.
+        """Run one generation.
 
         Args:
-            tokens: a text for every `members_per_sequence` members, the segment that
-                follows that of the step before; from one to the next they share a
-                token.
+            tokens: a text for every `members_per_sequence` members: the segment that
+                follows that of the step before, whose last token is its first.
 
         Returns:
             The next state, the next parameters, and figures: `losses` [pairs, 2] of the
@@ -264,7 +265,7 @@ class IntegerStrategy:
             number of entries that `moved`.
 
         Raises:
-            ValueError: another number of rows, or nothing to predict.
+            ValueError: the number of rows is wrong, or there is nothing to predict.
         """
         tokens = self._checked(jnp.asarray(tokens))
         names, parts = divided(self.es.axes, len(tokens), TEXTS)
@@ -275,11 +276,11 @@ class IntegerStrategy:
             return jax.lax.psum(votes, names) if names else votes, *found
 
         if parts > 1:
-            everywhere, own = PartitionSpec(), PartitionSpec(names)
+            replicated, split = PartitionSpec(), PartitionSpec(names)
             part = jax.shard_map(
                 part,
-                in_specs=(everywhere, everywhere, own, own),
-                out_specs=(everywhere, own, own),
+                in_specs=(replicated, replicated, split, split),
+                out_specs=(replicated, split, split),
                 axis_names=set(names),
                 check_vma=False,  # the sum of votes is the same on every device
             )
@@ -298,7 +299,7 @@ class IntegerStrategy:
         return state, jax.tree.map(_moved, params, moves), figures
 
     def _votes(self, state, params, hidden, tokens, first):
-        """Of the pairs from `first` on: the sum, each pair's losses, next states."""
+        """Return the pairs' votes, losses and next states; they count from `first`."""
         pairs, pairs_a_row = len(hidden), self.es.members_per_sequence // 2
         at_once = self.es.at_once(pairs)
 
@@ -307,10 +308,10 @@ class IntegerStrategy:
             numbers = start + jnp.arange(at_once)
             noise = jax.vmap(self.noise, (None, 0))(state, first + numbers)
             evaluate = jax.vmap(self._pair, (None, 0, 0, 0))
-            own = tokens[numbers // pairs_a_row]
-            losses, hidden = evaluate(params, noise, own, hidden)
-            found = count_votes(noise, preferences(losses))
-            return jax.tree.map(jnp.add, votes, found), (losses, hidden)
+            texts = tokens[numbers // pairs_a_row]
+            losses, hidden = evaluate(params, noise, texts, hidden)
+            new_votes = count_votes(noise, preferences(losses))
+            return jax.tree.map(jnp.add, votes, new_votes), (losses, hidden)
 
         zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.int32), params)
         stacked = hidden.reshape(-1, at_once, *hidden.shape[1:])
@@ -319,12 +320,12 @@ class IntegerStrategy:
         return votes, losses.reshape(pairs, 2), after.reshape(hidden.shape)
 
     def _pair(self, params, noise, tokens, hidden):
-        """Losses [2] and hidden states of two members of opposite noise."""
+        """Return the losses [2] and hidden states of two members of opposite noise."""
 
         def one(sign, hidden):
             member = self.member(params, noise, sign)
-            found, hidden = segment_loss(member, tokens[None], self.cfg, hidden)
-            return found[0], hidden
+            losses, hidden = segment_loss(member, tokens[None], self.cfg, hidden)
+            return losses[0], hidden
 
         return jax.vmap(one)(jnp.array([1, -1], jnp.int8), hidden)
 
@@ -340,15 +341,16 @@ class IntegerStrategy:
 
 
 def preferences(losses: Int32[Array, "pairs 2"]) -> Int8[Array, " pairs"]:
-    """F: 1 where the first of a pair did better, -1 where the second did, else 0."""
+    """Return F: 1 where the first of a pair did better, -1 where the second, else 0."""
     return jnp.sign(losses[:, 1] - losses[:, 0]).astype(jnp.int8)
 
 
 def count_votes(noise: Any, preference: Int8[Array, " pairs"]) -> Any:
-    """V = sum_p F_p E_p, int32.
+    """Return V = sum_p F_p E_p, int32.
 
     Args:
-        noise: of all pairs, stacked in front.
+        noise: of all pairs, stacked along a leading axis.
+        preference: F.
     """
 
     def one(e: Noise):
@@ -360,7 +362,7 @@ def count_votes(noise: Any, preference: Int8[Array, " pairs"]) -> Any:
 
 
 def elect(votes: Any, threshold: Int32[Array, ""]) -> Any:
-    """sign(V) where |V| reaches the threshold, else 0; int32."""
+    """Return sign(V) where |V| reaches the threshold, else 0; int32."""
     return jax.tree.map(
         lambda v: jnp.where(jnp.abs(v) >= threshold, jnp.sign(v), 0),
         votes,
@@ -368,7 +370,7 @@ def elect(votes: Any, threshold: Int32[Array, ""]) -> Any:
 
 
 def _shapes(spec: ParamSpec) -> Any:
-    """Of a parameter's noise."""
+    """Return the shapes of a parameter's noise."""
     if spec.role in LOW_RANK_ROLES:
         *stack, n_in, n_out = spec.shape
         return Outer((*stack, n_in), (*stack, n_out))  # pyright: ignore
@@ -383,8 +385,8 @@ def _is_noise(x: Any) -> bool:
     return isinstance(x, Outer | Product)
 
 
-def _count(found) -> Int32[Array, ""]:
-    return jnp.sum(found.astype(jnp.int32))
+def _count(condition) -> Int32[Array, ""]:
+    return jnp.sum(condition.astype(jnp.int32))
 
 
 def _moved(w, move):
@@ -393,18 +395,19 @@ def _moved(w, move):
 
 def _check(params: Any, specs: Any) -> None:
     leaves = jax.tree.leaves(params)
-    for (name, wanted), w in zip(named_leaves(specs), leaves, strict=True):
+    for (name, declared), w in zip(named_leaves(specs), leaves, strict=True):
         if w.dtype != jnp.int8:
             raise TypeError(
                 f"{name} is {w.dtype}, but the weights of this model are int8; make "
                 "them with params.init(spec(cfg), key)."
             )
-        if w.shape != wanted.shape:
+        if w.shape != declared.shape:
             raise ValueError(
-                f"{name} has the shape {w.shape}, but the settings say {wanted.shape}."
+                f"{name} has the shape {w.shape}, but the settings need "
+                f"{declared.shape}."
             )
         if not isinstance(w, Tracer) and int(jnp.min(w)) < -LARGEST:
             raise ValueError(
-                f"{name} holds -128, which is no weight, because it has no opposite; "
+                f"{name} holds -128, which is not allowed, as it has no opposite; "
                 "saturate it to -127."
             )
