@@ -11,7 +11,7 @@ from pallas_kernels import aot
 
 DELTA = "pallas_kernels.programs:delta_rule"
 PAGED = "pallas_kernels.programs:paged_attention"
-ROOM = (32, 32, 1024, 64)  # queries, sequences, pages, pages per sequence
+ROOM = (32, 32, 1024, 64)  # sequences, queries, pages, pages per sequence
 VARIANTS = {
     "delta rule, K = V = 64": (DELTA, {"T": 8192, "K": 64, "V": 64}),
     "delta rule, K = V = 128": (DELTA, {"T": 8192}),

@@ -67,7 +67,7 @@ def costs(
     accumulate: int = 1,
     tapped: Any = None,
 ) -> Costs:
-    """Return the costs of an optimizer in `jaxlab.training.make_train_step`.
+    """Return the costs of an optimizer in `jaxlab.training.step.make_train_step`.
 
     For a weight [in, out] the statistics are in + out + 1 numbers at every step,
     whatever MKOR's period: linear in its sides, where K-FAC's are quadratic. On a mesh
