@@ -16,7 +16,15 @@ import jax.numpy as jnp
 from jaxlab import models, params
 from jaxlab.evolution import EGGROLL, Strategy
 from jaxlab.models import LMConfig
-from jaxlab.optimizers import BatchGrowth, Optimizer, build_for, tapped_by
+from jaxlab.optimizers import (
+    BatchController,
+    BatchGrowth,
+    Optimizer,
+    build_for,
+    events,
+    reported,
+    tapped_by,
+)
 from jaxlab.rl import (
     GRPO,
     Questions,
@@ -29,9 +37,9 @@ from jaxlab.rl import (
 )
 from jaxlab.training.batches import Numbered, StepBatch, StepBatches
 from jaxlab.training.problem import Curve, Problem, Reading
-from jaxlab.training.problems.fitness import ADVICE, read_figures
 from jaxlab.training.problems.placement import abstract, compiled, placed
 from jaxlab.training.problems.policies import ADAM
+from jaxlab.training.problems.readings import ADVICE, read_events, read_fitness
 from jaxlab.training.restore import load_run
 from jaxlab.training.source import TextData
 from jaxlab.training.state import TrainState
@@ -70,7 +78,7 @@ class FineTuning:
                 f"accumulate={self.accumulate} divides the gradients of GRPO; EGGROLL "
                 "has none, and its members_at_once bounds the memory."
             )
-        self._check_growth()
+        self._batch_controller()
         if not 1 <= self.k <= self.samples:
             raise ValueError(f"k={self.k} must be from 1 to samples={self.samples}.")
         if self.k > 1 and self.fitness != "pass_at_k":
@@ -89,9 +97,9 @@ class FineTuning:
                 "temperature above 0, or samples=1."
             )
 
-    def _check_growth(self) -> None:
+    def _batch_controller(self) -> BatchController | None:
         if self.growth is None:
-            return
+            return None
         if not isinstance(self.method, GRPO):
             raise ValueError(
                 "growth compares gradients of parts of a batch, which EGGROLL has not; "
@@ -102,7 +110,7 @@ class FineTuning:
                 f"growth tests the one gradient of a batch, but updates="
                 f"{self.method.updates}; set updates=1."
             )
-        self.growth.build(self.questions_a_step, self.accumulate)
+        return self.growth.build(self.questions_a_step, self.accumulate)
 
     @property
     def answers_a_step(self) -> int:
@@ -143,11 +151,8 @@ class FineTuning:
         """The problem of a run of so many steps."""
         mesh = jax.sharding.get_mesh()
         run = load_run(self.init_from, mesh_config=params.MeshConfig(**mesh.shape))
-        cfg, weights, specs = (
-            run.config.model,
-            run.params,
-            models.spec(run.config.model),
-        )
+        cfg, weights = run.config.model, run.params
+        specs = models.spec(cfg)
         frozen = [(pattern, False) for pattern in self.frozen]
         trainable = params.select(specs, [*frozen, (".*", True)])
         optimizer = build_for(self.optimizer, specs, steps, trainable)
@@ -159,9 +164,7 @@ class FineTuning:
             Numbered(lambda number: self._questions(seed, number)),
             self.questions_a_step,
             self.accumulate,
-            None
-            if self.growth is None
-            else self.growth.build(self.questions_a_step, self.accumulate),
+            self._batch_controller(),
         )
         if isinstance(self.method, GRPO):
             watched = "reward"
@@ -178,6 +181,7 @@ class FineTuning:
             memory, learn = _by_evolution(strategy, self._fitness(cfg), weights, key)
 
         start = placed(TrainState(jnp.zeros((), jnp.int32), weights, memory))
+        sentences = events(memory)
 
         @functools.cache
         def update_in_parts(parts: int):
@@ -185,7 +189,8 @@ class FineTuning:
                 memory, tuned, figures = learn(
                     parts, state.opt_state, state.params, questions, key
                 )
-                return TrainState(state.step + 1, tuned, memory), figures
+                state = TrainState(state.step + 1, tuned, memory)
+                return state, figures | reported(memory)
 
             return compiled(update, start)
 
@@ -205,13 +210,13 @@ class FineTuning:
             }
 
         def read(step: int, taken: StepBatch, figures: dict[str, Any]) -> Reading:
-            reading = read_figures(step, taken, figures)
-            if self.growth is None:
-                return reading
-            values = reading.values | {"rows": taken.rows}
+            reading = read_fitness(step, taken, figures)
+            reading = read_events(step, reading, sentences)
+            values = reading.values | {"rows": float(taken.rows)}
             grown = [f"a step now asks {taken.rows} questions"] if taken.grown else []
             return reading._replace(
-                values=values | batches.read(values), messages=grown
+                values=values | batches.read(values),
+                messages=[*reading.messages, *grown],
             )
 
         return Problem(

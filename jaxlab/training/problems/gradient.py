@@ -28,7 +28,8 @@ from jaxlab.optimizers import (
 )
 from jaxlab.training.batches import StepBatch, StepBatches
 from jaxlab.training.config import MAY_DIFFER, RunConfig
-from jaxlab.training.problem import Curve, Problem, Reading
+from jaxlab.training.problem import Curve, Problem, Reading, floats
+from jaxlab.training.problems.readings import read_events
 from jaxlab.training.source import Source, TaskData, TextData, open_source
 from jaxlab.training.state import TrainState, abstract_state, create_state
 from jaxlab.training.step import make_train_step
@@ -156,15 +157,15 @@ def _read(
     figures: Mapping[str, Any],
 ) -> Reading:
     """The figures, the optimizer's events, and the batch that the step asks for."""
-    values = {name: float(x) for name, x in figures.items()}
-    occurred = {name for name in sentences if values.pop(name) == step}
-    messages = [sentences[name] for name in sentences if name in occurred]
-    if taken.grown:
-        messages.append(f"the batch is now {taken.rows} rows")
+    reading = read_events(step, floats(step, taken, figures), sentences)
     tokens = taken.rows_seen * row_length
-    values |= {"rows": taken.rows, "tokens": tokens}
-    values |= batches.read(values)
-    return Reading(values, tokens, dict.fromkeys(occurred, float(step)), messages)
+    values = reading.values | {"rows": taken.rows, "tokens": tokens}
+    grown = [f"the batch is now {taken.rows} rows"] if taken.grown else []
+    return reading._replace(
+        values=values | batches.read(values),
+        tokens=tokens,
+        messages=[*reading.messages, *grown],
+    )
 
 
 def _first_state(cfg: TrainConfig, optimizer, mesh: Mesh) -> TrainState:

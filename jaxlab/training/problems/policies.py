@@ -9,11 +9,18 @@ from jaxlab import params
 from jaxlab.environments import Acrobot, Box, CartPole, Pendulum, returns
 from jaxlab.evolution import EGGROLL
 from jaxlab.models import perceptron
-from jaxlab.optimizers import AdamW, Optimizer, WarmupStableDecay
+from jaxlab.optimizers import (
+    AdamW,
+    Optimizer,
+    WarmupStableDecay,
+    events,
+    reported,
+    tapped_by,
+)
 from jaxlab.training.batches import Numbered
 from jaxlab.training.problem import Curve, Problem
-from jaxlab.training.problems.fitness import ADVICE, read_figures
 from jaxlab.training.problems.placement import abstract, compiled, placed
+from jaxlab.training.problems.readings import ADVICE, read_events, read_fitness
 from jaxlab.training.state import TrainState
 
 ADAM = AdamW(
@@ -58,7 +65,8 @@ class PolicySearch:
         specs = perceptron.spec(cfg)
         of_weights, of_noise, of_scores = jax.random.split(jax.random.key(seed), 3)
         weights = params.init(specs, of_weights)
-        strategy = self.es.build(specs, self.optimizer.build(specs, steps))
+        optimizer = self.optimizer.build(specs, steps)
+        strategy = self.es.build(specs, optimizer, tapped_by(self.optimizer, specs))
 
         def total(weights, key, episodes):
             def act(observation, key):
@@ -76,7 +84,7 @@ class PolicySearch:
 
         def generation(state: TrainState):
             es, weights, figures = strategy.step(state.opt_state, state.params, fitness)
-            return TrainState(state.step + 1, weights, es), figures
+            return TrainState(state.step + 1, weights, es), figures | reported(es)
 
         @jax.jit
         def play(weights):
@@ -88,14 +96,16 @@ class PolicySearch:
 
         memory = strategy.init(weights, of_noise)
         start = placed(TrainState(jnp.zeros((), jnp.int32), weights, memory))
-        update = compiled(generation, start)
+        update, sentences = compiled(generation, start), events(memory)
         return Problem(
             abstract=abstract(start),
             init=lambda: start,
             batches=Numbered(lambda number: None),  # episodes make their own data
             step=lambda state, _, key: update(state),
             score=score,
-            read=read_figures,
+            read=lambda step, batch, figures: read_events(
+                step, read_fitness(step, batch, figures), sentences
+            ),
             headline=(
                 f"{type(self.environment).__name__} by a population of "
                 f"{self.es.population}, {params.count(specs):,} parameters, {steps} "

@@ -1,0 +1,42 @@
+"""Readings that problems share: an optimizer's events, a fitness or a reward."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxlab.training.problem import Reading, floats
+
+ADVICE = "Try a lower learning_rate of the optimizer, or a smaller sigma."
+
+
+def read_events(step: int, reading: Reading, sentences: Mapping[str, str]) -> Reading:
+    """Turn the figures that are an optimizer's events into messages of their step.
+
+    Args:
+        step: the number of the step.
+        reading: its values include, for each event, the step of it, or one below 0.
+        sentences: of the events, from `jaxlab.optimizers.events`.
+    """
+    values = dict(reading.values)
+    occurred = [name for name in sentences if values.pop(name) == step]
+    return reading._replace(
+        values=values,
+        events={name: float(step) for name in occurred},
+        messages=[sentences[name] for name in occurred],
+    )
+
+
+def read_fitness(step: int, batch: Any, figures: Mapping[str, Any]) -> Reading:
+    """Every figure as a number, and warnings of what a compiled step cannot refuse."""
+    reading = floats(step, batch, figures)
+    warnings = []
+    if reading.values.get("no_signal") == 1:
+        warnings.append(
+            "Everything got the same fitness or reward, so nothing was learned from "
+            "it; try larger noise, or a finer fitness."
+        )
+    if reading.values.get("not_finite", 0) > 0:
+        warnings.append(
+            "The fitness of some members is not finite and counts as the worst; try a "
+            "smaller sigma."
+        )
+    return reading._replace(warnings=warnings)
