@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import json
 import os
 import pathlib
 import shutil
@@ -50,6 +51,51 @@ def optimizations(request):
     yield
     jax.config.update("jax_disable_most_optimizations", True)
     jax.clear_caches()
+
+
+# Tests that take long by these measurements have the mark `slow`, which `make test`
+# leaves out. `make test-all` measures them anew with --record-durations.
+DURATIONS = pathlib.Path(__file__).parent / "durations.json"
+QUICK = 2.0  # seconds; a test that takes more is in the file, and slow
+QUICKEST = 2.5  # seconds; up to it, the quickest case of a test is not slow
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--record-durations",
+        action="store_true",
+        help=f"write the seconds of the tests that take more than {QUICK}",
+    )
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests that were measured to be slow, all but the quickest of a law."""
+    seconds = json.loads(DURATIONS.read_text())
+    of_item = {item: seconds.get(item.nodeid, 0.0) for item in items}
+    quickest: dict[str, float] = {}
+    for item, taken in of_item.items():
+        name = item.nodeid.partition("[")[0]
+        quickest[name] = min(taken, quickest.get(name, taken))
+    for item, taken in of_item.items():
+        kept = taken == quickest[item.nodeid.partition("[")[0]] <= QUICKEST
+        if taken > QUICK and not kept:
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Write what the tests took, if that was asked for."""
+    if not config.getoption("--record-durations"):
+        return
+    seconds: dict[str, float] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if hasattr(report, "duration"):
+                before = seconds.get(report.nodeid, 0.0)
+                seconds[report.nodeid] = before + report.duration
+    others = json.loads(DURATIONS.read_text())
+    measured = {name: round(x, 1) for name, x in (others | seconds).items()}
+    long = {name: x for name, x in sorted(measured.items()) if x > QUICK}
+    DURATIONS.write_text(json.dumps(long, indent=0) + "\n")
 
 
 tests_run = itertools.count(1)

@@ -116,5 +116,5 @@ def test_mistakes_are_sentences(model):
         loss_by_position(weights, CFG, [batch(0)], mesh, edges=[0, 4, 4])
     with pytest.raises(ValueError, match="no held-out batches"):
         loss_by_position(weights, CFG, [], mesh, edges=[0, 4])
-    with pytest.raises(ValueError, match="needs a depth"):
+    with pytest.raises(ValueError, match="recall by depth also needs depth"):
         recall_by_depth(weights, CFG, [batch(0)], mesh)

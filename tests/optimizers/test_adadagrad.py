@@ -155,7 +155,7 @@ def test_noise_or_gradient_alone():
 
 
 def test_batches_are_powers_of_two_of_micro_batches():
-    controller = BatchGrowth(largest=96).build(12, 3)
+    controller = BatchGrowth(largest=96).build(12, 4)
     wanted = (12, 13, 24, 25, 47, 48, 49, 96)
     rows = [controller.rows(BatchState(n)) for n in wanted]
     assert rows == [12, 24, 24, 48, 48, 48, 96, 96]
@@ -165,7 +165,7 @@ def test_batches_are_powers_of_two_of_micro_batches():
 def test_what_the_test_decides():
     """V = 8 / 2 / 1 * (2.5 - 2) = 2, and the limit V / (eta^2 ||g||^2) = 2 / eta^2."""
     for eta, wanted in ((0.6, 8), (0.5, 8), (0.49, 9), (0.25, 32), (0.1, 64)):
-        controller = BatchGrowth(eta, largest=64).build(8, 4)
+        controller = BatchGrowth(eta, largest=64).build(8, 2)
         state = controller.update(controller.init(), 2.5, 1.0, 2)
         assert state == BatchState(wanted)
 
@@ -173,7 +173,7 @@ def test_what_the_test_decides():
 def test_batch_grows_as_the_gradient_vanishes():
     """Descent of ||x||^2 / 2 from 10 with noise of variance 10 in all."""
     rng, size, eta = np.random.default_rng(3), 10, 0.5
-    controller = BatchGrowth(eta, largest=512).build(8, 4)
+    controller = BatchGrowth(eta, largest=512).build(8, 2)
     tx = scale_by_adagrad_norm(1.0)
     state, x = controller.init(), np.zeros(size)
     x[0], memory, batches = 10.0, tx.init(None), []
@@ -195,18 +195,20 @@ def test_batch_grows_as_the_gradient_vanishes():
 
 
 @pytest.mark.parametrize(
-    ("change", "batch_size", "message"),
+    ("change", "batch", "message"),
     (
-        ({"eta": 1.0}, 8, "eta=1.0 must be between 0 and 1"),
-        ({}, 12, "batch_size=12 rows are not 1, 2, 4, 8, ... micro-batches of 4"),
-        ({}, 9, "batch_size=9 rows are not 1, 2, 4, 8"),
-        ({"largest": 100}, 8, "largest=100 rows are not 1, 2, 4, 8"),
-        ({"largest": 8}, 16, "batch_size=16 is above largest=8; a batch never shrinks"),
+        ({"eta": 1.0}, (8, 2), "eta=1.0 must be between 0 and 1"),
+        ({"largest": 0}, (8, 2), "largest=0 must be at least 1 row"),
+        ({}, (8, 1), "accumulate=1 leaves one; set accumulate to 2 or more"),
+        ({}, (12, 3), "batch_size=12 rows are not 1, 2, 4, 8, ... micro-batches of 4"),
+        ({}, (9, 2), "batch_size=9 rows are not 1, 2, 4, 8"),
+        ({"largest": 100}, (8, 2), "largest=100 rows are not 1, 2, 4, 8"),
+        ({"largest": 8}, (16, 4), "batch_size=16 is above largest=8; a batch never"),
     ),
 )
-def test_batches_that_cannot_be(change, batch_size, message):
+def test_batches_that_cannot_be(change, batch, message):
     with pytest.raises(ValueError, match=message):
-        BatchGrowth(**change).build(batch_size, 4)
+        BatchGrowth(**change).build(*batch)
 
 
 @pytest.mark.parametrize(

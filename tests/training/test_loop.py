@@ -280,7 +280,7 @@ def test_loss_that_is_not_finite_stops_with_advice(cfg):
     with pytest.raises(FloatingPointError) as error:
         train(wild)
     message = str(error.value)
-    assert "is not finite" in message and "--optimizer.learning-rate" in message
+    assert "is not finite" in message and "Try a lower learning_rate" in message
     assert "checkpoint" in message
 
 
@@ -444,7 +444,9 @@ def test_config_survives_json(cfg):
 
 
 def test_own_text_does_not_take_the_place_of_the_default_corpus():
-    with pytest.raises(ValueError, match="--data.corpus.directory runs/data/mine"):
+    with pytest.raises(
+        ValueError, match="own another directory, such as runs/data/mine"
+    ):
         TextData(CorpusConfig(directory="runs/data/stdlib", sources=("notes.md",)))
 
 

@@ -110,10 +110,10 @@ def values(cfg, name):
 class Guesses:
     """Questions of somebody's own, whose answer of one byte is guessed now and then."""
 
-    longest: tuple[str, str] = ("a = ", "b")
+    longest: tuple[str, str] = ("a = ", " ")
 
     def sample(self, rng):
-        return f"{rng.choice(list(string.ascii_letters))} = ", "b"
+        return f"{rng.choice(list(string.ascii_letters))} = ", " "
 
 
 def tuning(trained, method, optimizer, **changes):
