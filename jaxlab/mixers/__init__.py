@@ -1,4 +1,4 @@
-"""Sequence mixers: one file for each method, all with the same five definitions.
+"""Sequence mixers: one module for each method, all with the same five definitions.
 
     Config                                             frozen dataclass, width first
     spec(cfg) -> dict of ParamSpec

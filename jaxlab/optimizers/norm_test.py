@@ -161,33 +161,39 @@ class BatchGrowth:
         if self.largest < 1:
             raise ValueError(f"largest={self.largest} must be at least 1 row.")
 
-    def build(self, batch_size: int, parts: int) -> BatchController:
+    def build(self, batch_size: int, accumulate: int) -> BatchController:
         """The controller of a run that starts with `batch_size` rows a step.
 
         Args:
             batch_size: rows of the first step, over all devices.
-            parts: micro-batches of this batch; the model sees one at a time.
+            accumulate: parts of this batch; the model sees one at a time.
 
         Raises:
-            ValueError: a batch of one part, or a largest batch that is no power of two
-                of micro-batches.
+            ValueError: a batch of one part, or of unequal ones; a first or a largest
+                batch that is no power of two of these parts; a first batch above the
+                largest.
         """
-        if parts < 2:
+        if accumulate < 2:
             raise ValueError(
                 "growth compares the gradients of a batch's parts, and "
-                f"accumulate={parts} leaves one; set accumulate to 2 or more."
+                f"accumulate={accumulate} leaves one; set accumulate to 2 or more."
             )
-        micro_batch = batch_size // parts
-        for name, rows in (("batch_size", batch_size), ("largest", self.largest)):
+        micro_batch, rest = divmod(batch_size, accumulate)
+        if rest or micro_batch < 1:
+            raise ValueError(
+                f"A batch of {batch_size} rows does not divide into "
+                f"accumulate={accumulate} equal parts."
+            )
+        for name, rows in (("batch", batch_size), ("largest", self.largest)):
             count, rest = divmod(rows, micro_batch)
             if rest or count < 1 or count & (count - 1):
                 raise ValueError(
-                    f"{name}={rows} rows are not 1, 2, 4, 8, ... micro-batches of "
-                    f"{micro_batch}; change one of them."
+                    f"{name}={rows} rows are not 1, 2, 4, 8, ... parts of "
+                    f"{micro_batch} rows; change one of them."
                 )
         if batch_size > self.largest:
             raise ValueError(
-                f"batch_size={batch_size} is above largest={self.largest}; a batch "
-                "never shrinks."
+                f"A first batch of {batch_size} rows is above largest={self.largest}; "
+                "a batch never shrinks."
             )
         return BatchController(self.eta, batch_size, self.largest, micro_batch)

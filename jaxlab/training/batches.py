@@ -1,5 +1,6 @@
 """The batch of each step: always of one size, or growing by the norm test."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -9,17 +10,26 @@ import numpy as np
 
 from jaxlab.checkpoint import CheckpointError
 from jaxlab.optimizers import BatchController, BatchState
+from jaxlab.training.source import check_same_data
 
 
 class Numbered:
-    """Batches that are a function of their number.
+    """Batches that are a function of their number, the same on every process.
 
     Args:
         batch: from 0, 1, 2, ... to a batch; a pure function.
+        counts: the data that are counted, as JSON values; a position among others
+            would be meaningless, so restoring it there is an error.
     """
 
-    def __init__(self, batch: Callable[[int], Any]):
+    shared = True
+    """Whether one position serves all processes, however many resume."""
+
+    def __init__(
+        self, batch: Callable[[int], Any], counts: dict[str, Any] | None = None
+    ):
         self._batch = batch
+        self._counts = counts or {}
         self.taken = 0  # batches taken since the beginning of the run
 
     def __next__(self) -> Any:
@@ -28,13 +38,14 @@ class Numbered:
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        return {"taken": self.taken}
+        return {"counts": self._counts, "taken": self.taken}
 
     def set_state(self, state: dict[str, Any]) -> None:
+        check_same_data(state["counts"], self._counts)
         self.taken = state["taken"]
 
     def start_at(self, step: int) -> None:
-        """Go on behind so many steps of one batch each."""
+        """Go on after so many steps of one batch each."""
         self.taken = step
 
 
@@ -105,6 +116,16 @@ class StepBatches:
         self._unread = deque[int]()  # parts of the steps whose test was not read
         self._rows: int | None = None  # of the last step
 
+    @property
+    def shared(self) -> bool:
+        """Whether one position serves all processes, as that of `Numbered` does."""
+        return getattr(self._batches, "shared", False)
+
+    @property
+    def start_at(self) -> Callable[[int], None]:
+        """The method of the batches, where they have one, as `Numbered` does."""
+        return self._batches.start_at  # type: ignore[attr-defined]
+
     def __next__(self) -> StepBatch:
         parts = self._parts
         if self._controller is not None:
@@ -129,15 +150,18 @@ class StepBatches:
 
         Returns:
             ``wanted_rows``, the rows that the tests so far have asked for; nothing
-            where the batch does not grow.
+            where the batch does not grow or a norm is not finite, which ends the run.
         """
         if self._controller is None:
+            return {}
+        norms = values["part_gradient_norm"], values["gradient_norm"]
+        if not all(map(math.isfinite, norms)):
             return {}
         state, parts = self._states.popleft(), self._unread.popleft()
         now = self._controller.update(
             state,
-            squares=parts * values["part_gradient_norm"] ** 2,
-            mean_square=values["gradient_norm"] ** 2,
+            squares=parts * norms[0] ** 2,
+            mean_square=norms[1] ** 2,
             groups=parts,
         )
         self._states.append(max(self._states[-1], now))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxlab import config, params
 from jaxlab.checkpoint import CheckpointError, Checkpoints
@@ -78,9 +78,10 @@ def _run(
     if checkpoints.latest_step() is None:
         state, step = problem.init(), 0
     else:
-        step, state = checkpoints.restore(problem.abstract, problem.batches)
-    first = step
+        abstract = jax.tree.map(_on_the_mesh, problem.abstract)
+        step, state = checkpoints.restore(abstract, problem.batches)
     writer.truncate_after(step)
+    first, recorded = step, writer.has(step, f"{problem.split}/")
     _say(
         f"{run}: {problem.headline}" + (f", continuing after step {step}" * bool(step))
     )
@@ -113,13 +114,18 @@ def _run(
 
     def score(step: int, state: Any) -> dict[str, float]:
         scores = problem.score(state)
-        if step > first:  # what nothing was added to has been written before
+        if problem.goal not in scores:
+            raise ValueError(
+                f"The goal of the problem is {problem.goal!r}, which is not among its "
+                f"scores, {', '.join(scores) or 'of which there are none'}."
+            )
+        if step > first or not recorded:
             writer.write(step, {f"{problem.split}/{k}": v for k, v in scores.items()})
             progress.message(f"step {step}: {problem.describe(scores)}")
         return scores
 
     def rating(scores: dict[str, float], scored_at: int | None) -> dict | None:
-        if scored_at != step or problem.goal not in scores:
+        if scored_at != step:
             return None
         goal = scores[problem.goal]
         return scores | {"loss": -goal if problem.greater else goal}
@@ -189,6 +195,14 @@ def _check_continues(
             f"{run} is another run: {'; '.join(differing)}. Continue it as it was, or "
             "give the new one another name."
         )
+
+
+def _on_the_mesh(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """The shape, on every device where the problem does not say on which."""
+    if shape.sharding is not None:
+        return shape
+    everywhere = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=everywhere)
 
 
 def _check_same_shapes(abstract: Any, state: Any) -> None:

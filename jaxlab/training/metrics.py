@@ -76,6 +76,15 @@ class MetricWriter:
                 os.truncate(self.path, size)  # no half of a line
             log.warning("The metrics of step %s are not recorded: %s", step, error)
 
+    def has(self, step: int, prefix: str) -> bool:
+        """Whether the metrics hold one of this step whose name begins so."""
+        if self._file is None:
+            return True  # nothing is written
+        return any(
+            line["step"] == step and any(name.startswith(prefix) for name in line)
+            for line in read_metrics(self.path)
+        )
+
     def truncate_after(self, step: int) -> None:
         """Forget later steps, which a run continued from `step` writes again."""
         if self._file is None:

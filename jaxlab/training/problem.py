@@ -77,7 +77,8 @@ class Problem:
     """A run, opened on the mesh in use.
 
     Attributes:
-        abstract: the state's shapes, dtypes and shardings, which no step changes.
+        abstract: the state's shapes, dtypes and shardings, which no step changes; what
+            has no sharding is restored to every device.
         init: makes the first state.
         batches: what the steps take, in their order.
         step: (state, batch, key) to the next state and the step's figures. It may

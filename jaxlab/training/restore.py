@@ -51,9 +51,10 @@ def load_run(
     saved = Checkpoints(folder, config={}).load_config(step)
     cfg = config.from_json(saved)
     if cfg.learned is None:
+        kind = type(getattr(cfg, "task", cfg)).__name__
         raise CheckpointError(
-            f"{directory} is a run of {type(cfg.task).__name__}, which has no "
-            "objective; name a run of text, of a task or of a fine-tuning."
+            f"{directory} is a run of {kind}, which has no objective; name a run of "
+            "text, of a task or of a fine-tuning."
         )
     mesh = params.make_mesh(mesh_config or params.MeshConfig())
     specs = cfg.learned.spec()

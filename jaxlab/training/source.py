@@ -85,18 +85,26 @@ class TrainBatches:
         return {"counts": self._counts, "position": self._batches.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        differing = [
-            f"{name} was {state['counts'].get(name)!r} and is {now!r}"
-            for name, now in self._counts.items()
-            if state["counts"].get(name) != now
-        ]
-        if differing:
-            raise CheckpointError(
-                f"The run was saved with other data: {'; '.join(differing)}. Continue "
-                "it with the same, or start a new run from its parameters "
-                "(init_from)."
-            )
+        check_same_data(state["counts"], self._counts)
         self._batches.set_state(state["position"])
+
+
+def check_same_data(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse a position among other data than it was saved for.
+
+    Raises:
+        CheckpointError: what differs, with both values.
+    """
+    differing = [
+        f"{name} was {saved.get(name)!r} and is {value!r}"
+        for name, value in now.items()
+        if saved.get(name) != value
+    ]
+    if differing:
+        raise CheckpointError(
+            f"The run was saved with other data: {'; '.join(differing)}. Continue it "
+            "with the same, or start a new run from its parameters (init_from)."
+        )
 
 
 class Source(NamedTuple):

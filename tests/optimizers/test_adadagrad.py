@@ -200,10 +200,10 @@ def test_batch_grows_as_the_gradient_vanishes():
         ({"eta": 1.0}, (8, 2), "eta=1.0 must be between 0 and 1"),
         ({"largest": 0}, (8, 2), "largest=0 must be at least 1 row"),
         ({}, (8, 1), "accumulate=1 leaves one; set accumulate to 2 or more"),
-        ({}, (12, 3), "batch_size=12 rows are not 1, 2, 4, 8, ... micro-batches of 4"),
-        ({}, (9, 2), "batch_size=9 rows are not 1, 2, 4, 8"),
+        ({}, (12, 3), "batch=12 rows are not 1, 2, 4, 8, ... parts of 4 rows"),
+        ({}, (9, 2), "A batch of 9 rows does not divide into accumulate=2"),
         ({"largest": 100}, (8, 2), "largest=100 rows are not 1, 2, 4, 8"),
-        ({"largest": 8}, (16, 4), "batch_size=16 is above largest=8; a batch never"),
+        ({"largest": 8}, (16, 4), "A first batch of 16 rows is above largest=8; a"),
     ),
 )
 def test_batches_that_cannot_be(change, batch, message):

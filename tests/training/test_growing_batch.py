@@ -19,7 +19,14 @@ from jaxlab.inference import SamplingParams
 from jaxlab.mixers import attention
 from jaxlab.models import LMConfig
 from jaxlab.objectives import NextToken
-from jaxlab.optimizers import LAMB, MKOR, AdAdaGrad, BatchGrowth, WarmupCosine
+from jaxlab.optimizers import (
+    LAMB,
+    MKOR,
+    AdAdaGrad,
+    AdamW,
+    BatchGrowth,
+    WarmupCosine,
+)
 from jaxlab.optimizers.mkor import preconditioned
 from jaxlab.training import TextData, TrainConfig, load_run, train
 from jaxlab.training.batches import StepBatches
@@ -354,7 +361,10 @@ def test_statistics_and_evaluations_go_with_it(corpus, tmp_path, one_device, cap
         ({"accumulate": 1}, "accumulate=1 leaves one; set accumulate to 2 or more"),
         ({"batch_size": 12}, "largest=1024 rows are not 1, 2, 4, 8, .* of 3"),
         ({"growth": lambda: BatchGrowth(eta=1.5)}, "eta=1.5 must be between 0 and 1"),
-        ({"growth": BatchGrowth(largest=4)}, "batch_size=8 is above largest=4"),
+        (
+            {"growth": BatchGrowth(largest=4)},
+            "batch of 8 rows is above largest=4",
+        ),
     ),
 )
 def test_runs_that_cannot_grow(changes, message):
@@ -363,6 +373,12 @@ def test_runs_that_cannot_grow(changes, message):
     with pytest.raises(ValueError, match=message):
         made = {name: x() if callable(x) else x for name, x in changes.items()}
         TrainConfig(**fits | made)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_as_ever(corpus, tmp_path):
+    wild = AdamW(learning_rate=1e35, clip=None, schedule=WarmupCosine(warmup=1))
+    with pytest.raises(FloatingPointError, match="Step . is not finite"):
+        train(growing_run(corpus, tmp_path, optimizer=wild, steps=6))
 
 
 def test_a_run_without_growth_reads_no_test():

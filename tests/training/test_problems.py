@@ -15,6 +15,7 @@ import pytest
 
 from jaxlab import params
 from jaxlab.checkpoint import CheckpointError
+from jaxlab.checkpoint.position import set_position
 from jaxlab.data import CorpusConfig
 from jaxlab.environments import CartPole, Pendulum
 from jaxlab.evolution import EGGROLL
@@ -44,7 +45,7 @@ from jaxlab.training import (
     loop,
     train,
 )
-from jaxlab.training.batches import Numbered
+from jaxlab.training.batches import Numbered, StepBatches
 from jaxlab.training.metrics import read_metrics
 from jaxlab.training.problems import FineTuning, IntegerTraining, PolicySearch
 
@@ -128,6 +129,45 @@ def tuning(trained, method, optimizer, **changes):
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Counter:
+    """A problem of somebody's own: a number that grows, or a state that does."""
+
+    changes: str = ""
+    sums: tuple[float, ...] | None = None  # what is added; None: 0, 1, 2, ...
+    greater: bool = True
+    goal: str = "total"
+
+    def open(self, steps, seed, *, resumes=False):
+        def step(state, batch, key):
+            state = {"x": state["x"] + batch}
+            if self.changes == "shape":
+                state["x"] = state["x"][None]
+            if self.changes == "dtype":
+                state["x"] = state["x"].astype(jnp.bfloat16)
+            if self.changes == "structure":
+                state["y"] = state["x"]
+            figure = jnp.log(-state["x"]) if self.changes == "nan" else state["x"]
+            return state, {"figure": figure}
+
+        return Problem(
+            abstract={"x": jax.ShapeDtypeStruct((), jnp.float32)},
+            init=lambda: {"x": jnp.zeros(())},
+            batches=Numbered(
+                float if self.sums is None else lambda n: float(self.sums[n])
+            ),
+            step=step,
+            score=lambda state: {"total": float(state["x"])},
+            headline="a sum",
+            watched="figure",
+            goal=self.goal,
+            greater=self.greater,
+            curve=lambda scores: Curve("sum.png", "figure", "total", ("a", "b"), "sum"),
+            sample=lambda state: f"It is {float(state['x'])} now.",
+            advice="Do not take logarithms.",
+        )
+
+
 CONSTANT = WarmupStableDecay(warmup=0, decay=0.0)
 GROUPS = GRPO(group=256)
 LIKELIHOOD = {"fitness": "likelihood"}
@@ -145,12 +185,12 @@ TUNED = {
     "EGGROLL, Muon": (MEMBERS, Muon(3e-3, CONSTANT), EMBEDDING | LIKELIHOOD),
 }
 SLOW = ("GRPO, SOAP", "GRPO, Muon", "EGGROLL, SOAP", "EGGROLL, Muon")
-PROBLEMS = ("gradients", "policy", "integers", *TUNED)
+PROBLEMS = ("counter", "gradients", "policy", "integers", *TUNED)
 
 
 def problem(name, directory, corpus, trained) -> RunConfig:
-    """A run of three steps of each problem."""
-    often = {"log_every": 1, "eval_every": 2, "checkpoint_every": 1, "steps": 3}
+    """A run of five steps of each problem."""
+    often = {"log_every": 1, "eval_every": 2, "checkpoint_every": 2, "steps": 5}
     if name == "gradients":
         return TrainConfig(
             name="run",
@@ -162,6 +202,7 @@ def problem(name, directory, corpus, trained) -> RunConfig:
             **often,
         )
     tasks = {
+        "counter": Counter,
         "policy": lambda: PolicySearch(width=8, layers=1, es=EGGROLL(16)),
         "integers": lambda: integers(corpus, eval_tokens=2**10),
     }
@@ -195,16 +236,16 @@ def test_a_run_killed_and_resumed_is_the_run_that_was_not(
     killed = dataclasses.replace(whole, directory=str(tmp_path / "killed"))
 
     def kill(cfg, step, *rest):
-        if step == 2:  # computed, and not yet read
+        if step == 3:  # computed, neither read nor saved
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(loop, "why_stop", kill)
         train(killed)
     assert train(killed, resume=True) == end
-    assert digests(killed, 3) == digests(whole, 3)
+    assert digests(killed, 5) == digests(whole, 5)
     lines = recorded(whole), recorded(killed)
-    assert lines[0] == lines[1] and len(lines[0]) > 3
+    assert lines[0] == lines[1] and len(lines[0]) == 8
     if name in TUNED:
         before, after = (
             load_run(trained).params,
@@ -213,48 +254,14 @@ def test_a_run_killed_and_resumed_is_the_run_that_was_not(
         same = jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), before, after)
         assert same["embedding"] and not all(jax.tree.leaves(same))
     if "MKOR" in name:  # its state reports
-        assert values(whole, "train/skipped") == [0, 0, 0]
+        assert values(whole, "train/skipped") == [0] * 5
     if name == "GRPO, MKOR":
         assert values(whole, "train/rows")[-1] > values(whole, "train/rows")[0]
 
 
-@dataclasses.dataclass(frozen=True)
-class Counter:
-    """A problem of somebody's own: a number that grows, or a state that does."""
-
-    changes: str = ""
-
-    def open(self, steps, seed):
-        def step(state, batch, key):
-            state = {"x": state["x"] + batch}
-            if self.changes == "shape":
-                state["x"] = state["x"][None]
-            if self.changes == "dtype":
-                state["x"] = state["x"].astype(jnp.bfloat16)
-            if self.changes == "structure":
-                state["y"] = state["x"]
-            figure = jnp.log(-state["x"]) if self.changes == "nan" else state["x"]
-            return state, {"figure": figure}
-
-        return Problem(
-            abstract={"x": jax.ShapeDtypeStruct((), jnp.float32)},
-            init=lambda: {"x": jnp.zeros(())},
-            batches=Numbered(float),
-            step=step,
-            score=lambda state: {"total": float(state["x"])},
-            headline="a sum",
-            watched="figure",
-            goal="total",
-            greater=True,
-            curve=lambda scores: Curve("sum.png", "figure", "total", ("a", "b"), "sum"),
-            sample=lambda state: f"It is {float(state['x'])} now.",
-            advice="Do not take logarithms.",
-        )
-
-
-def counting(directory, changes="", **settings):
+def counting(directory, task=None, **settings):
     return SearchConfig(
-        name="count", directory=str(directory), task=Counter(changes), **settings
+        name="count", directory=str(directory), task=task or Counter(), **settings
     )
 
 
@@ -263,9 +270,57 @@ def test_a_problem_of_your_own_needs_nothing_but_itself(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "a sum" in said and "It is 10.0 now." in said
     assert (tmp_path / "count/sum.png").exists()
-    # `until` goes by the score, and the best score is the greatest.
-    cfg = counting(tmp_path / "b", eval_every=1, until=6.0, keep_best=1)
+    cfg = counting(tmp_path / "b", eval_every=1, until=6.0)
     assert train(cfg) == {"step": 4, "total": 6.0}
+    assert train(cfg, resume=True) == {"step": 4, "total": 6.0}
+    with pytest.raises(CheckpointError, match="a run of Counter, which has no obj"):
+        load_run(tmp_path / "b/count")
+
+
+@pytest.mark.parametrize(("greater", "best"), ((True, "3"), (False, "6")))
+def test_the_best_score_is_kept(greater, best, tmp_path):
+    """The totals are 0, 1, 3, 1, 0, -2 and then 3 again, steps 1 to 7."""
+    task = Counter(sums=(0, 1, 2, -2, -1, -2, 5), greater=greater)
+    often = {"eval_every": 1, "checkpoint_every": 1, "keep": 1, "keep_best": 1}
+    train(counting(tmp_path, task, steps=7, **often))
+    kept = {path.name for path in (tmp_path / "count/checkpoints").iterdir()}
+    assert kept == {best, "7"}
+
+
+def test_a_score_that_a_stop_left_out_is_written_by_the_run_that_goes_on(
+    tmp_path, monkeypatch
+):
+    cfg = counting(tmp_path, steps=5, until=2.0, eval_every=4)
+    with monkeypatch.context() as patch:
+        stop = lambda cfg, step, *rest: "SIGTERM" if step == 3 else None  # noqa: E731
+        patch.setattr(loop, "why_stop", stop)
+        assert train(cfg) == {"step": 3}
+    assert train(cfg, resume=True) == {"step": 3, "total": 3.0}
+    assert values(cfg, "score/total") == [3.0]
+    train(cfg, resume=True)
+    assert values(cfg, "score/total") == [3.0]
+
+
+def test_a_goal_is_one_of_the_scores(tmp_path):
+    with pytest.raises(ValueError, match="is 'nothing', which is not among its scores"):
+        train(counting(tmp_path, Counter(goal="nothing"), steps=1))
+
+
+def test_positions_that_all_processes_share_serve_any_number_of_them():
+    """A search saved by two processes goes on in one; a reader of shares does not."""
+    numbered = StepBatches(Numbered(np.atleast_1d, {"corpus": "a"}), 1)
+    for _ in range(3):
+        next(numbered)
+    position = numbered.get_state()
+    again = StepBatches(Numbered(np.atleast_1d, {"corpus": "a"}), 1)
+    set_position(again, [position, position], step=3)
+    assert next(again).batch == 3.0
+    other = StepBatches(Numbered(np.atleast_1d, {"corpus": "b"}), 1)
+    with pytest.raises(CheckpointError, match="corpus was 'a' and is 'b'"):
+        set_position(other, [position], step=3)
+    # Runs of the former loop saved no position, and one batch a step.
+    set_position(again, None, step=7)
+    assert next(again).batch == 7.0
 
 
 @pytest.mark.parametrize(
@@ -279,7 +334,7 @@ def test_a_problem_of_your_own_needs_nothing_but_itself(tmp_path, capsys):
 )
 def test_states_and_figures_that_cannot_go_on(changes, error, message, tmp_path):
     with pytest.raises(error, match=message):
-        train(counting(tmp_path, changes, steps=3))
+        train(counting(tmp_path, Counter(changes), steps=3))
     assert not list((tmp_path / "count").glob("checkpoints/*"))
 
 
@@ -418,6 +473,10 @@ def test_the_integer_model_and_its_corpus_have_to_fit(corpus, tmp_path):
             "which EGGROLL has not",
         ),
         (lambda: FineTuning(growth=BatchGrowth()), "accumulate=1 leaves one"),
+        (
+            lambda: FineTuning(questions_a_step=4, accumulate=3),
+            "questions_a_step=4 does not divide into accumulate=3",
+        ),
         (
             lambda: FineTuning(
                 method=GRPO(updates=2), accumulate=2, growth=BatchGrowth()

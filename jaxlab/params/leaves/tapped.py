@@ -132,13 +132,13 @@ def divided_taps(taps: Any, by: Array) -> Any:
 def sketch_taps(gradient: Any, where: Any, key: Array) -> Any:
     """Taps for a gradient that no products report, such as an evolution strategy's.
 
-    For a weight's gradient G ``[in, out]`` and vectors s of random signs,
+    For a weight's gradient G ``[in, out]`` and vectors s and t of random signs,
 
-        a = G s / rms(G s),    g = G^T s' / sqrt(in),
+        a = G s / rms(G s),    g = G^T t / sqrt(in).
 
-    so that over the signs the mean of g g^T is G^T G / in, and a points as a vector
-    whose a a^T has the mean G G^T: the statistics of Shampoo, in the place of those of
-    inputs and of gradients at outputs. `a` has the size of inputs behind a norm.
+    The mean of (G s)(G s)^T over the signs is G G^T, and that of g g^T is G^T G / in:
+    the statistics of Shampoo, in the place of those of inputs and of gradients at
+    outputs. `a` is scaled to the root mean square 1 of inputs that leave a norm.
 
     Args:
         gradient: tree of arrays.

@@ -39,7 +39,12 @@ from jaxlab.training.batches import Numbered, StepBatch, StepBatches
 from jaxlab.training.problem import Curve, Problem, Reading
 from jaxlab.training.problems.placement import abstract, compiled, placed
 from jaxlab.training.problems.policies import ADAM
-from jaxlab.training.problems.readings import ADVICE, read_events, read_fitness
+from jaxlab.training.problems.readings import (
+    LOWER_RATE,
+    SMALLER_SIGMA,
+    read_events,
+    read_fitness,
+)
 from jaxlab.training.restore import load_run
 from jaxlab.training.source import TextData
 from jaxlab.training.state import TrainState
@@ -77,6 +82,11 @@ class FineTuning:
             raise ValueError(
                 f"accumulate={self.accumulate} divides the gradients of GRPO; EGGROLL "
                 "has none, and its members_at_once bounds the memory."
+            )
+        if self.questions_a_step % self.accumulate:
+            raise ValueError(
+                f"questions_a_step={self.questions_a_step} does not divide into "
+                f"accumulate={self.accumulate} equal parts."
             )
         self._batch_controller()
         if not 1 <= self.k <= self.samples:
@@ -125,8 +135,10 @@ class FineTuning:
     def resolved(self) -> "FineTuning":
         """With the model and the data of the run that it starts from."""
         cfg = load_run(self.init_from).config
-        if not isinstance(cfg.data, TextData):
-            raise ValueError(f"{self.init_from} was trained on a task, not on text.")
+        if not isinstance(getattr(cfg, "data", None), TextData):
+            raise ValueError(
+                f"{self.init_from} was not trained on text, which questions are."
+            )
         if cfg.data.corpus.tokenizer != "bytes":
             raise ValueError(
                 f"{self.init_from} has the tokenizer {cfg.data.corpus.tokenizer}, but "
@@ -147,8 +159,9 @@ class FineTuning:
         how = {"samples": self.samples, "temperature": self.temperature}
         return lambda weights, key, asked: reward(weights, asked, key, cfg, **how)
 
-    def open(self, steps: int, seed: int) -> Problem:
+    def open(self, steps: int, seed: int, *, resumes: bool = False) -> Problem:
         """The problem of a run of so many steps."""
+        del resumes  # the run that this one starts from is there either way
         mesh = jax.sharding.get_mesh()
         run = load_run(self.init_from, mesh_config=params.MeshConfig(**mesh.shape))
         cfg, weights = run.config.model, run.params
@@ -182,6 +195,7 @@ class FineTuning:
 
         start = placed(TrainState(jnp.zeros((), jnp.int32), weights, memory))
         sentences = events(memory)
+        updates = self.method.updates if isinstance(self.method, GRPO) else None
 
         @functools.cache
         def update_in_parts(parts: int):
@@ -211,7 +225,7 @@ class FineTuning:
 
         def read(step: int, taken: StepBatch, figures: dict[str, Any]) -> Reading:
             reading = read_fitness(step, taken, figures)
-            reading = read_events(step, reading, sentences)
+            reading = read_events(step, reading, sentences, updates or 1)
             values = reading.values | {"rows": float(taken.rows)}
             grown = [f"a step now asks {taken.rows} questions"] if taken.grown else []
             return reading._replace(
@@ -241,7 +255,7 @@ class FineTuning:
                 labels=(watched, "right"),
                 unit="share of right answers",
             ),
-            advice=ADVICE,
+            advice=LOWER_RATE if updates else SMALLER_SIGMA,
         )
 
     def _questions(self, seed: int, number: int) -> Questions:

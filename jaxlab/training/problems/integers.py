@@ -29,9 +29,14 @@ class IntegerTraining:
     model: integer_model.Config = integer_model.Config()
     es: IntegerEGGROLL = IntegerEGGROLL()
 
-    def open(self, steps: int, seed: int) -> Problem:
+    def open(self, steps: int, seed: int, *, resumes: bool = False) -> Problem:
         """The problem of a run of so many generations."""
-        corpus = data.build(self.data.corpus)
+        # A run that resumes takes the corpus as it was built, as `open_source` does.
+        corpus = (
+            data.open_corpus(self.data.corpus.directory)
+            if resumes
+            else data.build(self.data.corpus)
+        )
         separator = corpus.tokenizer.separator
         if (
             self.model.vocab_size < corpus.vocab_size
@@ -57,6 +62,10 @@ class IntegerTraining:
 
         def generation(state: TrainState, tokens):
             es, weights, figures = strategy.step(state.opt_state, state.params, tokens)
+            # Every process adds up the losses, by itself.
+            losses = figures["losses"]
+            losses = params.constrain(losses, *(None,) * losses.ndim)
+            figures = figures | {"losses": losses}
             return TrainState(state.step + 1, weights, es), figures
 
         start = placed(TrainState(jnp.zeros((), jnp.int32), weights, memory))
@@ -82,7 +91,9 @@ class IntegerTraining:
         return Problem(
             abstract=abstract(start),
             init=lambda: start,
-            batches=Numbered(lambda number: segments[number]),
+            batches=Numbered(
+                lambda number: segments[number], {"corpus": corpus.fingerprint}
+            ),
             step=lambda state, tokens, key: update(state, tokens),
             score=score,
             read=read,

@@ -20,7 +20,7 @@ from jaxlab.optimizers import (
 from jaxlab.training.batches import Numbered
 from jaxlab.training.problem import Curve, Problem
 from jaxlab.training.problems.placement import abstract, compiled, placed
-from jaxlab.training.problems.readings import ADVICE, read_events, read_fitness
+from jaxlab.training.problems.readings import SMALLER_SIGMA, read_events, read_fitness
 from jaxlab.training.state import TrainState
 
 ADAM = AdamW(
@@ -55,8 +55,9 @@ class PolicySearch:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
 
-    def open(self, steps: int, seed: int) -> Problem:
+    def open(self, steps: int, seed: int, *, resumes: bool = False) -> Problem:
         """The problem of a run of so many generations."""
+        del resumes  # nothing is read from files
         space = self.environment.actions
         outputs = space.size if isinstance(space, Box) else space
         cfg = perceptron.Config(
@@ -121,5 +122,5 @@ class PolicySearch:
                 labels=("fitness", "return"),
                 unit="return of an episode",
             ),
-            advice=ADVICE,
+            advice=SMALLER_SIGMA,
         )

@@ -5,19 +5,25 @@ from typing import Any
 
 from jaxlab.training.problem import Reading, floats
 
-ADVICE = "Try a lower learning_rate of the optimizer, or a smaller sigma."
+LOWER_RATE = "Try a lower learning_rate of the optimizer."
+SMALLER_SIGMA = "Try a lower learning_rate of the optimizer, or a smaller sigma."
 
 
-def read_events(step: int, reading: Reading, sentences: Mapping[str, str]) -> Reading:
+def read_events(
+    step: int, reading: Reading, sentences: Mapping[str, str], updates: int = 1
+) -> Reading:
     """Turn the figures that are an optimizer's events into messages of their step.
 
     Args:
         step: the number of the step.
-        reading: its values include, for each event, the step of it, or one below 0.
+        reading: its values include, for each event, the number of the update at which
+            it occurred, or one below 0.
         sentences: of the events, from `jaxlab.optimizers.events`.
+        updates: of the optimizer in a step.
     """
     values = dict(reading.values)
-    occurred = [name for name in sentences if values.pop(name) == step]
+    before, now = (step - 1) * updates, step * updates
+    occurred = [name for name in sentences if before < values.pop(name) <= now]
     return reading._replace(
         values=values,
         events={name: float(step) for name in occurred},

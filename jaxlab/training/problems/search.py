@@ -15,7 +15,7 @@ from jaxlab.training.source import TextData
 class SearchTask(Protocol):
     """A task: settings that open a problem. Its fields are options of the run."""
 
-    def open(self, steps: int, seed: int) -> Problem: ...
+    def open(self, steps: int, seed: int, *, resumes: bool) -> Problem: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,5 +62,4 @@ class SearchConfig(RunConfig):
 
     def open(self, *, resumes: bool) -> Problem:
         """The problem of the task."""
-        del resumes
-        return self.task.open(self.steps, self.seed)
+        return self.task.open(self.steps, self.seed, resumes=resumes)
