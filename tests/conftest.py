@@ -92,7 +92,9 @@ def pytest_terminal_summary(terminalreporter, config):
             if hasattr(report, "duration"):
                 before = seconds.get(report.nodeid, 0.0)
                 seconds[report.nodeid] = before + report.duration
-    others = json.loads(DURATIONS.read_text())
+    option = config.option
+    whole = not (option.file_or_dir or option.markexpr or option.keyword)
+    others = {} if whole else json.loads(DURATIONS.read_text())
     measured = {name: round(x, 1) for name, x in (others | seconds).items()}
     long = {name: x for name, x in sorted(measured.items()) if x > QUICK}
     DURATIONS.write_text(json.dumps(long, indent=0) + "\n")

@@ -79,13 +79,13 @@ def _no_decay(rng, shape):
 
 
 def _gate(rng, shape):
-    """As a trained gate: mostly near zero, now and then strong."""
+    """Decays like a trained gate's: mostly near zero, now and then strong."""
     x = rng.standard_normal((shape.B, shape.T, shape.H))
     return -np.logaddexp(0, 2 * x - 2)
 
 
 class Hard(NamedTuple):
-    """How to draw keys, step sizes and decays."""
+    """The ways to draw keys, step sizes and decays."""
 
     keys: Callable
     beta: Callable

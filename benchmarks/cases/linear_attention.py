@@ -46,7 +46,7 @@ def _decay(*values):
 
 
 def _gate(rng, size):
-    """As a trained gate: mostly near zero, now and then strong."""
+    """Decays like a trained gate's: mostly near zero, now and then strong."""
     return -np.logaddexp(0, 2 * rng.standard_normal(size) - 2)
 
 
@@ -56,7 +56,7 @@ def _retention(rng, size):
 
 
 class Hard(NamedTuple):
-    """How to draw keys and log decays; None for no decay."""
+    """The ways to draw keys and log decays; None for no decay."""
 
     keys: Callable
     g: Callable | None

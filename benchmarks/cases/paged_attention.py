@@ -24,7 +24,7 @@ class Heads(NamedTuple):
 
 
 class Room(NamedTuple):
-    """What a call has room for: sequences, rows of queries, pages, pages a sequence."""
+    """The room of a call: sequences, rows of queries, pages, pages per sequence."""
 
     S: int
     Tq: int

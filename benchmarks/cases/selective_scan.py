@@ -68,7 +68,7 @@ def _repeated(rng, *size):
 
 
 class Hard(NamedTuple):
-    """How to draw steps, rates and the vectors x, B and C."""
+    """The ways to draw steps, rates and the vectors x, B and C."""
 
     dt: Callable
     A: Callable

@@ -63,7 +63,7 @@ def bytes_by_mixer() -> str:
 
 
 def steps_to_loss() -> str:
-    """How many times fewer steps than LAMB and Adam it takes to reach their losses."""
+    """Steps of LAMB and Adam over its own, until it reaches their losses."""
     opened = [results(name) for name in LANGUAGE_MODELS.values()]
     compared = [(other, share) for other in ("LAMB", "Adam") for share in (0.5, 1.0)]
     rows = [

@@ -49,7 +49,7 @@ Fitness = Callable[..., Float[Array, ""]]
 
 @struct.dataclass
 class State:
-    """What a strategy remembers.
+    """The state of a strategy.
 
     Attributes:
         key: of the run; with the generation and a member's number it makes the noise.

@@ -104,7 +104,7 @@ CALLED = r"(?:body|condition|calls|to_apply|branch_computations)=(\{[^}]*\}|%[\w
 
 
 def collectives(program: str) -> list[Collective]:
-    """Those of a compiled program's text, in loops as often as these turn."""
+    """The exchanges of a compiled program, those in loops as often as these turn."""
     bodies, entry = {}, ""
     for line in program.splitlines():
         if head := re.match(r"(ENTRY )?%([\w.-]+) \(.*\{$", line):
@@ -152,7 +152,7 @@ def devices(line: str) -> int | None:
 
 @functools.cache
 def exchanges(mesh_cfg, optimizer, model=UNTIED, accumulate=1) -> list[Collective]:
-    """Those of a compiled training step."""
+    """The exchanges of a compiled training step."""
     mesh = params.make_mesh(mesh_cfg)
     with jax.set_mesh(mesh):
         transformation = built(optimizer, model)

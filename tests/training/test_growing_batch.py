@@ -71,7 +71,7 @@ def one_device(monkeypatch):
 
 
 def lines(cfg):
-    """What was written of every training step, but for the time."""
+    """The metrics of every training step, but for the time."""
     path = pathlib.Path(cfg.directory, cfg.name, "metrics.jsonl")
     found = map(json.loads, path.read_text().splitlines())
     return [
@@ -129,7 +129,7 @@ def asked_for(weights, taken):
 
 
 def test_decisions_are_those_of_float64(reference, one_device):
-    """Of gradients at each step's parameters, of the data in its order."""
+    """The gradients are at each step's parameters, of the data in its order."""
     source = open_source(reference.data, ROWS, reference.seed)
     wanted, seen = [ROWS, ROWS], 0
     weights = jax.device_get(models.init(MODEL, jax.random.key(reference.seed)))
@@ -181,7 +181,7 @@ def test_parts_that_weigh_differently_are_the_groups_of_the_mean(weights_differ)
 
 
 def step_metrics(batch, tapped=None):
-    """Of a step in twice as many parts, on one device."""
+    """The metrics of a step in twice as many parts, on one device."""
     mesh = params.make_mesh(params.MeshConfig(), jax.devices()[:1])
     optimizer = optax.with_extra_args_support(optax.sgd(1.0))
     with jax.set_mesh(mesh):

@@ -50,7 +50,7 @@ def test_without_a_peak_there_is_no_mfu_and_speed_is_recent():
 
 
 def test_tokens_are_those_of_the_steps_as_they_were():
-    """Of 10, then 10, then 80 tokens in a second each."""
+    """10, then 10, then 80 tokens, in a second each."""
     clock, stream = itertools.count(0.0), io.StringIO()
     progress = Progress(9, interval=0.0, stream=stream, clock=lambda: next(clock))
     for step, tokens in enumerate((10, 20, 100), 1):

@@ -57,7 +57,7 @@ TEXTS = "texts that a population reads"
 
 @struct.dataclass
 class IntegerState:
-    """What a strategy remembers.
+    """The state of a strategy.
 
     Attributes:
         key: of the run; with the generation and a direction's number it makes noise.

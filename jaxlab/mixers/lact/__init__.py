@@ -180,7 +180,7 @@ def spec(cfg: Config) -> dict[str, ParamSpec]:
 
 @struct.dataclass
 class LactState:
-    """What a layer remembers.
+    """The decoding state of a layer.
 
     Attributes:
         cache: the keys and values in the window.

@@ -54,7 +54,7 @@ class FastWeights(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How a chunk changes the weights.
+    """The rule by which a chunk changes the weights.
 
     Under Muon every step has size 1, whatever the rates are: they only weigh the tokens
     of a chunk, and with momentum the chunks, against each other.

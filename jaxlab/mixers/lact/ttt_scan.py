@@ -35,7 +35,9 @@ ORDERS = ("apply_update", "update_apply", "update_all", "strided")
 
 @struct.dataclass
 class FastState:
-    """What decoding remembers. Slots of the open chunk past `filled` are zero.
+    """The decoding state of the fast weights.
+
+    Slots of the open chunk past `filled` are zero.
 
     Attributes:
         change: float32, the weights minus the initial ones; under the norm placement
@@ -209,7 +211,7 @@ def ttt_step(
 
 
 class _Chunk(NamedTuple):
-    """What a step of the scan reads, with a leading axis M for the scan."""
+    """The inputs of the scan's steps, with a leading axis M of steps."""
 
     k: Float[Array, "B H C D"]
     v: Float[Array, "B H C D"]

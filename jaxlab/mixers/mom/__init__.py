@@ -159,7 +159,7 @@ _fan_in_of_each = initializers.variance_scaling(
 
 @struct.dataclass
 class MoMState:
-    """What a layer remembers, the shared memory last.
+    """The decoding state of a layer, the shared memory last.
 
     Attributes:
         memory: float32 ``[B, M, H, K, V]``, the matrices S.
