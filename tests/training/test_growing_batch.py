@@ -375,7 +375,9 @@ def test_runs_that_cannot_grow(changes, message):
         TrainConfig(**fits | made)
 
 
-def test_a_gradient_that_is_not_finite_ends_the_run_as_ever(corpus, tmp_path):
+def test_a_gradient_that_is_not_finite_ends_the_run_as_ever(
+    corpus, tmp_path, one_device
+):
     wild = AdamW(learning_rate=1e35, clip=None, schedule=WarmupCosine(warmup=1))
     with pytest.raises(FloatingPointError, match="Step . is not finite"):
         train(growing_run(corpus, tmp_path, optimizer=wild, steps=6))
