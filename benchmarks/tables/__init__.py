@@ -1,6 +1,6 @@
 """The tables in README.md and docs/, made from benchmarks/results."""
 
-from benchmarks.tables import evolution, methods, models, optimizers, speed
+from benchmarks.tables import compiled, evolution, methods, models, optimizers, speed
 
 TABLES = {
     "methods": methods.methods,
@@ -30,5 +30,7 @@ TABLES = {
     "kernel_cycles": speed.kernel_cycles,
     "defaults": speed.defaults,
     "gpu_kernels": speed.gpu_kernels,
+    "compiled": compiled.comparisons,
+    "compiled_wrong": compiled.wrong_before,
 }
 """Every table by the name in its marks; `scripts/result_tables.py` fills them in."""
