@@ -22,7 +22,6 @@ train: $(READY)  ## train a DeltaProduct language model on Python source
 test: $(READY) $(LIBTPU) $(CUDA)  ## the tests on 8 virtual CPU devices, but for the slow ones
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
-# With --record-durations it measures again which tests `make test` leaves out.
 test-all: $(READY) $(LIBTPU) $(CUDA)  ## every test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 

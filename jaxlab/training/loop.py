@@ -82,9 +82,8 @@ def _run(
         step, state = checkpoints.restore(abstract, problem.batches)
     writer.truncate_after(step)
     first, recorded = step, writer.has(step, f"{problem.split}/")
-    _say(
-        f"{run}: {problem.headline}" + (f", continuing after step {step}" * bool(step))
-    )
+    start = f", continuing after step {step}" if step else ""
+    _say(f"{run}: {problem.headline}{start}")
     progress = Progress(
         cfg.steps,
         problem.watched,

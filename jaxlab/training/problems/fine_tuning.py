@@ -6,7 +6,6 @@ step: population x questions of the one, questions x group of the other.
 
 import dataclasses
 import functools
-import operator
 from functools import partial
 from typing import Any
 
@@ -169,9 +168,7 @@ class FineTuning:
         frozen = [(pattern, False) for pattern in self.frozen]
         trainable = params.select(specs, [*frozen, (".*", True)])
         optimizer = build_for(self.optimizer, specs, steps, trainable)
-        tapped = tapped_by(self.optimizer, specs)
-        if tapped is not None:
-            tapped = jax.tree.map(operator.and_, tapped, trainable)
+        tapped = tapped_by(self.optimizer, specs, trainable)
         key = jax.random.key(seed)
         batches = StepBatches(
             Numbered(lambda number: self._questions(seed, number)),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,9 +95,7 @@ class TrainConfig(RunConfig):
         frozen = [(pattern, False) for pattern in self.frozen]
         trainable = params.select(specs, [*frozen, (".*", True)])
         optimizer = build_for(self.optimizer, specs, self.steps, trainable)
-        tapped = tapped_by(self.optimizer, specs)
-        if tapped is not None:
-            tapped = jax.tree.map(operator.and_, tapped, trainable)
+        tapped = tapped_by(self.optimizer, specs, trainable)
         controller = self.batch_controller()
         batches = StepBatches(
             source.train, self.batch_size, self.accumulate, controller
