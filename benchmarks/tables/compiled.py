@@ -4,7 +4,13 @@ import collections
 
 from benchmarks.tables.form import results, table
 
-RUNS = ("compiled_before", "compiled_jax_0.12.0.1", "compiled_jax_0.11.2")
+RUNS = (
+    "compiled_before",
+    "compiled_jax_0.12.0.1",
+    "compiled_more_jax_0.12.0.1",
+    "compiled_jax_0.11.2",
+    "compiled_more_jax_0.11.2",
+)
 
 
 def comparisons() -> str:
@@ -21,7 +27,7 @@ def comparisons() -> str:
                 "before" if name == "compiled_before" else "now",
                 data["versions"]["jaxlib"],
                 ", ".join(map(str, data["heads"])),
-                str(len(data["shapes"])),
+                "; ".join(x.replace(" rows of ", ",") for x in data["shapes"]),
                 ", ".join(data["parts"]),
                 str(data["programs"]),
                 str(sum(wrong["constant_operands"] > 0 for wrong in data["wrong"])),
@@ -33,7 +39,7 @@ def comparisons() -> str:
         "library",
         "jaxlib",
         "heads",
-        "shapes",
+        "rows,tokens",
         "parts",
         "programs",
         "with a product of the faulty kind",
