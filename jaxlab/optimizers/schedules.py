@@ -75,12 +75,11 @@ class WarmupStableDecay:
                 f"warmup={self.warmup} and decay={self.decay} of {steps} steps "
                 f"({falling}) overlap; shorten one of them."
             )
-        parts = [
-            optax.linear_schedule(0.0, peak, self.warmup),
-            optax.constant_schedule(peak),
-            optax.linear_schedule(peak, self.end * peak, falling),
-        ]
-        edges = [self.warmup, steps - falling]
+        warmed = optax.linear_schedule(0.0, peak, self.warmup)
+        parts, edges = [warmed, optax.constant_schedule(peak)], [self.warmup]
+        if falling:  # without, one program serves runs of any length
+            parts.append(optax.linear_schedule(peak, self.end * peak, falling))
+            edges.append(steps - falling)
         return optax.join_schedules(parts, edges)
 
 

@@ -71,7 +71,9 @@ with Checkpoints(sys.argv[1], config=CONFIG) as checkpoints:
 
 
 def start(code, *arguments):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    # Two processes must not write one cache, and a kill must not leave half an entry.
+    alone = {"PYTHONPATH": str(ROOT), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    environment = os.environ | alone
     return subprocess.Popen(
         [sys.executable, "-c", PREAMBLE + code, *map(str, arguments)],
         env=environment,

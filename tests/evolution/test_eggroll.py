@@ -152,16 +152,18 @@ def test_the_update_is_the_weighted_sum_of_the_noise():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", (1, 4, None))
-@pytest.mark.parametrize(("pairs", "seeds"), ((1024, 32), (4096, 8)))
-def test_the_cosine_to_the_gradient_is_what_theory_says(rank, pairs, seeds):
+@pytest.mark.parametrize(("rank", "n"), ((1, 128), (4, 128), (None, 64)))
+@pytest.mark.parametrize(("share", "seeds"), ((1 / 16, 32), (1 / 4, 8)))
+def test_the_cosine_to_the_gradient_is_what_theory_says(
+    rank, n, share, seeds, optimized
+):
     """sqrt(P / (P + d)) for P antithetic pairs and d parameters, within 3%.
 
     A seed's own spread is about 1 / sqrt(d). Rank 1 has heavier tails, as if d were
     (1 + 2 / in)(1 + 2 / out) times as many, so the law wants large matrices.
     """
-    n = 128
     d = n * n
+    pairs = round(share * d)
     target = jax.random.normal(jax.random.key(5), (n, n))
     specs = {"w": ParamSpec((n, n), (None, None))}
     es = EGGROLL(
@@ -174,7 +176,9 @@ def test_the_cosine_to_the_gradient_is_what_theory_says(rank, pairs, seeds):
         """A linear function, whose gradient is the target."""
         return jnp.sum(linear(jnp.eye(n), weights["w"]) * target) / d
 
-    estimate = jax.jit(es_value_and_grad(fitness, es, specs))
+    estimate = jax.jit(
+        es_value_and_grad(fitness, es, specs), compiler_options=optimized
+    )
     cosines = []
     for seed in range(seeds):
         state = State(jax.random.key(seed), jnp.int32(0))

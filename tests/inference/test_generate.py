@@ -9,14 +9,14 @@ import pytest
 
 from jaxlab import config, models
 from jaxlab.inference import SamplingParams, generate
-from jaxlab.mixers import attention, delta_product
+from jaxlab.mixers import attention, gla
 from jaxlab.models import LMConfig
 
 CFG = LMConfig(
     vocab_size=16,
     width=16,
     n_layers=2,
-    pattern=(delta_product.Config(16, n_heads=2), attention.Config(16, n_heads=2)),
+    pattern=(gla.Config(16, n_heads=2), attention.Config(16, n_heads=2)),
 )
 
 

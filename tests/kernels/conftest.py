@@ -5,7 +5,8 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="module")
 def optimized_ahead_of_time():
-    """Let the TPU and GPU compilers, in their own processes, optimise as for a user."""
+    """Let the TPU and GPU compilers, in their own processes, compile as for a user."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS", raising=False)
+        for name in ("JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_COMPILATION_CACHE_DIR"):
+            patch.delenv(name, raising=False)
         yield

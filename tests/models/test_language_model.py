@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from jaxlab import models, params
-from jaxlab.mixers import attention, delta_product, mom
+from jaxlab.mixers import attention, mamba2, mom
 from jaxlab.models import LMConfig
 
 B, T = 2, 11
-MEMORIES = mom.Config(16, n_heads=2)
-RECURRENT = delta_product.Config(16, n_heads=2)
+MEMORIES = mom.Config(16, n_heads=2, rule="linear_attention")
+RECURRENT = mamba2.Config(16, head_size=8, n_states=8)
 HYBRID = LMConfig(
     vocab_size=24,
     width=16,
@@ -23,6 +23,9 @@ HYBRID = LMConfig(
     tie_embeddings=False,
 )
 PLAIN = LMConfig(vocab_size=24, width=16, n_layers=2, pattern=(RECURRENT,))
+
+
+run = jax.jit(models.forward, static_argnames="cfg")
 
 
 @functools.cache
@@ -44,10 +47,10 @@ def loss(p, tokens, cfg):
 @pytest.mark.parametrize("cfg", [HYBRID, PLAIN], ids=["hybrid", "plain"])
 def test_forward_equals_steps_from_a_prefix(cfg):
     p, tokens = setup(cfg)
-    logits, none = models.forward(p, tokens, cfg)
+    logits, none = run(p, tokens, cfg=cfg)
     assert none is None and logits.shape == (B, T, 24)
     state = models.init_state(cfg, B, T)
-    prefix, state = models.forward(p, tokens[:, :5], cfg, state=state)
+    prefix, state = run(p, tokens[:, :5], cfg=cfg, state=state)
     np.testing.assert_allclose(prefix, logits[:, :5], rtol=1e-4, atol=1e-5)
     one = jax.jit(functools.partial(models.step, cfg=cfg))
     for t in range(5, T):
@@ -58,20 +61,16 @@ def test_forward_equals_steps_from_a_prefix(cfg):
 def test_packing_equals_separate_documents():
     p, tokens = setup(HYBRID)
     ids = jnp.broadcast_to(jnp.array([0] * 4 + [1] * 7)[None], (B, T))
-    packed, _ = models.forward(p, tokens, HYBRID, segment_ids=ids)
-    apart = [models.forward(p, tokens[:, s], HYBRID)[0] for s in np.s_[:4, 4:]]
+    packed, _ = run(p, tokens, cfg=HYBRID, segment_ids=ids)
+    apart = [run(p, tokens[:, s], cfg=HYBRID)[0] for s in np.s_[:4, 4:]]
     np.testing.assert_allclose(packed, np.concatenate(apart, 1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("remat", ["dots", "block"])
-def test_remat_changes_memory_not_values(remat):
+def test_remat_changes_memory_not_values(remat, optimized):
     p, tokens = setup(PLAIN)
     cfg = dataclasses.replace(PLAIN, remat=remat)
     # The bound is of roundings in a program that a user gets, optimised by LLVM too.
-    optimized = {
-        "xla_backend_optimization_level": 3,
-        "xla_llvm_disable_expensive_passes": False,
-    }
     grads = jax.jit(jax.grad(loss), static_argnums=2, compiler_options=optimized)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
@@ -83,12 +82,12 @@ def test_remat_changes_memory_not_values(remat):
 def test_bfloat16_compute_keeps_float32_parameters_and_logits():
     p, tokens = setup(HYBRID)
     cfg = dataclasses.replace(HYBRID, compute_dtype="bfloat16")
-    logits, _ = models.forward(p, tokens, cfg)
+    logits, _ = run(p, tokens, cfg=cfg)
     assert logits.dtype == jnp.float32
-    reference, _ = models.forward(p, tokens, HYBRID)
+    reference, _ = run(p, tokens, cfg=HYBRID)
     error = np.linalg.norm(logits - reference) / np.linalg.norm(reference)
     assert 0 < error < 0.1
-    grads = jax.grad(loss)(p, tokens, cfg)
+    grads = jax.eval_shape(jax.grad(functools.partial(loss, cfg=cfg)), p, tokens)
     assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(grads))
 
 
@@ -99,22 +98,24 @@ def test_auxiliary_loss_is_the_mean_over_the_layers_that_have_one(remat):
     cfg = dataclasses.replace(PLAIN, n_layers=4, pattern=pattern, remat=remat)
     p, tokens = setup(cfg)
     ids = jnp.broadcast_to(jnp.array([-1] * 2 + [0] * 9)[None], (B, T))
-    run = jax.jit(functools.partial(models.forward_with_auxiliary_loss, cfg=cfg))
-    logits, loss = run(p, tokens, segment_ids=ids)
-    expected, _ = models.forward(p, tokens, cfg, segment_ids=ids)
+    both = jax.jit(functools.partial(models.forward_with_auxiliary_loss, cfg=cfg))
+    logits, loss = both(p, tokens, segment_ids=ids)
+    expected, _ = run(p, tokens, cfg=cfg, segment_ids=ids)
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
     seen, real_loss = [], mom.auxiliary_loss
 
     def record(*arguments, **keywords):
         value = real_loss(*arguments, **keywords)
-        seen.append(value)
+        jax.debug.callback(lambda x: seen.append(float(x)), value, ordered=True)
         return value
 
-    with jax.disable_jit(), pytest.MonkeyPatch.context() as patch:
+    kept = dataclasses.replace(cfg, remat="none")  # remat would record it twice
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mom, "auxiliary_loss", record)
-        kept = dataclasses.replace(cfg, remat="none")  # remat traces even so
-        models.forward_with_auxiliary_loss(p, tokens, kept, segment_ids=ids)
+        recording = functools.partial(models.forward_with_auxiliary_loss, cfg=kept)
+        jax.block_until_ready(jax.jit(recording)(p, tokens, segment_ids=ids))
+        jax.effects_barrier()
     assert len(seen) == 2 and seen[0] != seen[1]
     np.testing.assert_allclose(loss, np.mean(seen), rtol=1e-5)
 

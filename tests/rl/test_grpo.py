@@ -1,5 +1,6 @@
 """GRPO: its loss by loops, its gradient by enumeration, and that it learns."""
 
+import functools
 import itertools
 
 import jax
@@ -219,15 +220,11 @@ def test_one_step_moves_along_the_gradient_of_its_own_draws():
     reward = lambda tokens, mask, *_: jnp.sum(tokens * mask.astype(tokens.dtype), 1)  # noqa: E731
     learner = how.build(CFG, optax.sgd(0.1), reward)
     state = learner.init(params).replace(reference=reference)
-    _, moved, figures = learner.step(state, params, asked, KEY)
+    _, moved, figures = jax.jit(learner.step)(state, params, asked, KEY)
 
-    drawn = rl.sample(
-        *(params, asked.prompts, asked.segment_ids, KEY, CFG),
-        max_tokens=3,
-        temperature=1.3,
-        stop=2,
-        samples=4,
-    )
+    how_drawn = {"max_tokens": 3, "temperature": 1.3, "stop": 2, "samples": 4}
+    sample = jax.jit(functools.partial(rl.sample, cfg=CFG, **how_drawn))
+    drawn = sample(params, asked.prompts, asked.segment_ids, KEY)
     tokens, old, mask = map(np.asarray, vars(drawn).values())
     assert 0 < (mask == 0).sum() and figures["length"] == mask.sum(1).mean()
     gained = (tokens * mask).sum(1).reshape(4, 4)
@@ -237,6 +234,7 @@ def test_one_step_moves_along_the_gradient_of_its_own_draws():
     entropy = -(old * mask).sum() / mask.sum()
     assert float(figures["entropy"]) == pytest.approx(entropy, rel=1e-4)
 
+    @jax.jit
     def log_p(p):  # of whole sequences, one prompt a completion
         q = asked.repeat(4)
         return rl.log_probabilities(

@@ -9,7 +9,7 @@ import pytest
 
 from jaxlab import models, params, rl
 from jaxlab.inference import SamplingParams, generate
-from jaxlab.mixers import attention, delta_product
+from jaxlab.mixers import attention, mamba2
 from jaxlab.models import LMConfig
 from jaxlab.params import LowRank, value
 
@@ -18,7 +18,10 @@ CFG = LMConfig(
     vocab_size=W,
     width=32,
     n_layers=2,
-    pattern=(delta_product.Config(32, n_heads=2), attention.Config(32, n_heads=2)),
+    pattern=(
+        mamba2.Config(32, head_size=16, n_states=8),
+        attention.Config(32, n_heads=2),
+    ),
 )
 PARAMS = models.init(CFG, jax.random.key(1))
 PROMPTS = jax.random.randint(jax.random.key(2), (2, 6), 0, W)

@@ -28,7 +28,7 @@ from jaxlab.inference import SamplingParams
 from jaxlab.mixers import attention, mom, retnet
 from jaxlab.models import LMConfig
 from jaxlab.objectives import NextToken
-from jaxlab.optimizers import AdamW, WarmupCosine
+from jaxlab.optimizers import AdamW, WarmupCosine, WarmupStableDecay
 from jaxlab.training import (
     TaskData,
     TextData,
@@ -46,6 +46,8 @@ MODEL = LMConfig(
     pattern=(retnet.Config(16, n_heads=2), attention.Config(16, n_heads=2)),
 )
 STEPS = 12
+# Its rates do not depend on the number of steps, so that runs share their programs.
+CONSTANT = WarmupStableDecay(warmup=2, decay=0.0)
 
 
 def small_run(corpus, directory):
@@ -54,7 +56,7 @@ def small_run(corpus, directory):
         directory=str(directory),
         data=TextData(corpus, sequence_length=24, eval_tokens=200),
         model=MODEL,
-        optimizer=AdamW(schedule=WarmupCosine(warmup=2)),
+        optimizer=AdamW(schedule=CONSTANT),
         batch_size=8,
         steps=STEPS,
         log_every=1,
@@ -371,19 +373,18 @@ def test_auxiliary_losses_are_added_and_reported_apart(accumulate):
     optimizer = optax.with_extra_args_support(optax.sgd(1.0))
     batch = batch_of(cfg, 8)
     total = batch["weights"].sum()
+    # The rows i, i + accumulate, ... are part i.
+    parts = [{n: a[i::accumulate] for n, a in batch.items()} for i in range(accumulate)]
 
-    def objective(p):
-        """Over the rows i, i + accumulate, ... of each part."""
-        nats, auxiliary = 0.0, 0.0
-        for i in range(accumulate):
-            part = {name: a[i::accumulate] for name, a in batch.items()}
-            logits, loss = models.forward_with_auxiliary_loss(
-                p, part["inputs"], cfg, segment_ids=part["segment_ids"]
-            )
-            log_p = jax.nn.log_softmax(logits)
-            picked = jnp.take_along_axis(log_p, part["targets"][..., None], -1)[..., 0]
-            nats -= jnp.sum(picked * part["weights"]) / total
-            auxiliary += loss * part["weights"].sum() / total
+    def objective(p, part):
+        """What a part adds to the loss, and the two sums in it."""
+        logits, loss = models.forward_with_auxiliary_loss(
+            p, part["inputs"], cfg, segment_ids=part["segment_ids"]
+        )
+        log_p = jax.nn.log_softmax(logits)
+        picked = jnp.take_along_axis(log_p, part["targets"][..., None], -1)[..., 0]
+        nats = -jnp.sum(picked * part["weights"]) / total
+        auxiliary = loss * part["weights"].sum() / total
         return nats + auxiliary, (nats, auxiliary)
 
     with jax.set_mesh(mesh):
@@ -391,7 +392,11 @@ def test_auxiliary_losses_are_added_and_reported_apart(accumulate):
         start = jax.device_get(state.params)
         step = make_train_step(NextToken(cfg), optimizer, accumulate)
         state, metrics = step(state, params.place_rows(batch, mesh), jax.random.key(0))
-    grads, (nats, auxiliary) = jax.jit(jax.grad(objective, has_aux=True))(start)
+    gradient = jax.jit(jax.grad(objective, has_aux=True))
+    grads, (nats, auxiliary) = functools.reduce(
+        functools.partial(jax.tree.map, np.add),
+        [jax.device_get(gradient(start, part)) for part in parts],
+    )
     np.testing.assert_allclose(metrics["loss"], nats, rtol=1e-5)
     np.testing.assert_allclose(metrics["auxiliary_loss"], auxiliary, rtol=1e-5)
     assert auxiliary > 0.9  # about balance_weight * top_k

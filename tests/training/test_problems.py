@@ -20,7 +20,7 @@ from jaxlab.data import CorpusConfig
 from jaxlab.environments import CartPole, Pendulum
 from jaxlab.evolution import EGGROLL
 from jaxlab.evolution.integer import IntegerEGGROLL, integer_model
-from jaxlab.mixers import delta_product, retnet
+from jaxlab.mixers import retnet
 from jaxlab.models import LMConfig
 from jaxlab.optimizers import (
     LAMB,
@@ -63,7 +63,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    mixer = delta_product.Config(16, n_heads=2)
+    mixer = retnet.Config(16, n_heads=2)
     cfg = TrainConfig(
         name="base",
         directory=str(folder),

@@ -7,14 +7,14 @@ import optax
 import pytest
 
 from jaxlab import models, params
-from jaxlab.mixers import delta_product
+from jaxlab.mixers import gla
 from jaxlab.models import LMConfig
 from jaxlab.objectives import NextToken
 from jaxlab.optimizers.mkor import preconditioned
 from jaxlab.training.state import create_state
 from jaxlab.training.step import make_train_step
 
-MODEL = LMConfig(width=16, n_layers=2, pattern=(delta_product.Config(16, n_heads=4),))
+MODEL = LMConfig(width=16, n_layers=2, pattern=(gla.Config(16, n_heads=4),))
 SPECS = models.spec(MODEL)
 TAPPED = preconditioned(SPECS)
 ROWS, LENGTH = 8, 12
@@ -88,7 +88,7 @@ def test_padding_is_not_counted(alone):
     assert len(taps) == sum(jax.tree.leaves(TAPPED))
     found = {params.path_name(path): tap.rows for path, tap in taps}
     forgets = {name for name, rows in found.items() if (rows == tokens - ROWS).all()}
-    assert {name.split("/")[-1] for name in forgets} == {"w_decay"}
+    assert {name.split("/")[-1] for name in forgets} == {"w_decay_in", "w_decay_out"}
     for name in found.keys() - forgets:
         np.testing.assert_array_equal(found[name], tokens)
 
