@@ -20,7 +20,10 @@ def pytest_collection_modifyitems(items):
     places = [i for i, item in enumerate(items) if _recurrence(item) is not None]
     laws = sorted(
         (items[i] for i in places),
-        key=lambda item: ("_tpu" in item.path.name, RECURRENCES.index(_recurrence(item))),
+        key=lambda item: (
+            "_tpu" in item.path.name,
+            RECURRENCES.index(_recurrence(item)),
+        ),
     )
     for i, law in zip(places, laws, strict=True):
         items[i] = law
