@@ -12,12 +12,19 @@ def optimized_ahead_of_time():
         yield
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Put the laws of a recurrence together, which share its compiled programs.
 
-    A process then has few of them at a time, and two processes few in common.
+    A process then has few of them at a time, and two processes few in common. Of the
+    variants of an operation, the first that a law has is quick, and the others slow.
     """
     places = [i for i, item in enumerate(items) if _recurrence(item) is not None]
+    first = {}
+    for i in places:
+        op = _recurrence(items[i])
+        if first.setdefault((items[i].function, op.call), op) is not op:
+            items[i].add_marker(pytest.mark.slow)
     laws = sorted(
         (items[i] for i in places),
         key=lambda item: (

@@ -22,6 +22,7 @@ from recurrences import (
     ONE_STEP,
     SCAN,
     THREE_STEPS,
+    TWO_STEPS,
     over,
     over_inputs,
 )
@@ -134,13 +135,23 @@ def without_races(op, inputs):
 
 
 @pytest.mark.slow
-@over(*OPERATIONS)
-def test_no_race_in_two_rows_of_two_groups(op):
-    """Of 8 heads, or of channels."""
-    groups = {"E": 256} if op is SCAN else {"H": 16}
-    inputs = op.draw(op.bitwise[0], **op.tpu | {"B": 2, "T": 130} | groups)
+@pytest.mark.parametrize(("K", "V", "H"), ((128, 64, 9), (64, 256, 3)))
+@over(ONE_STEP, A_HEAD, A_CHANNEL)
+def test_keys_and_values_of_different_sizes(op, K, V, H):
+    """Also a full group of heads beside one that is not, and several steps a token."""
+    sizes = op.tpu | {"T": 130, "K": K, "V": V}
+    assert_float32(op, op.draw(op.usual, **sizes | {"H": H}))
+    narrow, T = (TWO_STEPS, 70) if op is ONE_STEP else (op, 130)
+    assert_narrow(narrow, narrow.draw(op.usual, **sizes | {"T": T}))
+
+
+@pytest.mark.slow
+@over(ONE_STEP, A_HEAD, A_CHANNEL)
+def test_no_race_in_two_rows_of_two_groups_of_heads(op):
+    inputs = op.draw(op.bitwise[-1], **op.tpu | {"B": 2, "T": 130, "H": 16})
     reference, want = run(op, inputs, "reference"), op.oracle(**inputs)
-    assert_law(without_races(op, inputs), reference, want, factor(op))
+    got = run(op, inputs, "pallas_tpu", detect_races=True)
+    assert_law(got, reference, want, factor(op))
 
 
 def devices():
@@ -163,13 +174,20 @@ def assert_same(op, got, want):
 @pytest.mark.slow
 @over(*OPERATIONS)
 def test_divided_among_devices(op):
-    """Neither that nor that nothing is saved for a gradient changes a bit."""
+    """Neither that nor that nothing is saved for a gradient changes a bit.
+
+    On one device there is no race between two rows; nor between two groups of channels,
+    which are apart in the grid.
+    """
     groups = {"E": 256} if op is SCAN else {"H": 2}
-    inputs = op.draw(op.bitwise[0], **op.tpu | {"B": 2, "T": 130} | groups)
-    want = without_races(op, inputs)
-    with jax.set_mesh(devices()):
-        assert_same(op, without_races(op, inputs), want)
-        alone = results_alone(op, inputs)
+    inputs = op.draw(op.usual, **op.tpu | {"B": 2, "T": 130} | groups)
+    with block_sizes.trying({"heads": 1} if op is SCAN else {}):
+        want = run(op, inputs, "pallas_tpu", detect_races=True)
+        reference = run(op, inputs, "reference")
+        assert_law(want, reference, op.oracle(**inputs), factor(op))
+        with jax.set_mesh(devices()):
+            assert_same(op, run(op, inputs, "pallas_tpu"), want)
+            alone = results_alone(op, inputs)
     for name, x in zip((op.output, "state"), alone, strict=True):
         np.testing.assert_array_equal(x, want[name], err_msg=name)
 
@@ -178,7 +196,7 @@ def test_divided_among_devices(op):
 @over(*OPERATIONS)
 def test_a_single_token_divided_among_devices(op):
     groups = {"E": 256} if op is SCAN else {"H": 16}
-    inputs = op.draw(op.bitwise[0], **op.tpu | {"B": 2, "T": 1} | groups)
+    inputs = op.draw(op.usual, **op.tpu | {"B": 2, "T": 1} | groups)
     few = inputs if op is SCAN else two_heads(op, inputs)
 
     def results():
