@@ -154,6 +154,14 @@ def test_no_race_in_two_rows_of_two_groups_of_heads(op):
     assert_law(got, reference, want, factor(op))
 
 
+def two_rows(op, T, H):
+    """Two rows of H heads, or of two groups of channels."""
+    name, groups = op.bitwise[0], {"H": H}
+    if op is SCAN:
+        name, groups = "mixed", {"E": 256}
+    return op.draw(name, **op.tpu | {"B": 2, "T": T} | groups)
+
+
 def devices():
     """A mesh of which an axis divides neither two rows nor two heads."""
     auto = (jax.sharding.AxisType.Auto,) * 3
@@ -179,8 +187,7 @@ def test_divided_among_devices(op):
     On one device there is no race between two rows; nor between two groups of channels,
     which are apart in the grid.
     """
-    groups = {"E": 256} if op is SCAN else {"H": 2}
-    inputs = op.draw(op.usual, **op.tpu | {"B": 2, "T": 130} | groups)
+    inputs = two_rows(op, T=130, H=2)
     with block_sizes.trying({"heads": 1} if op is SCAN else {}):
         want = run(op, inputs, "pallas_tpu", detect_races=True)
         reference = run(op, inputs, "reference")
@@ -195,8 +202,7 @@ def test_divided_among_devices(op):
 @pytest.mark.slow
 @over(*OPERATIONS)
 def test_a_single_token_divided_among_devices(op):
-    groups = {"E": 256} if op is SCAN else {"H": 16}
-    inputs = op.draw(op.usual, **op.tpu | {"B": 2, "T": 1} | groups)
+    inputs = two_rows(op, T=1, H=16)
     few = inputs if op is SCAN else two_heads(op, inputs)
 
     def results():
