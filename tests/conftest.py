@@ -82,15 +82,27 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(items):
     """Mark the tests that were measured to be slow, all but the quickest of a law."""
     seconds = json.loads(DURATIONS.read_text())
-    of_item = {item: seconds.get(item.nodeid, 0.0) for item in items}
-    quickest: dict[str, float] = {}
-    for item, taken in of_item.items():
-        name = item.nodeid.partition("[")[0]
-        quickest[name] = min(taken, quickest.get(name, taken))
-    for item, taken in of_item.items():
-        kept = taken == quickest[item.nodeid.partition("[")[0]] <= QUICKEST
+    laws = [(item, _law(item)) for item in items]
+    laws = [pair for pair in laws if pair[0].get_closest_marker("slow") is None]
+    quickest: dict[tuple, float] = {}
+    for item, law in laws:
+        taken = seconds.get(item.nodeid, 0.0)
+        quickest[law] = min(taken, quickest.get(law, taken))
+    for item, law in laws:
+        taken = seconds.get(item.nodeid, 0.0)
+        of_operation = law[1] is not None
+        kept = taken == quickest[law] and (of_operation or taken <= QUICKEST)
         if taken > QUICK and not kept:
             item.add_marker(pytest.mark.slow)
+
+
+def _law(item):
+    """A test's name without its case, and the operation that it is a law of, if any.
+
+    Of each law of an operation a case is quick, however long it takes.
+    """
+    op = item.callspec.params.get("op") if hasattr(item, "callspec") else None
+    return item.nodeid.partition("[")[0], getattr(op, "call", None)
 
 
 def pytest_terminal_summary(terminalreporter, config):

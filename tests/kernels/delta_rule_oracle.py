@@ -2,8 +2,6 @@
 
 import numpy as np
 
-OPERANDS = ("q", "k", "v", "beta", "g", "initial_state")
-
 
 def delta_product(q, k, v, beta, g, initial_state, d_o, d_state, scale=None):
     """Return results and gradients by name: o, state, and d_ for every operand.
@@ -63,53 +61,3 @@ def _read_t(S, value):
 
 def _outer(key, value):
     return key[..., :, None] * value[..., None, :]
-
-
-def segmented(inputs, segment_ids, oracle=delta_product):
-    """Apply `oracle` to each segment separately; ids < 0 are padding."""
-    results = {}
-    for b, ids in enumerate(segment_ids):
-        tokens = np.flatnonzero(ids >= 0)
-        starts = np.flatnonzero(np.diff(ids[tokens])) + 1
-        runs = np.split(tokens, starts)
-        for r, run in enumerate(runs):
-            part = {
-                name: x[b : b + 1] if name.endswith("state") else x[b : b + 1, run]
-                for name, x in inputs.items()
-                if x is not None
-            }
-            part.setdefault("g", None)
-            if r > 0:
-                part["initial_state"] = 0 * part["initial_state"]
-            if r < len(runs) - 1:
-                part["d_state"] = 0 * part["d_state"]
-            for name, x in oracle(**part).items():
-                if name.endswith("state"):
-                    chosen = r == (0 if name == "d_initial_state" else len(runs) - 1)
-                    whole = results.setdefault(name, np.zeros(inputs["d_state"].shape))
-                    if chosen:
-                        whole[b] = x[0]
-                else:
-                    shape = inputs["d_o" if name == "o" else name[2:]].shape
-                    results.setdefault(name, np.zeros(shape))[b, run] = x[0]
-    return results
-
-
-def ragged(inputs, cu_seqlens, oracle=delta_product):
-    """Apply `oracle` to each sequence of the only row, with its own states."""
-    results = {}
-    for s, (start, end) in enumerate(zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True)):
-        part = {
-            name: x[s : s + 1] if name.endswith("state") else x[:, start:end]
-            for name, x in inputs.items()
-            if x is not None
-        }
-        part.setdefault("g", None)
-        for name, x in oracle(**part).items():
-            if name.endswith("state"):
-                shape = inputs["d_state"].shape
-                results.setdefault(name, np.zeros(shape))[s] = x[0]
-            else:
-                shape = inputs["d_o" if name == "o" else name[2:]].shape
-                results.setdefault(name, np.zeros(shape))[:, start:end] = x
-    return results

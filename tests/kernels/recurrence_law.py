@@ -1,4 +1,8 @@
-"""Run a recurrence with its gradients, and check the laws that its errors obey."""
+"""Run a recurrence with its gradients, and check the laws that its errors obey.
+
+A program takes far longer to compile than to run, so tests share them: arguments of the
+same shapes, types and options are one program.
+"""
 
 from contextlib import nullcontext
 from functools import partial
@@ -7,8 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import pallas_kernels
-from benchmarks.cases import delta_rule as cases
 from pallas_kernels import platform
 
 EPS = float(np.finfo(np.float32).eps)
@@ -24,12 +26,11 @@ INTERPRETED = {
 
 
 def run(
+    op,
     inputs,
-    implementation,
+    form,
     *,
-    operation=pallas_kernels.delta_product,
     dtype=None,
-    narrow=("q", "k", "v"),
     detect_races=False,
     segment_ids=None,
     cu_seqlens=None,
@@ -40,71 +41,68 @@ def run(
     A kernel is interpreted, with NaN in unwritten memory.
 
     Args:
-        dtype: dtype of the arguments named in `narrow`.
+        op: a `recurrences.Recurrence`.
+        form: the implementation.
+        dtype: dtype of the arguments named in `op.narrow`.
         options: static arguments of the operation.
     """
-    operands = {
-        name: x
-        for name, x in inputs.items()
-        if x is not None and not name.startswith("d_")
-    }
+    operands, names, gradients = arguments(inputs)
     if dtype is not None:
-        operands |= {name: jnp.asarray(operands[name], dtype) for name in narrow}
+        operands |= {name: operands[name].astype(dtype) for name in op.narrow}
     streams = {"segment_ids": segment_ids, "cu_seqlens": cu_seqlens}
-    names = tuple(name for name in inputs if name.startswith("d_"))
-    gradients = tuple(inputs[name] for name in names)
-    options = tuple(sorted({"implementation": implementation, **options}.items()))
+    options = tuple(sorted({"implementation": form, **options}.items()))
     call, interpreted = _run, nullcontext()
-    if implementation in INTERPRETED:
+    if form in INTERPRETED:
         call = _run_as_written
-        interpreted = INTERPRETED[implementation](
+        interpreted = INTERPRETED[form](
             uninitialized_memory="nan", detect_races=detect_races
         )
     with interpreted:
-        results = call(operation, options, names, operands, gradients, streams)
+        results = call(op.call, options, names, operands, gradients, streams)
     return {name: np.asarray(x, np.float64) for name, x in results.items()}
 
 
-def in_float64(inputs, **options):
-    """The recurrence in float64, which other tests compare with the oracle."""
-    with jax.enable_x64():
-        inputs = {n: x.astype(np.float64) for n, x in inputs.items() if x is not None}
-        return run(inputs, "reference", **options)
+def arguments(inputs):
+    """The operands by name, the names of the results' gradients, and those gradients"""
+    given = {name: x for name, x in inputs.items() if x is not None}
+    operands = {name: x for name, x in given.items() if not name.startswith("d_")}
+    names = tuple(name for name in given if name.startswith("d_"))
+    return operands, names, tuple(given[name] for name in names)
 
 
-def results_alone(inputs, operation):
+def one_segment(inputs):
+    """Segment ids that divide nothing, with which a law shares programs with others.
+
+    None for inputs without a decay: an id would give them one.
+    """
+    tokens = next(iter(inputs.values()))
+    ungated = inputs.get("g", tokens) is None
+    return None if ungated else np.zeros(tokens.shape[:2], int)
+
+
+def programs() -> int:
+    """The number of programs compiled for plain JAX."""
+    return _run._cache_size()
+
+
+def results_alone(op, inputs):
     """Run without gradients on TPU; a single token has its own kernel for that."""
-    operands = {n: x for n, x in inputs.items() if not n.startswith("d_")}
+    operands, _, _ = arguments(inputs)
     with platform.interpreted_tpu(uninitialized_memory="nan", detect_races=True):
-        return _alone(operation, operands)
+        return _alone(op.call, operands)
 
 
-def assert_same_on_a_mesh(inputs, operation, summed=()):
-    """Check that dividing rows and heads among devices changes no bit.
+def with_gradients(call, options, names, operands, gradients, streams):
+    """Results by name, and the gradients for `operands` given those for the results.
 
     Args:
-        summed: names of gradients that are sums over devices, which round differently.
+        options: pairs of names and static arguments.
+        names: of `gradients`, in the order of the results.
+        streams: arguments without a gradient.
     """
 
-    def results():
-        return (
-            run(inputs, "pallas_tpu", operation=operation),
-            results_alone(inputs, operation),
-        )
-
-    want = results()
-    auto = (jax.sharding.AxisType.Auto,) * 3
-    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=auto)
-    with jax.set_mesh(mesh):
-        got = results()
-    for name in summed:
-        assert error(got[0].pop(name), want[0].pop(name)) <= 4 * EPS, name
-    jax.tree.map(np.testing.assert_array_equal, got, want)
-
-
-def _with_gradients(operation, options, names, operands, gradients, streams):
     def f(operands):
-        return operation(**operands, **streams, **dict(options))
+        return call(**operands, **streams, **dict(options))
 
     results, pull_back = jax.vjp(f, operands)
     pairs = zip(gradients, results, strict=True)
@@ -114,13 +112,13 @@ def _with_gradients(operation, options, names, operands, gradients, streams):
 
 
 @partial(jax.jit, static_argnums=0, compiler_options=AS_WRITTEN)
-def _alone(operation, operands):
-    return operation(**operands, implementation="pallas_tpu")
+def _alone(call, operands):
+    return call(**operands, implementation="pallas_tpu")
 
 
-_run = jax.jit(_with_gradients, static_argnums=(0, 1, 2))
+_run = jax.jit(with_gradients, static_argnums=(0, 1, 2))
 _run_as_written = jax.jit(
-    _with_gradients, static_argnums=(0, 1, 2), compiler_options=AS_WRITTEN
+    with_gradients, static_argnums=(0, 1, 2), compiler_options=AS_WRITTEN
 )
 
 
@@ -150,12 +148,19 @@ def assert_bfloat16(got, chunked, want):
         assert error(got[name], want[name]) <= bound, name
 
 
-def narrowed(inputs, names=("q", "k", "v", "d_o")):
+def narrowed(op, inputs):
     """Round inputs to bfloat16, so that the oracle gets the kernel's numbers."""
-    narrow = {n: np.asarray(jnp.bfloat16(inputs[n]), np.float32) for n in names}
-    return inputs | narrow
+    names = (*op.narrow, f"d_{op.output}")
+    narrow = {name: inputs[name].astype(jnp.bfloat16) for name in names}
+    return inputs | {name: x.astype(np.float32) for name, x in narrow.items()}
 
 
-def small(B=2, T=150, N=1, H=2, K=16, V=12):
-    """A small shape that is no multiple of any block size."""
-    return cases.Shape(B, T, N, H, K, V)
+def with_states(inputs, count):
+    """The inputs of one row with the states of so many sequences."""
+    like = inputs["initial_state"]
+    rng = np.random.default_rng(0)
+    states = {
+        name: rng.standard_normal((count, *like.shape[1:])).astype(np.float32)
+        for name in ("initial_state", "d_state")
+    }
+    return inputs | states

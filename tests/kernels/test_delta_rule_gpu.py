@@ -2,47 +2,68 @@
 
 from functools import partial
 
-import delta_rule_oracle as oracle
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
-from recurrence_law import assert_bfloat16, in_float64, narrowed
-from recurrence_law import run as run_operation
+from recurrence_law import (
+    arguments,
+    assert_bfloat16,
+    narrowed,
+    one_segment,
+    run,
+    with_states,
+)
+from recurrence_oracle import ragged, segmented
+from recurrences import ONE_STEP, TWO_STEPS
 
 import pallas_kernels
-from benchmarks.cases import delta_rule as cases
 from pallas_kernels import aot, platform
 
-INPUTS = ("q", "k", "v", "beta", "g", "initial_state")
-run = partial(
-    run_operation, implementation="pallas_gpu", dtype=jnp.bfloat16, detect_races=True
-)
-run_chunked = partial(run_operation, implementation="xla", dtype=jnp.bfloat16)
 
-
-def shape(T=150, N=1, H=2, K=64, V=64, B=1):
+def drawn(name="twelve_keys_gated", op=ONE_STEP, **sizes):
     """Three chunks, one more than lie in shared memory; the last is not full."""
-    return cases.Shape(B, T, N, H, K, V)
+    usual = {"B": 1, "T": 150, "H": 2, "K": 64, "V": 64}
+    return narrowed(op, op.draw(name, **usual | sizes))
 
 
-@pytest.mark.parametrize("name", cases.HARD)
+def kernel(inputs, **options):
+    options |= {"dtype": jnp.bfloat16, "detect_races": True}
+    return run(ONE_STEP, inputs, "pallas_gpu", **options)
+
+
+def assert_law(inputs, want=None, **options):
+    """It errs like the chunked form, without a race."""
+    want = ONE_STEP.oracle(**inputs) if want is None else want
+    chunked = run(ONE_STEP, inputs, "xla", dtype=jnp.bfloat16, **options)
+    assert_bfloat16(kernel(inputs, **options), chunked, want)
+
+
+@pytest.mark.parametrize("name", ONE_STEP.hard)
 def test_errs_like_the_chunked_form_on_hard_inputs(name):
-    """Results and all gradients, without a race."""
-    inputs = narrowed(cases.draw(name, shape()))
-    want = oracle.delta_product(**inputs)
-    assert_bfloat16(run(inputs), run_chunked(inputs), want)
+    """Results and all gradients."""
+    inputs = drawn(name)
+    assert_law(inputs, segment_ids=one_segment(inputs))
+
+
+def test_segments_and_padding():
+    inputs = drawn()
+    ids = np.repeat([0, 0, 3, -1, 3, 7, 8, -1], 19)[None, :150]
+    inputs["v"][ids < 0] = np.nan
+    assert_law(inputs, segmented(ONE_STEP, inputs, ids), segment_ids=ids)
 
 
 def test_without_a_gradient():
     """Nothing is saved then; the results are the same bits."""
-    inputs = narrowed(cases.draw("mixed_decay", shape()))
-    want = run(inputs)
-    operands = {name: inputs[name] for name in INPUTS}
-    operands |= {name: jnp.asarray(inputs[name], jnp.bfloat16) for name in "qkv"}
+    inputs = drawn("mixed_decay")
+    ids = one_segment(inputs)
+    want = kernel(inputs, segment_ids=ids)
+    operands, _, _ = arguments(inputs)
+    operands |= {name: operands[name].astype(jnp.bfloat16) for name in "qkv"}
+    operands |= {"segment_ids": ids, "implementation": "pallas_gpu"}
     with platform.interpreted_gpu(detect_races=True):
-        got = pallas_kernels.delta_product(**operands, implementation="pallas_gpu")
+        got = pallas_kernels.delta_product(**operands)
     for tensor, found in zip(("o", "state"), got, strict=True):
         np.testing.assert_array_equal(np.asarray(found, np.float64), want[tensor])
 
@@ -50,9 +71,7 @@ def test_without_a_gradient():
 @pytest.mark.parametrize("name", ("one_key", "reflections"))
 def test_roundings_do_not_add_up_along_a_row(name):
     """Ten chunks of a state that is never forgotten."""
-    inputs = narrowed(cases.draw(name, shape(T=600, H=1)))
-    want = oracle.delta_product(**inputs)
-    assert_bfloat16(run(inputs), run_chunked(inputs), want)
+    assert_law(drawn(name, T=600, H=1))
 
 
 @pytest.mark.parametrize(
@@ -68,31 +87,17 @@ def test_roundings_do_not_add_up_along_a_row(name):
     ),
 )
 def test_other_sizes(sizes):
-    inputs = narrowed(cases.draw("twelve_keys_gated", shape(**sizes)))
-    want = oracle.delta_product(**inputs)
-    assert_bfloat16(run(inputs), run_chunked(inputs), want)
+    assert_law(drawn(**sizes))
 
 
-def test_segments_and_padding():
-    inputs = narrowed(cases.draw("twelve_keys_gated", shape(T=160)))
-    ids = np.repeat([0, 0, 3, -1, 3, 7, 8, -1], 20)[None]
-    inputs["v"][ids < 0] = np.nan
-    want = in_float64(inputs, segment_ids=ids)
-    chunked = run_chunked(inputs, segment_ids=ids)
-    assert_bfloat16(run(inputs, segment_ids=ids), chunked, want)
-
-
-@pytest.mark.parametrize("N", (1, pytest.param(2, marks=pytest.mark.slow)))
-def test_ragged_sequences_have_states_of_their_own(N):
+@pytest.mark.parametrize(
+    "op", (ONE_STEP, pytest.param(TWO_STEPS, marks=pytest.mark.slow)), ids=str
+)
+def test_ragged_sequences_have_states_of_their_own(op):
     """Some empty, some of one chunk and of several, and tokens past the last."""
-    inputs = narrowed(cases.draw("twelve_keys_gated", shape(T=160, N=N)))
-    bounds = np.asarray([0, 3, 3, 120, 150, 150])
-    rng = np.random.default_rng(0)
-    for name in ("initial_state", "d_state"):
-        inputs[name] = rng.standard_normal((5, 2, 64, 64)).astype(np.float32)
-    want = in_float64(inputs, cu_seqlens=bounds)
-    chunked = run_chunked(inputs, cu_seqlens=bounds)
-    assert_bfloat16(run(inputs, cu_seqlens=bounds), chunked, want)
+    inputs = with_states(drawn(op=op), count=5)
+    bounds = np.asarray([0, 3, 3, 120, 145, 145])
+    assert_law(inputs, ragged(op, inputs, bounds), cu_seqlens=bounds)
 
 
 @pytest.mark.parametrize(
@@ -105,23 +110,22 @@ def test_ragged_sequences_have_states_of_their_own(N):
     ),
 )
 def test_shapes_it_cannot_take(change, message):
-    inputs = cases.draw("random", shape(**change))
+    inputs = drawn("random", **change)
     with pytest.raises(NotImplementedError, match=message):
-        run(inputs)
+        kernel(inputs)
 
 
 def test_chunks_types_and_platforms_it_cannot_take():
-    inputs = cases.draw("random", shape())
-    operands = {name: jnp.asarray(inputs[name]) for name in INPUTS}
+    operands, _, _ = arguments(drawn("random"))
     call = partial(pallas_kernels.delta_product, implementation="pallas_gpu")
     with platform.interpreted_gpu():
         with pytest.raises(NotImplementedError, match="bfloat16, but q is float32; ca"):
             call(**operands)
-        operands |= {name: jnp.bfloat16(operands[name]) for name in "qkv"}
+        operands |= {name: operands[name].astype(jnp.bfloat16) for name in "qkv"}
         with pytest.raises(NotImplementedError, match="has 64 tokens .* is 128; pass"):
             call(**operands, chunk_size=128)
         with jax.enable_x64():
-            wide = operands | {"g": operands["g"].astype(jnp.float64)}
+            wide = operands | {"g": operands["g"].astype(np.float64)}
             with pytest.raises(NotImplementedError, match="float32, but g has float64"):
                 call(**wide)
     with pytest.raises(NotImplementedError, match="Hopper GPU .*interpreted_gpu"):

@@ -1,88 +1,66 @@
-"""Gated linear attention against a float64 oracle on hard inputs, with gradients."""
+"""What gated linear attention has beyond the laws of every recurrence."""
 
-from functools import partial
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from linear_attention_oracle import gated_linear_attention as oracle
-from recurrence_law import EPS, assert_law, error
-from recurrence_law import run as run_operation
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+from recurrence_law import EPS, error, one_segment, run
+from recurrences import A_CHANNEL, A_HEAD
 
-from benchmarks.cases import linear_attention as cases
 from pallas_kernels import gated_linear_attention
-
-run = partial(run_operation, operation=gated_linear_attention)
-SMALL = cases.SHAPES["small"]
-
-
-@pytest.mark.parametrize("decay", cases.DECAYS)
-@pytest.mark.parametrize("name", cases.HARD)
-def test_law_on_hard_inputs(name, decay):
-    inputs = cases.draw(name, SMALL, decay)
-    want = oracle(**inputs)
-    reference = run(inputs, "reference")
-    assert_law(run(inputs, "xla"), reference, want)
-    for tensor in want:  # and the recurrence itself is right, up to its roundings
-        if np.linalg.norm(want[tensor]) > 1e-30:
-            assert error(reference[tensor], want[tensor]) <= 8 * EPS * 150**0.5, tensor
-
-
-@pytest.mark.parametrize("implementation", ("xla", "reference"))
-@pytest.mark.parametrize("decay", cases.DECAYS)
-@pytest.mark.parametrize("name", ("gate", "resets", "mixed_decay"))
-def test_float64_is_the_oracle(name, decay, implementation):
-    inputs = cases.draw(name, SMALL._replace(T=75), decay)
-    want = oracle(**inputs)
-    with jax.enable_x64():
-        inputs = {n: x.astype(np.float64) for n, x in inputs.items()}
-        got = run(inputs, implementation)
-    assert got.keys() == want.keys()
-    for tensor in want:
-        assert error(got[tensor], want[tensor]) < 1e-13, tensor
-
-
-@pytest.mark.parametrize("decay", cases.DECAYS)
-@pytest.mark.parametrize("T", (1, 2, 33))
-def test_law_at_any_length(T, decay):
-    inputs = cases.draw("mixed_decay", SMALL._replace(T=T), decay)
-    assert_law(run(inputs, "xla"), run(inputs, "reference"), oracle(**inputs))
-
-
-@pytest.mark.parametrize("decay", cases.DECAYS)
-@pytest.mark.parametrize("chunk_size", (1, 5, 256))
-def test_law_at_any_chunk_size(chunk_size, decay):
-    inputs = cases.draw("mixed_decay", SMALL, decay)
-    got = run(inputs, "xla", chunk_size=chunk_size)
-    assert_law(got, run(inputs, "reference"), oracle(**inputs))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("decay", cases.DECAYS)
-@pytest.mark.parametrize("name", cases.HARD)
-def test_law_on_long_sequences(name, decay):
-    inputs = cases.draw(name, cases.Shape(B=1, T=2048, H=1, K=64, V=32), decay)
-    assert_law(run(inputs, "xla"), run(inputs, "reference"), oracle(**inputs))
-
-
-@pytest.mark.parametrize("decay", cases.DECAYS)
-@pytest.mark.parametrize("name", ("gate", "mixed_decay"))
-def test_bfloat16_is_within_its_rounding(name, decay):
-    inputs = cases.draw(name, SMALL, decay)
-    for n in ("q", "k", "v"):
-        inputs[n] = inputs[n].astype(jnp.bfloat16)
-    exact = {n: x.astype(np.float32) for n, x in inputs.items()}
-    got, want = run(inputs, "xla"), run(exact, "reference")
-    for n in want:
-        assert error(got[n], want[n]) < 4 * float(jnp.finfo(jnp.bfloat16).eps), n
 
 
 def test_a_decay_a_channel_may_be_that_of_the_head():
-    inputs = cases.draw("mixed_decay", SMALL)
-    want = run(inputs, "xla")
-    inputs["g"] = np.repeat(inputs["g"][..., None], SMALL.K, axis=-1)
-    got = run(inputs, "xla")
+    inputs = A_HEAD.draw("mixed_decay")
+    ids = one_segment(inputs)
+    want = run(A_HEAD, inputs, "xla", segment_ids=ids)
+    inputs["g"] = np.repeat(inputs["g"][..., None], inputs["q"].shape[-1], axis=-1)
+    got = run(A_CHANNEL, inputs, "xla", segment_ids=ids)
     got["d_g"] = got["d_g"].sum(-1)
     for tensor in want:
         assert error(got[tensor], want[tensor]) < 32 * EPS, tensor
+
+
+def loss(*operands):
+    """Of the operation and of two more that go on from its state."""
+
+    def body(state, _):
+        o, state = gated_linear_attention(*operands, initial_state=state)
+        return state, o
+
+    _, state = gated_linear_attention(*operands)
+    state, o = jax.lax.scan(body, state, length=2)
+    return jnp.sum(state**2) + jnp.sum(o**2)
+
+
+@functools.cache
+def whole(T):
+    """The operands, the loss, and its gradients for all of them."""
+    inputs = A_HEAD.draw("mixed_decay", B=1, T=T)
+    operands = [inputs[name] for name in A_HEAD.operands]
+    return operands, *jax.jit(jax.value_and_grad(loss, argnums=range(4)))(*operands)
+
+
+@pytest.mark.parametrize("T", (7, 150))
+@pytest.mark.parametrize("divided", range(4))
+def test_one_divided_operand_divides_the_results(divided, T):
+    """In a `shard_map`, where the others are whole, and in a loop there."""
+    operands, value, gradients = whole(T)
+    mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,))
+    specs = [P("rows") if i == divided else P() for i in range(4)]
+
+    def both(*operands):
+        value, gradient = jax.value_and_grad(loss, argnums=divided)(*operands)
+        return value[None], gradient
+
+    twice = list(operands)
+    twice[divided] = np.concatenate([twice[divided]] * 2)
+    f = jax.shard_map(both, mesh=mesh, in_specs=tuple(specs), out_specs=P("rows"))
+    values, got = jax.jit(f)(*twice)
+    np.testing.assert_allclose(values, [value] * 2, rtol=1e-5)
+    want = np.concatenate([gradients[divided]] * 2)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
