@@ -63,7 +63,7 @@ def run(
 
 
 def arguments(inputs):
-    """The operands by name, the names of the results' gradients, and those gradients"""
+    """The operands by name, the names of the results' gradients, and the gradients."""
     given = {name: x for name, x in inputs.items() if x is not None}
     operands = {name: x for name, x in given.items() if not name.startswith("d_")}
     names = tuple(name for name in given if name.startswith("d_"))

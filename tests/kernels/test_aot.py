@@ -81,9 +81,9 @@ CHANNEL = {"decay": "channel"}
 SHAPES = {
     "delta_rule": {
         "v5e": (SMALL | {"T": LONG},),
-        "v5p": (WIDE | {"T": LONG},),
+        "v5p": (EXACT | {"H": 3, "N": 3},),
         "v6e": (RAGGED | {"H": 8, "N": 2, "V": 64},),
-        "tpu7x": (EXACT | {"H": 3, "N": 3},),
+        "tpu7x": (WIDE | {"T": LONG},),  # it has the least VMEM
     },
     "linear_attention": {
         "v5e": (
