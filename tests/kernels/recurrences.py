@@ -191,10 +191,21 @@ def over(*ops: Recurrence):
     return pytest.mark.parametrize("op", ops, ids=str)
 
 
-def over_inputs(of: Callable[[Recurrence], tuple[str, ...]], *ops: Recurrence):
-    """A law of some named inputs of these operations, or of all of them."""
+def over_inputs(
+    of: Callable[[Recurrence], tuple[str, ...]], *ops: Recurrence, quick=()
+):
+    """A law of some named inputs of these operations, or of all of them.
+
+    Args:
+        quick: the inputs whose tests are not slow; all if empty.
+    """
     cases = [
-        pytest.param(op, name, id=f"{op}-{name}")
+        pytest.param(
+            op,
+            name,
+            id=f"{op}-{name}",
+            marks=[pytest.mark.slow] if quick and name not in quick else [],
+        )
         for op in ops or RECURRENCES
         for name in of(op)
     ]

@@ -31,6 +31,7 @@ import pallas_kernels
 from pallas_kernels.tpu import block_sizes
 
 OPERATIONS = (ONE_STEP, A_HEAD, A_CHANNEL, SCAN)
+QUICK = tuple(op.usual for op in OPERATIONS)
 
 
 def factor(op):
@@ -60,7 +61,7 @@ def assert_narrow(op, inputs, want=None, **options):
 # Two chunks, the last not full, and heads that do not fill a pack or a group.
 
 
-@over_inputs(lambda op: op.hard, *OPERATIONS)
+@over_inputs(lambda op: op.hard, *OPERATIONS, quick=QUICK)
 def test_float32_on_hard_inputs(op, name):
     inputs = op.draw(name, **op.tpu)
     assert_float32(op, inputs, segment_ids=one_segment(inputs))
@@ -83,7 +84,7 @@ def test_ragged_sequences_have_states_of_their_own(op):
     assert_float32(op, inputs, ragged(op, inputs, bounds), cu_seqlens=bounds)
 
 
-@over_inputs(lambda op: op.hard, ONE_STEP, A_HEAD, A_CHANNEL)
+@over_inputs(lambda op: op.hard, ONE_STEP, A_HEAD, A_CHANNEL, quick=QUICK)
 def test_bfloat16_errs_like_the_chunked_form(op, name):
     assert_narrow(op, op.draw(name, **op.tpu))
 
