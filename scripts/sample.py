@@ -10,10 +10,11 @@ import tyro
 
 from jaxlab import config
 from jaxlab.checkpoint import CheckpointError
-from jaxlab.data import open_corpus
+from jaxlab.data import continuation, open_corpus
 from jaxlab.inference import SamplingParams, generate
 from jaxlab.objectives import NextToken
 from jaxlab.training import TextData, load_run
+from jaxlab.training.telling import tell
 
 
 @dataclasses.dataclass
@@ -41,18 +42,19 @@ def main() -> None:
                 f"{args.run} was trained on {learned}, which generates no text."
             )
         tokenizer = open_corpus(run.config.data.corpus.directory).tokenizer
-        prompt = [tokenizer.separator, *tokenizer.encode(args.prompt)]
+        prompt = tokenizer.encode(args.prompt)
         with jax.set_mesh(run.mesh):
             tokens = generate(
                 run.params,
-                jnp.array([prompt]),
+                jnp.array([[tokenizer.separator, *prompt]], jnp.int32),
                 run.config.learned.model,
                 args.sampling,
                 vocab_size=tokenizer.vocab_size,
             )
     except (CheckpointError, ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
-    print(args.prompt + tokenizer.decode(np.asarray(tokens)[0]))
+    text = continuation(tokenizer, prompt, np.asarray(tokens)[0])
+    tell(f"{args.prompt}{text}\n")
 
 
 if __name__ == "__main__":

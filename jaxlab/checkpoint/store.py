@@ -54,7 +54,7 @@ class Checkpoints:
           checkpoint. Its "model" entry must agree with the checkpoint's on restore.
         keep: how many of the newest steps are kept, at least 1.
         keep_best: how many of the steps with the lowest metric "loss" are kept too.
-        may_differ: dotted names of config fields under "model" that may differ on
+        may_differ: globs of config fields under "model", dotted, that may differ on
           restore, because they do not change what the model computes, e.g.
           ("model.remat",).
     """

@@ -1,5 +1,6 @@
 """Whether a step is what was saved, and of the model that asks for it."""
 
+import fnmatch
 import hashlib
 import json
 from collections.abc import Sequence
@@ -74,7 +75,8 @@ def check_same_model(
         targets: the shape and dtype of each array to read, by name.
         subtree: dotted name of the part of the saved state that `targets` are.
         config: the present config.
-        may_differ: dotted names of fields under "model" that need not agree.
+        may_differ: globs of the dotted names of fields under "model" that need not
+            agree.
 
     Raises:
         CheckpointError: an array or a field of the model differs; says which.
@@ -95,7 +97,8 @@ def check_same_model(
     of_model = [
         field
         for field, name in names.items()
-        if f"{name}.".startswith("model.") and name not in may_differ
+        if f"{name}.".startswith("model.")
+        and not any(fnmatch.fnmatch(name, pattern) for pattern in may_differ)
     ]
     if not arrays and not of_model:
         return

@@ -19,8 +19,8 @@ def load(path: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file; the message lists those in its folder.
-        ValueError: the file assigns no dataclass to `config`, or calls a dataclass with
-            a field that it does not have.
+        ValueError: the file cannot be run, and the message names the line; or it
+            assigns no dataclass to `config`.
     """
     path = Path(path)
     if not path.is_file():
@@ -36,18 +36,8 @@ def load(path: str | Path) -> Any:
         sys.path.append(folder)
     try:
         spec.loader.exec_module(module)
-    except TypeError as error:
-        match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        keyword = match[1] if match else ""
-        where = _call_with(keyword, path, error.__traceback__)
-        if where is None:
-            raise
-        line, cls = where
-        names = [field.name for field in dataclasses.fields(cls)]
-        raise ValueError(
-            f"{path}, line {line}: {cls.__module__}.{cls.__qualname__} has no field "
-            f"{keyword!r}{nearest(keyword, names)}."
-        ) from error
+    except Exception as error:  # whatever the file does
+        raise ValueError(_sentence(path, error)) from error
     if not hasattr(module, "config"):
         raise ValueError(
             f"{path} defines no `config`; a config file ends with `config = ...`, a "
@@ -60,16 +50,38 @@ def load(path: str | Path) -> Any:
     return module.config
 
 
-def _call_with(
-    keyword: str, path: Path, traceback: TracebackType | None
-) -> tuple[int, type] | None:
-    """The line of `keyword` in the call that failed, and the dataclass called."""
+def _sentence(path: Path, error: Exception) -> str:
+    """What went wrong in a config file, and in which line."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename or path}, line {error.lineno}: {error.msg}."
+    namespace, line = _place(path, error.__traceback__)
+    match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if match and (called := _call_with(match[1], path, namespace, line)):
+        line, cls = called
+        names = [field.name for field in dataclasses.fields(cls)]
+        return (
+            f"{path}, line {line}: {cls.__module__}.{cls.__qualname__} has no field "
+            f"{match[1]!r}{nearest(match[1], names)}."
+        )
+    kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+    return f"{path}, line {line}: {kind}{error}"
+
+
+def _place(path: Path, traceback: TracebackType | None) -> tuple[dict[str, Any], int]:
+    """The names that the file's last frame knows, and its line."""
     namespace, line = {}, 0
     while traceback is not None:
         if traceback.tb_frame.f_code.co_filename == str(path):
             frame = traceback.tb_frame
             namespace, line = frame.f_globals | frame.f_locals, traceback.tb_lineno
         traceback = traceback.tb_next
+    return namespace, line
+
+
+def _call_with(
+    keyword: str, path: Path, namespace: dict[str, Any], line: int
+) -> tuple[int, type] | None:
+    """The line of `keyword` in the call that failed, and the dataclass called."""
     for call in ast.walk(ast.parse(path.read_text())):
         if not isinstance(call, ast.Call):
             continue

@@ -21,7 +21,12 @@ from jaxlab.data.synthetic import (
     group_table,
     task_batches,
 )
-from jaxlab.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer, load_tokenizer
+from jaxlab.data.tokenizer import (
+    ByteTokenizer,
+    HuggingFaceTokenizer,
+    continuation,
+    load_tokenizer,
+)
 
 __all__ = [
     "ArrayDocuments",
@@ -40,6 +45,7 @@ __all__ = [
     "Streams",
     "Task",
     "build",
+    "continuation",
     "group_table",
     "heldout_batches",
     "load_tokenizer",

@@ -9,6 +9,7 @@ it is never read with another tokenizer).
 import functools
 import hashlib
 import json
+import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -160,6 +161,20 @@ class HuggingFaceTokenizer:
 
 
 Tokenizer = ByteTokenizer | HuggingFaceTokenizer
+
+
+def continuation(
+    tokenizer: Tokenizer,
+    prompt: Int[np.ndarray, "tokens"] | Sequence[int],
+    ids: Int[np.ndarray, "tokens"] | Sequence[int],
+) -> str:
+    """Return the text that `ids` add to that of `prompt`.
+
+    The two are decoded together: the text of a token may depend on those before it, as
+    the space in front of a word and the bytes of a character do.
+    """
+    before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *ids])
+    return whole[len(os.path.commonprefix([before, whole])) :]
 
 
 def load_tokenizer(spec: str, separator: str | None = None) -> Tokenizer:

@@ -17,6 +17,15 @@ def real(segment_ids_BT: Int[Array, "B T"]) -> Bool[Array, "B T"]:
     return segment_ids_BT >= 0
 
 
+def without_padding(x_BT: Array, segment_ids_BT: Int[Array, "B T"] | None) -> Array:
+    """Return ``x [B, T, ...]`` with zeros in the place of padding, which may be NaN."""
+    if segment_ids_BT is None:
+        return x_BT
+    is_real = real(segment_ids_BT)
+    is_real = is_real.reshape(*is_real.shape, *[1] * (x_BT.ndim - 2))
+    return jnp.where(is_real, x_BT, jnp.zeros((), x_BT.dtype))
+
+
 def documents(segment_ids_BT: Int[Array, "B T"]) -> Int[Array, "B T"]:
     """Renumber documents so that ids only grow along a row.
 

@@ -98,6 +98,7 @@ def softmax_attention(
         Outputs (zero for padding), and the cache of the last document (None if no cache
         was given).
     """
+    v = segments.without_padding(v, segment_ids)  # a weight of 0 is no defence
     if window is None:
         o = _whole(q, k, v, segment_ids, positions, cache)
     else:

@@ -31,7 +31,7 @@ from jax.nn import initializers
 from jaxtyping import Array, Float, Int
 
 from jaxlab.layers import segments
-from jaxlab.layers.states import check_forward, check_step
+from jaxlab.layers.checks import check_forward, check_step
 from jaxlab.mixers.sizes import check_heads, check_sizes
 from jaxlab.params import ParamSpec, constrain, linear, value
 
@@ -146,7 +146,8 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], AarenState | None]:
     """Scan over all prefixes in parallel; see `jaxlab.mixers` for the contract."""
-    check_forward(x, state, init_state, cfg)
+    check_forward(params, x, cfg, state, segment_ids)
+    x = segments.without_padding(x, segment_ids)
     B, T, _ = x.shape
     tokens = _tokens(params, x, cfg)
     opens_BT = jnp.zeros((B, T), bool)
@@ -184,6 +185,6 @@ def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: AarenState
 ) -> tuple[Float[Array, "B width"], AarenState]:
     """Add one token, at a cost independent of the position."""
-    check_step(x, state, init_state, cfg)
+    check_step(params, x, cfg, state)
     state = combine(state, _tokens(params, x, cfg))
     return _output(params, state, x), state

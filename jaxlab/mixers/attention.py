@@ -27,7 +27,7 @@ from jaxlab.layers import (
     softmax_attention,
     softmax_attention_step,
 )
-from jaxlab.layers.states import check_forward, check_step
+from jaxlab.layers.checks import check_forward, check_step
 from jaxlab.mixers.sizes import check_heads, check_sizes
 from jaxlab.params import ParamSpec, constrain, linear, value
 
@@ -119,7 +119,8 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], AttentionState | None]:
     """Attend over whole sequences; see `jaxlab.mixers` for the contract."""
-    check_forward(x, state, init_state, cfg, _slots(state))
+    check_forward(params, x, cfg, state, segment_ids, _slots(state))
+    x = segments.without_padding(x, segment_ids)
     B, T, _ = x.shape
     ids = jnp.zeros((B, T), jnp.int32) if segment_ids is None else segment_ids
     ids = segments.documents(ids)
@@ -136,7 +137,7 @@ def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: AttentionState
 ) -> tuple[Float[Array, "B width"], AttentionState]:
     """Write one token's key and value to the cache, then read the cache."""
-    check_step(x, state, init_state, cfg, _slots(state))
+    check_step(params, x, cfg, state, _slots(state))
     q, k, v = _project(params, x[:, None], state.length[:, None], cfg)
     o, state = softmax_attention_step(
         q[:, 0], k[:, 0], v[:, 0], cache=state, window=cfg.window

@@ -42,9 +42,11 @@ from jaxlab.layers import (
     gated_output,
     initial,
     l2_normalize,
+    segments,
     short_convolution,
 )
-from jaxlab.layers.states import check_forward, check_step
+from jaxlab.layers.checks import check_forward, check_step
+from jaxlab.layers.decay import decay_rate
 from jaxlab.mixers.sizes import check_heads, check_sizes
 from jaxlab.params import ParamSpec, constrain, linear, value
 
@@ -184,7 +186,7 @@ def _gates(params, x, cfg: Config):
     if not cfg.forget_gate:
         return beta, None
     row = (1,) * (x.ndim - 1) + (-1,)
-    rate = jnp.exp(value(params["a_log"]).astype(jnp.float32)).reshape(row)
+    rate = decay_rate(params["a_log"]).reshape(row)
     bias = value(params["dt_bias"]).astype(jnp.float32).reshape(row)
     dt = jax.nn.softplus(linear(x, params["w_decay"]).astype(jnp.float32) + bias)
     return beta, -rate * dt
@@ -210,7 +212,8 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], DeltaProductState | None]:
     """Compute the chunked parallel form; see `jaxlab.mixers` for the contract."""
-    check_forward(x, state, init_state, cfg)
+    check_forward(params, x, cfg, state, segment_ids)
+    x = segments.without_padding(x, segment_ids)
     q, k, v = (linear(x, params[name]) for name in ("w_q", "w_k", "w_v"))
     tails = dict.fromkeys(CONVOLUTIONS)
     if cfg.convolution:
@@ -244,7 +247,7 @@ def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: DeltaProductState
 ) -> tuple[Float[Array, "B width"], DeltaProductState]:
     """Compute one token by the recurrence, at a cost independent of the position."""
-    check_step(x, state, init_state, cfg)
+    check_step(params, x, cfg, state)
     q, k, v = (linear(x, params[name]) for name in ("w_q", "w_k", "w_v"))
     tails = dict.fromkeys(CONVOLUTIONS)
     if cfg.convolution:

@@ -29,8 +29,8 @@ from jax.nn import initializers
 from jaxtyping import Array, Float, Int
 
 import pallas_kernels
-from jaxlab.layers import gated_output
-from jaxlab.layers.states import check_forward, check_step
+from jaxlab.layers import gated_output, segments
+from jaxlab.layers.checks import check_forward, check_step
 from jaxlab.mixers.sizes import check_heads, check_sizes
 from jaxlab.params import ParamSpec, constrain, linear, value
 
@@ -133,7 +133,8 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], GLAState | None]:
     """Compute the chunked parallel form; see `jaxlab.mixers` for the contract."""
-    check_forward(x, state, init_state, cfg)
+    check_forward(params, x, cfg, state, segment_ids)
+    x = segments.without_padding(x, segment_ids)
     q, k, v, g = (
         constrain(a, "batch", "time", "heads", None) for a in _project(params, x, cfg)
     )
@@ -154,7 +155,7 @@ def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: GLAState
 ) -> tuple[Float[Array, "B width"], GLAState]:
     """Compute one token by the recurrence, at a cost independent of the position."""
-    check_step(x, state, init_state, cfg)
+    check_step(params, x, cfg, state)
     q, k, v, g = _project(params, x, cfg)
     o, memory = pallas_kernels.gated_linear_attention(
         q[:, None],

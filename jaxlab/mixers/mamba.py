@@ -33,9 +33,10 @@ from jax.nn import initializers
 from jaxtyping import Array, Float, Int
 
 import pallas_kernels
-from jaxlab.layers import convolution_step, short_convolution
+from jaxlab.layers import convolution_step, segments, short_convolution
+from jaxlab.layers.checks import check_forward, check_step
+from jaxlab.layers.decay import decay_rate
 from jaxlab.layers.initial import inverse_softplus_of_time_step, uniform
-from jaxlab.layers.states import check_forward, check_step
 from jaxlab.mixers.sizes import check_sizes
 from jaxlab.params import ParamSpec, constrain, linear, value
 
@@ -133,8 +134,7 @@ def _select(params, x, cfg: Config):
 
 def _rates(params):
     """A and D, float32."""
-    a_log = value(params["a_log"]).astype(jnp.float32)
-    return -jnp.exp(a_log), value(params["d"]).astype(jnp.float32)
+    return -decay_rate(params["a_log"]), value(params["d"]).astype(jnp.float32)
 
 
 def forward(
@@ -146,7 +146,8 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], MambaState | None]:
     """Scan over whole sequences; see `jaxlab.mixers` for the contract."""
-    check_forward(x, state, init_state, cfg)
+    check_forward(params, x, cfg, state, segment_ids)
+    x = segments.without_padding(x, segment_ids)
     z = linear(x, params["w_z"])
     tail = None if state is None else state.conv
     convolved, tail = short_convolution(
@@ -175,7 +176,7 @@ def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: MambaState
 ) -> tuple[Float[Array, "B width"], MambaState]:
     """Compute one token by the recurrence, at a cost independent of the position."""
-    check_step(x, state, init_state, cfg)
+    check_step(params, x, cfg, state)
     z = linear(x, params["w_z"])
     convolved, tail = convolution_step(
         linear(x, params["w_x"]), value(params["conv"]), state.conv

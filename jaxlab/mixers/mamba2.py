@@ -33,13 +33,14 @@ from jax.nn import initializers
 from jaxtyping import Array, Float, Int
 
 import pallas_kernels
-from jaxlab.layers import convolution_step, rms_norm, short_convolution
+from jaxlab.layers import convolution_step, rms_norm, segments, short_convolution
+from jaxlab.layers.checks import check_forward, check_step
+from jaxlab.layers.decay import decay_rate
 from jaxlab.layers.initial import (
     inverse_softplus_of_time_step,
     log_of_uniform,
     uniform,
 )
-from jaxlab.layers.states import check_forward, check_step
 from jaxlab.mixers.sizes import check_sizes
 from jaxlab.params import ParamSpec, constrain, linear, value
 
@@ -171,7 +172,7 @@ def _attention_inputs(params, u, convolved, cfg: Config):
     )
     dt = linear(u, params["w_dt"]).astype(jnp.float32)
     dt = jax.nn.softplus(dt + _row(params["dt_bias"], dt))
-    g = -jnp.exp(_row(params["a_log"], dt)) * dt
+    g = -_row(decay_rate(params["a_log"]), dt) * dt
     v = (dt[..., None] * x.astype(jnp.float32)).astype(x.dtype)
     return c, b, v, g, x
 
@@ -195,7 +196,8 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], Mamba2State | None]:
     """Compute the chunked parallel form; see `jaxlab.mixers` for the contract."""
-    check_forward(x, state, init_state, cfg)
+    check_forward(params, x, cfg, state, segment_ids)
+    x = segments.without_padding(x, segment_ids)
     convolved, tails = [], {}
     for name in CONVOLVED:
         a, tails[f"conv_{name}"] = short_convolution(
@@ -226,7 +228,7 @@ def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: Mamba2State
 ) -> tuple[Float[Array, "B width"], Mamba2State]:
     """Compute one token by the recurrence, at a cost independent of the position."""
-    check_step(x, state, init_state, cfg)
+    check_step(params, x, cfg, state)
     convolved, tails = [], {}
     for name in CONVOLVED:
         a, tails[f"conv_{name}"] = convolution_step(

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Int
 
 import pallas_kernels
 from jaxlab.layers import gated_output, rotary, segments
-from jaxlab.layers.states import check_forward, check_step
+from jaxlab.layers.checks import check_forward, check_step
 from jaxlab.mixers.sizes import check_heads, check_sizes
 from jaxlab.params import ParamSpec, constrain, linear
 
@@ -125,7 +125,8 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], RetNetState | None]:
     """Compute the chunked parallel form; see `jaxlab.mixers` for the contract."""
-    check_forward(x, state, init_state, cfg)
+    check_forward(params, x, cfg, state, segment_ids)
+    x = segments.without_padding(x, segment_ids)
     B, T, _ = x.shape
     ids = jnp.zeros((B, T), jnp.int32) if segment_ids is None else segment_ids
     ids = segments.documents(ids)
@@ -155,7 +156,7 @@ def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: RetNetState
 ) -> tuple[Float[Array, "B width"], RetNetState]:
     """Compute one token by the recurrence, at a cost independent of the position."""
-    check_step(x, state, init_state, cfg)
+    check_step(params, x, cfg, state)
     q, k, v = _project(params, x[:, None], state.length[:, None], cfg)
     g = jnp.broadcast_to(log_decay(cfg)[None, None], (len(x), 1, cfg.n_heads))
     o, memory = pallas_kernels.gated_linear_attention(

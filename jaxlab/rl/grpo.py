@@ -42,6 +42,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from jaxlab import models
+from jaxlab.evolution.shaping import finite
 from jaxlab.models import LMConfig
 from jaxlab.objectives import Ratio, gradient_step
 from jaxlab.rl.questions import Questions
@@ -142,6 +143,8 @@ def advantages(
 ) -> Float[Array, "Q G"]:
     """(r - mean) / (std + 1e-6) over each group; 0 in a group of equal rewards.
 
+    A reward that is not finite counts as the worst finite one of all.
+
     Args:
         rewards: of the G answers to each question.
         scale: "deviation"; or "none" for r - mean, whose policy gradient is (G - 1) / G
@@ -156,7 +159,7 @@ def advantages(
             f"rewards have shape {rewards.shape}, but must be [questions, group] with "
             "groups of at least 2."
         )
-    rewards = rewards.astype(jnp.float32)
+    rewards = finite(rewards.astype(jnp.float32))
     centred = rewards - jnp.mean(rewards, axis=1, keepdims=True)
     if scale == "deviation":
         centred /= jnp.std(rewards, axis=1, keepdims=True) + EPSILON
@@ -164,15 +167,22 @@ def advantages(
 
 
 def clipped(
-    ratio: Float[Array, "R N"],
+    log_ratio: Float[Array, "R N"],
     advantages: Float[Array, "R N"],
     below: float,
     above: float,
 ) -> tuple[Float[Array, "R N"], Bool[Array, "R N"]]:
-    """min(rho A, clip(rho, 1 - below, 1 + above) A), and where the bound is taken."""
-    free = ratio * advantages
-    bound = jnp.clip(ratio, 1 - below, 1 + above) * advantages
-    return jnp.minimum(free, bound), bound < free
+    """min(rho A, clip(rho, 1 - below, 1 + above) A), and where the bound is taken.
+
+    There the gradient is 0 even if rho = exp(log_ratio) overflows.
+    """
+    gains = advantages > 0
+    past = jnp.where(
+        gains, log_ratio > jnp.log1p(above), log_ratio < jnp.log1p(-below)
+    ) & (advantages != 0)
+    free = jnp.exp(jnp.where(past, 0.0, log_ratio)) * advantages
+    bound = jnp.where(gains, 1 + above, 1 - below) * advantages
+    return jnp.where(past, bound, free), past
 
 
 def k3(log_p: Float[Array, "R N"], log_q: Float[Array, "R N"]) -> Float[Array, "R N"]:
@@ -252,7 +262,7 @@ def policy_sums(
     old = jax.lax.stop_gradient(old)
     # What is masked may be anything, NaN as well: it must not meet the gradient.
     log_ratio = jnp.where(mask > 0, new - old, 0.0)
-    gain, at_bound = clipped(jnp.exp(log_ratio), advantages[:, None], below, above)
+    gain, at_bound = clipped(log_ratio, advantages[:, None], below, above)
     total, weight = token_sum(gain, mask, average)
     figures = {
         "clipped": token_sum(at_bound.astype(jnp.float32), mask, "token"),
@@ -328,7 +338,9 @@ class PolicyGradient:
             average=how.average,
         )
         if "reference" in batch:
-            away = k3(new, rows(batch["reference"]))
+            # As above: k3 may overflow where nothing is read.
+            away = jnp.where(mask > 0, rows(batch["reference"]) - new, 0.0)
+            away = k3(jnp.zeros_like(new), away)
             total += how.kl * token_sum(away, mask, how.average).total
             figures["kl_to_reference"] = token_sum(away, mask, "token")
         return total, weight, figures
@@ -377,7 +389,8 @@ class Learner:
             key: of the draws.
 
         Returns:
-            The next state and parameters, and figures: ``reward``, its mean;
+            The next state and parameters, and figures: ``reward``, the mean of the
+            finite ones; ``not_finite``, the number of the others, see `advantages`;
             ``no_signal``, the share of groups of equal rewards; ``entropy``, minus the
             mean log-probability of the tokens drawn (nats); ``length``, mean tokens of
             an answer; and as means over the updates the metrics of `gradient_step`,
@@ -400,7 +413,8 @@ class Learner:
         reward_R = self.reward(
             drawn.tokens, drawn.mask, asked.answers, asked.answer_mask
         )
-        reward_QG = reward_R.reshape(-1, how.group)
+        given = jnp.isfinite(reward_R)
+        reward_QG = finite(reward_R).reshape(-1, how.group)
 
         def by_question(x):
             return x.reshape(-1, how.group, *x.shape[1:])
@@ -457,7 +471,8 @@ class Learner:
             update, (params, state.optimizer), jnp.arange(how.updates)
         )
         figures = jax.tree.map(jnp.mean, found) | {
-            "reward": jnp.mean(reward_R),
+            "reward": jnp.mean(reward_R, where=given),
+            "not_finite": jnp.sum(~given),
             "no_signal": jnp.mean(~informative(reward_QG), dtype=jnp.float32),
             "entropy": -token_average(drawn.log_probabilities, drawn.mask, "token"),
             "length": jnp.mean(jnp.sum(drawn.mask, axis=1)),

@@ -3,14 +3,19 @@
 import abc
 import dataclasses
 import math
+import re
 from typing import Any, ClassVar
 
 from jaxlab.objectives import Objective
 from jaxlab.params import MeshConfig
 from jaxlab.training.problem import Problem
 
-MAY_DIFFER = ("model.remat", "model.compute_dtype")
-"""Fields of a model that its parameters do not depend on."""
+MAY_DIFFER = (
+    "model.remat",
+    "model.compute_dtype",
+    "model.pattern.*.implementation",
+)
+"""Fields of a model that its parameters do not depend on, as glob patterns."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +48,16 @@ class RunConfig(abc.ABC):
         for name in ("keep_best", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} is below 0.")
+        if self.seed >= 2**32:
+            raise ValueError(
+                f"seed={self.seed} has more than the 32 bits that a key is made of; "
+                "choose one below 2**32."
+            )
+        if not re.fullmatch(r"[^/\\\x00-\x1f]+", self.name) or self.name in (".", ".."):
+            raise ValueError(
+                f"name={self.name!r} must be the name of a folder: not empty, without "
+                "slashes or control characters. Folders above it belong in directory."
+            )
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise ValueError(
                 f"max_minutes={self.max_minutes} must be above 0, or None for no limit."

@@ -14,12 +14,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxlab import config, params
 from jaxlab.checkpoint import CheckpointError, Checkpoints
 from jaxlab.training.config import MAY_DIFFER, RunConfig
+from jaxlab.training.lock import sole_writer
 from jaxlab.training.loss_curve import plot_losses
 from jaxlab.training.metrics import MetricWriter
 from jaxlab.training.peaks import peak_flops
 from jaxlab.training.problem import Problem
 from jaxlab.training.progress import Progress
 from jaxlab.training.stopping import SIGNALS, stop_signals, why_stop
+from jaxlab.training.telling import tell
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +43,22 @@ def train(cfg: RunConfig, *, resume: bool = False) -> dict[str, float]:
 
     Raises:
         ValueError: parts of the config do not fit each other, the devices or the data.
-        CheckpointError: the directory holds another run, another model or other data,
-            or the last checkpoint could not be written.
+        CheckpointError: another process is writing there; the directory holds another
+            run, another model or other data; or the last checkpoint could not be
+            written.
         FloatingPointError: a figure of a step is not finite.
         TypeError: a step changes the shape of the state.
     """
     cfg = cfg.resolved()
     run = Path(cfg.directory) / cfg.name
     mesh = params.make_mesh(cfg.mesh)
+    with sole_writer(run):
+        return _open_and_run(cfg, run, mesh, resume)
+
+
+def _open_and_run(
+    cfg: RunConfig, run: Path, mesh: Mesh, resume: bool
+) -> dict[str, float]:
     checkpoints = Checkpoints(
         run / "checkpoints",
         config=config.to_json(cfg),
@@ -194,6 +204,9 @@ def _check_continues(
             f"{run} is another run: {'; '.join(differing)}. Continue it as it was, or "
             "give the new one another name."
         )
+    changed = config.differences(before, now, labels=("before", "now"))
+    if changed:
+        _say(f"{run} goes on with other settings: {'; '.join(changed)}.")
 
 
 def _on_the_mesh(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -261,7 +274,7 @@ def _peak_flops(mesh: Mesh) -> float | None:
 
 def _say(text: str) -> None:
     if jax.process_index() == 0:
-        print(text, flush=True)
+        tell(text + "\n")
 
 
 def _show_results(

@@ -1,7 +1,7 @@
 """The record of a run: metrics.jsonl and TensorBoard files."""
 
-import errno
 import functools
+import importlib.util
 import json
 import logging
 import math
@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+
+from jaxlab.training.record_file import RecordFile
+from jaxlab.training.telling import tell
 
 log = logging.getLogger(__name__)
 
@@ -28,23 +31,23 @@ class MetricWriter:
     """
 
     def __init__(self, directory: str | Path):
-        self._file: Any = None
+        self._file: RecordFile | None = None
         self._events: Any = None
         if jax.process_index() != 0:
             return
         self.path = Path(directory) / "metrics.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._open()
-        try:
-            from tensorboardX import SummaryWriter
-
-            self._new_events = functools.partial(SummaryWriter, str(directory))
-        except ImportError:
-            self._new_events = None
-            print(
+        self._new_events = None
+        if importlib.util.find_spec("tensorboardX") is None:
+            tell(
                 "No TensorBoard files are written, because tensorboardX is missing: "
-                "pip install -e '.[plot]'. metrics.jsonl holds every metric."
+                "pip install -e '.[plot]'. metrics.jsonl holds every metric.\n"
             )
+        else:
+            from jaxlab.training.tensorboard import EventFile
+
+            self._new_events = functools.partial(EventFile, self.path.parent)
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -55,26 +58,25 @@ class MetricWriter:
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append the metrics of one step; a number or a scalar array each.
 
-        On a full disk the line is left out with a warning: a run is worth more than
-        its record.
+        What cannot be written, as on a full disk, is left out with a warning: a run is
+        worth more than its record.
         """
         if self._file is None:
             return
         values = {name: float(value) for name, value in metrics.items()}
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
         line = json.dumps({"step": step, "time": time.time(), **finite}) + "\n"
-        size = os.path.getsize(self.path)
         try:
-            if self._file.write(line.encode()) != len(line.encode()):
-                raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
-            if self._new_events is not None:
-                self._events = self._events or self._new_events()
-                for name, value in values.items():
-                    self._events.add_scalar(name, value, step)
+            self._file.append(line.encode())
         except OSError as error:
-            if os.path.getsize(self.path) < size + len(line):
-                os.truncate(self.path, size)  # no half of a line
             log.warning("The metrics of step %s are not recorded: %s", step, error)
+        if self._new_events is None:
+            return
+        try:
+            self._events = self._events or self._new_events()
+            self._events.write(step, values)
+        except OSError as error:
+            log.warning("TensorBoard's file lacks step %s: %s", step, error)
 
     def has(self, step: int, prefix: str) -> bool:
         """Whether the metrics hold one of this step whose name begins so."""
@@ -114,7 +116,7 @@ class MetricWriter:
             content = self.path.read_bytes()
             if not content.endswith(b"\n"):
                 os.truncate(self.path, content.rfind(b"\n") + 1)
-        self._file = open(self.path, "ab", buffering=0)
+        self._file = RecordFile(self.path)
 
 
 def read_metrics(path: str | Path) -> list[dict]:

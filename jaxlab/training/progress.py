@@ -10,6 +10,8 @@ from typing import TextIO
 
 import jax
 
+from jaxlab.training.telling import tell
+
 
 class Progress:
     """The state of a run in one line: `step 120/600  loss 2.134  18.2k tok/s ...`.
@@ -70,11 +72,10 @@ class Progress:
             return
         if self._rewrites:
             width = shutil.get_terminal_size().columns - 1
-            self.stream.write(f"\r{self._line[:width]}\x1b[K")
+            tell(f"\r{self._line[:width]}\x1b[K", self.stream)
         elif now - self._printed >= self.interval or step >= self.total_steps:
-            self.stream.write(self._line + "\n")
+            tell(self._line + "\n", self.stream)
             self._printed = now
-        self.stream.flush()
 
     def message(self, text: str) -> None:
         """Print a text on a line of its own; a rewritten line continues below it."""
@@ -84,14 +85,12 @@ class Progress:
             text = f"\r{text}\x1b[K\n{self._line}"
         else:
             text += "\n"
-        self.stream.write(text)
-        self.stream.flush()
+        tell(text, self.stream)
 
     def close(self) -> None:
         """End a rewritten line, so that what follows starts on a new one."""
         if self._rewrites and self._line and not self._silent:
-            self.stream.write("\n")
-            self.stream.flush()
+            tell("\n", self.stream)
         self._line = ""
 
     def _parts(self, value: float) -> list[str]:

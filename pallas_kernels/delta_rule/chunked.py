@@ -65,7 +65,7 @@ def chunked(
     Args:
         cu_seqlens: the start of each sequence and the end of the last one (B is 1);
           None for one sequence per batch row.
-        chunk_size: tokens per chunk, rounded up to a power of two.
+        chunk_size: tokens per chunk, at most T, rounded up to a power of two.
         precision: of the products with inputs and states; None takes HIGHEST for
           operands of 32 bits and more.
         empty: whether the states are zero; a single chunk does not read them then.
@@ -74,7 +74,7 @@ def chunked(
     if chunk_size is None:
         C = block_sizes.chunk_size(T, N, max(q.shape[-1], v.shape[-1]))
     else:
-        C = layout.round_up_to_power_of_two(chunk_size)
+        C = layout.round_up_to_power_of_two(min(chunk_size, T))
     where = layout.arrange(T, C, q.shape[0] * q.shape[2] * C * N, cu_seqlens)
     chunks = Chunks(
         q=layout.by_token(q, where),

@@ -51,7 +51,7 @@ def chunked(
     Args:
         cu_seqlens: the start of each sequence and the end of the last one (B is 1);
           None for one sequence per batch row.
-        chunk_size: tokens per chunk, rounded up to a power of two.
+        chunk_size: tokens per chunk, at most T, rounded up to a power of two.
         precision: of the products with inputs and states; None takes HIGHEST for
           operands of 32 bits and more.
         empty: whether the states are zero; a single chunk does not read them then.
@@ -60,7 +60,7 @@ def chunked(
     if chunk_size is None:
         C = block_sizes.chunk_size(T, max(q.shape[-1], v.shape[-1]))
     else:
-        C = layout.round_up_to_power_of_two(chunk_size)
+        C = layout.round_up_to_power_of_two(min(chunk_size, T))
     where = layout.arrange(T, C, q.shape[0] * q.shape[2] * C, cu_seqlens)
     chunks = jax.tree.map(lambda x: layout.by_token(x, where), Chunks(q, k, v, g))
     some_chunks = partial(attend, input_product((q, k, v), states.dtype, precision))

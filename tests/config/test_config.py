@@ -340,14 +340,24 @@ def test_a_misspelt_field_is_named(example, tmp_path, call, field, nearest, line
     assert f"has no field {field!r}; the nearest is {nearest!r}." in str(error.value)
 
 
-def test_other_errors_of_a_file_are_its_own(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    (
+        (b"x = 1\nconfig = len(3)", "line 2: TypeError: .* has no len"),
+        (b"config = sorted([], kee=3)", "line 1: TypeError: .*kee"),
+        (b"config = (1 /\n0)", "line 1: ZeroDivisionError: division by zero"),
+        (b"\n\nimport nowhere", "line 3: ModuleNotFoundError: .*nowhere"),
+        (b"x = 1\ndef f(:\n", "line 2: invalid syntax"),
+        (b"\x80\x00\xff", "line .*(utf-8|null bytes)"),
+        (b"def f():\n  raise ValueError('Too wide.')\nf()", "line 2: Too wide."),
+    ),
+)
+def test_an_error_of_a_file_has_its_line(text, message, tmp_path):
     file = tmp_path / "bad.py"
-    file.write_text("config = len(3)")
-    with pytest.raises(TypeError, match="has no len"):
+    file.write_bytes(text)
+    with pytest.raises(ValueError, match=f"bad.py, {message}") as error:
         load(file)
-    file.write_text("config = sorted([], kee=3)")
-    with pytest.raises(TypeError, match="kee"):
-        load(file)
+    assert error.value.__cause__ is not None
 
 
 # Command lines

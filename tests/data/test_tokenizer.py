@@ -6,7 +6,12 @@ import sys
 import numpy as np
 import pytest
 
-from jaxlab.data import ByteTokenizer, HuggingFaceTokenizer, load_tokenizer
+from jaxlab.data import (
+    ByteTokenizer,
+    HuggingFaceTokenizer,
+    continuation,
+    load_tokenizer,
+)
 
 TEXTS = ["", "plain", "naïve café\n", "日本語 🙂\t<|endoftext|>", "a\r\nb  c" * 50]
 
@@ -122,3 +127,23 @@ def test_without_the_package(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ImportError, match=r"pip install -e '.\[hf\]'"):
         load_tokenizer(str(tmp_path / "tokenizer.json"))
+
+
+def test_a_continuation_is_decoded_with_its_prompt():
+    """A word's space, and a character of several bytes that the prompt cuts."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"▁hello": 0, "▁world": 1, "</s>": 2}, "</s>")
+    )
+    words.decoder = tokenizers.decoders.Metaspace()
+
+    class Words:
+        """Decodes only."""
+
+        decode = staticmethod(words.decode)
+
+    assert words.decode([1]) == "world"
+    assert continuation(Words(), [0], [1, 0]) == " world hello"
+    text = "né".encode()
+    assert continuation(ByteTokenizer(), [*text[:2]], [*text[2:], 33]) == "é!"
+    assert continuation(ByteTokenizer(), [], [256, 65]) == "A"

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from recurrence_law import EPS, assert_law, error, one_segment, run
+from recurrence_law import EPS, arguments, assert_law, error, one_segment, run
 from recurrences import (
     A_CHANNEL,
     A_HEAD,
@@ -78,6 +78,20 @@ def test_law_at_any_chunk_size(op, chunk_size):
     reference = run(op, inputs, "reference", segment_ids=one_segment(inputs))
     got = run(op, inputs, "xla", chunk_size=chunk_size)
     assert_law(got, reference, op.oracle(**inputs))
+
+
+@over(ONE_STEP, A_HEAD, A_CHANNEL, SCAN)
+def test_a_chunk_is_no_longer_than_the_sequence(op):
+    """Its program is that of the next power of two."""
+    operands, _, _ = arguments(op.draw(op.usual, T=37))
+
+    def program(chunk_size):
+        def call(operands):
+            return op.call(**operands, implementation="xla", chunk_size=chunk_size)
+
+        return jax.jit(call).lower(operands).as_text()
+
+    assert program(1024) == program(64)
 
 
 LONG = {

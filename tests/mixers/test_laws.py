@@ -129,9 +129,12 @@ class Law:
             y, state = self.forward(piece, state=state)
             yield y, state
 
-    def _pullback(self, p, x, dy):
+    def _pullback(self, p, x, dy, segment_ids=None):
         """The gradients of sum(y dy) for the parameters and for x."""
-        y, vjp = jax.vjp(lambda p, x: self.mixer.forward(p, x, self.cfg)[0], p, x)
+        forward = functools.partial(
+            self.mixer.forward, cfg=self.cfg, segment_ids=segment_ids
+        )
+        y, vjp = jax.vjp(lambda p, x: forward(p, x)[0], p, x)
         return vjp(dy.astype(y.dtype))
 
 
@@ -172,7 +175,7 @@ def test_causal_by_gradient(law):
     for t in (0, 6, T - 1):
         dy = np.zeros_like(law.x)
         dy[0, t] = 1
-        _, grad = law.pullback(law.params, law.x, dy)
+        _, grad = law.pullback(law.params, law.x, dy, row(*[0] * T))
         assert np.any(grad[0, t] != 0)
         assert not np.any(grad[0, t + 1 :]) and not np.any(grad[1:])
 
@@ -232,6 +235,20 @@ def test_padding_never_touches_a_state(law, left):
     close(untouched, state)
 
 
+def test_padding_may_hold_anything(law):
+    """NaN too, between and around documents: no output, state or gradient knows it."""
+    ids = row(*[-1] * 2, *[0] * 5, -1, *[1] * 4, *[-1] * 2)
+    present = ids[..., None] >= 0
+    dirty = np.where(present, law.x, np.nan)
+    dy = np.where(present, law.x[::-1], 0.0)
+
+    def results(x):
+        y, final = law.forward(x, segment_ids=ids, state=law.state())
+        return np.where(present, y, 0), final, law.pullback(law.params, x, dy, ids)
+
+    jax.tree.map(np.testing.assert_array_equal, results(dirty), results(law.x))
+
+
 def test_rows_do_not_mix(law):
     y = law.outputs(law.x)
     close(law.outputs(law.x[::-1]), y[::-1], 1e-6)
@@ -241,7 +258,9 @@ def test_rows_do_not_mix(law):
 def test_gradients_are_finite_and_reach_every_parameter(law, length):
     """The gradients of the sum of y^2."""
     x = law.x[:, :length]
-    grads, _ = law.pullback(law.params, x, 2 * law.outputs(law.x)[:, :length])
+    ids = None if length == 1 else row(*[0] * T)
+    dy = 2 * np.asarray(law.outputs(law.x))[:, :length]
+    grads, _ = law.pullback(law.params, x, dy, ids)
     for name, grad in grads.items():
         assert np.all(np.isfinite(grad)), name
         assert length == 1 or np.any(grad != 0), name
@@ -293,10 +312,45 @@ def test_what_it_is_called_with_is_checked(law):
             "takes x of shape .batch, width",
         ),
         (lambda: step(law.params, law.x[:, 0], state=None), "needs a state"),
+        (lambda: forward(law.params, law.x[:, :0]), "without a token"),
+        (lambda: forward(law.params, law.x[:0]), "without a token"),
+        (
+            lambda: forward(law.params, law.x, segment_ids=row(*[0] * (T - 1))),
+            r"segment_ids have shape \(2, 13\), .* \[batch, time\] = \(2, 14\)",
+        ),
         (lambda: step(law.params, law.x[:, 0], state=other), "belongs to another"),
     ):
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(call)
+
+
+def test_types_and_weights_are_checked(law):
+    forward = functools.partial(law.mixer.forward, cfg=law.cfg)
+    step = functools.partial(law.mixer.step, cfg=law.cfg, state=law.state())
+    ids = np.zeros((B, T), np.float32)
+    for call, message in (
+        (lambda: forward(law.params, law.x.tolist()), "x is a list, but must be an ar"),
+        (lambda: forward(law.params, law.x.astype(int)), "x has dtype int"),
+        (lambda: step(law.params, law.x[:, 0].astype(np.float16)), "dtype float16"),
+        (
+            lambda: forward(law.params, law.x, segment_ids=ids),
+            "segment_ids has dtype float32, but must hold integers",
+        ),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+    name = next(iter(law.params))
+    fewer = {other: w for other, w in law.params.items() if other != name}
+    more = law.params | {"w_other": law.params[name]}
+    wider = law.params | {name: law.params[name][..., :-1]}
+    for weights, message in (
+        (fewer, f"The weights lack '{name}'"),
+        (more, "The weights have 'w_other'"),
+        (wider, f"The weight '{name}' has shape"),
+    ):
+        for call, x in ((forward, law.x), (step, law.x[:, 0])):
+            with pytest.raises(ValueError, match=message):
+                call(weights, x)
 
 
 def test_spec_shapes_equal_init_shapes(law):

@@ -10,10 +10,16 @@ import optax
 import pytest
 
 from jaxlab import models, rl
-from jaxlab.mixers import delta_product
+from jaxlab.mixers import delta_product, retnet
 from jaxlab.models import LMConfig
 from jaxlab.rl import GRPO
-from jaxlab.rl.grpo import advantages, k3, policy_loss, token_average
+from jaxlab.rl.grpo import (
+    PolicyGradient,
+    advantages,
+    k3,
+    policy_loss,
+    token_average,
+)
 
 CFG = LMConfig(
     vocab_size=8, width=32, n_layers=1, pattern=(delta_product.Config(32, n_heads=2),)
@@ -97,6 +103,42 @@ def test_behind_the_end_anything_may_stand():
     assert not np.any(np.asarray(found[1])[MASK == 0])
 
 
+@pytest.mark.parametrize(("log_ratio", "advantage"), ((99.0, 2.0), (-99.0, -2.0)))
+def test_a_bound_stops_a_ratio_that_overflows(log_ratio, advantage):
+    loss = lambda new: policy_loss(new, *f32([[0.0, 0.0]], [advantage], [[1, 1]]))[0]  # noqa: E731
+    value, slope = jax.value_and_grad(loss)(*f32([[log_ratio, 0.0]]))
+    bound = advantage * (1.2 if advantage > 0 else 0.8)
+    assert float(value) == pytest.approx(-(bound + advantage) / 2)
+    np.testing.assert_allclose(slope, [[0.0, -advantage / 2]])
+
+
+def test_a_reference_may_be_anything_behind_the_end():
+    """NaN, and numbers of which the exponential overflows."""
+    cfg = LMConfig(8, 8, 1, pattern=(retnet.Config(8, n_heads=2),))
+    mask = jnp.asarray([[[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]])
+    batch = {
+        "prompts": jnp.zeros((1, 2), jnp.int32),
+        "segment_ids": jnp.zeros((1, 2), jnp.int32),
+        "tokens": jnp.ones((1, 2, 3), jnp.int32),
+        "mask": mask,
+        "advantages": jnp.asarray([[1.0, -1.0]]),
+        "old": jnp.zeros((1, 2, 3)),
+        "first": jnp.asarray([True]),
+    }
+    objective = PolicyGradient(cfg, GRPO(group=2, kl=0.5))
+    weights = models.init(cfg, KEY)
+
+    @jax.jit
+    @jax.grad
+    def gradient(weights, reference):
+        return objective.loss(weights, batch | {"reference": reference})[0]
+
+    want = gradient(weights, jnp.full(mask.shape, -2.0))
+    for other in (500.0, jnp.nan):
+        got = gradient(weights, jnp.where(mask > 0, -2.0, other))
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
 def test_nothing_flows_to_the_old_policy():
     g = jax.grad(lambda old: policy_loss(*f32(NEW), old, *f32(ADVANTAGES, MASK))[0])
     assert not np.any(g(*f32(OLD)))
@@ -121,6 +163,15 @@ def test_advantages():
     np.testing.assert_allclose(advantages(*f32(rewards), "none"), centred, atol=1e-6)
     moved = advantages(*f32(5 * rewards + 3))
     np.testing.assert_allclose(moved, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", (np.nan, -np.inf, np.inf))
+def test_a_reward_that_is_not_finite_is_the_worst_of_all(bad):
+    rewards = np.array([[1.0, bad, 3.0], [-2.0, 0.0, 5.0]])
+    want = advantages(*f32([[1.0, -2.0, 3.0], [-2.0, 0.0, 5.0]]))
+    np.testing.assert_array_equal(advantages(*f32(rewards)), want)
+    nothing = advantages(jnp.full((2, 3), bad))
+    np.testing.assert_array_equal(nothing, np.zeros((2, 3)))
 
 
 @pytest.mark.parametrize("scale", ("deviation", "none"))

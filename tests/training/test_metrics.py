@@ -4,6 +4,7 @@ import io
 import json
 import math
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -111,6 +112,7 @@ def test_only_process_0_writes_and_prints(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_costs_lines_not_the_run(small_disk, caplog):
+    threads = threading.active_count()
     with MetricWriter(small_disk / "run") as writer:
         writer.write(1, {"loss": 1.0})
         filler = small_disk / "filler"
@@ -125,3 +127,27 @@ def test_a_full_disk_costs_lines_not_the_run(small_disk, caplog):
     steps = [line["step"] for line in read_metrics(small_disk / "run/metrics.jsonl")]
     assert steps[0] == 1 and steps[-1] == 200 and len(steps) < 200
     assert "not recorded" in caplog.text and "No space left" in caplog.text
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize("how", ("deleted", "moved", "directory moved"))
+def test_a_record_that_is_gone_begins_again(how, tmp_path, caplog):
+    run = tmp_path / "run"
+    path = run / "metrics.jsonl"
+    with MetricWriter(run) as writer:
+        writer.write(1, {"loss": 1.0})
+        if how == "deleted":
+            path.unlink()
+        elif how == "moved":
+            path.rename(tmp_path / "kept.jsonl")
+        else:
+            run.rename(tmp_path / "elsewhere")
+        writer.write(2, {"loss": 2.0})
+        if how != "directory moved":
+            assert steps_of(path) == [2]
+        else:
+            assert "metrics of step 2 are not recorded" in caplog.text
+            run.mkdir()
+            writer.write(3, {"loss": 3.0})
+            assert steps_of(path) == [3]
+    assert "metrics.jsonl is gone; a new one begins" in caplog.text

@@ -277,6 +277,14 @@ def test_a_problem_of_your_own_needs_nothing_but_itself(tmp_path, capsys):
         load_run(tmp_path / "b/count")
 
 
+def test_other_settings_are_told(tmp_path, capsys):
+    train(counting(tmp_path, steps=2))
+    assert "other settings" not in capsys.readouterr().out
+    train(counting(tmp_path, steps=3, log_every=2), resume=True)
+    said = capsys.readouterr().out
+    assert "goes on with other settings: steps: 2 before, 3 now; log_every: 1 b" in said
+
+
 @pytest.mark.parametrize(("greater", "best"), ((True, "3"), (False, "6")))
 def test_the_best_score_is_kept(greater, best, tmp_path):
     """The totals are 0, 1, 3, 1, 0, -2 and then 3 again, steps 1 to 7."""
@@ -484,6 +492,10 @@ def test_the_integer_model_and_its_corpus_have_to_fit(corpus, tmp_path):
             "updates=2; set updates=1",
         ),
         (lambda: SearchConfig(seed=-1), "seed=-1 is below 0"),
+        (lambda: SearchConfig(seed=2**32), "seed=4294967296 has more than the 32 bits"),
+        (lambda: SearchConfig(name=""), "name='' must be the name of a folder"),
+        (lambda: SearchConfig(name="../x"), "name='../x' must be the name of a folder"),
+        (lambda: SearchConfig(name="a\n"), "must be the name of a folder: not empty"),
         (lambda: SearchConfig(max_minutes=0.0), "max_minutes=0.0 must be above 0"),
         (
             lambda: FineTuning(method=EGGROLL(), samples=2, k=2, temperature=1.0),

@@ -48,7 +48,7 @@ from jaxlab.layers import (
     softmax_attention,
     softmax_attention_step,
 )
-from jaxlab.layers.states import check_forward, check_step
+from jaxlab.layers.checks import check_forward, check_step
 from jaxlab.mixers.lact.fast_weights import FastWeights, Rule
 from jaxlab.mixers.lact.ttt_scan import (
     ORDERS,
@@ -296,7 +296,8 @@ def forward(
     The contract holds for the order "apply_update". In the others the fast branch sees
     future tokens: those of its chunk ("update_apply") or all of them ("update_all").
     """
-    check_forward(x, state, init_state, cfg, _slots(state))
+    check_forward(params, x, cfg, state, segment_ids, _slots(state))
+    x = segments.without_padding(x, segment_ids)
     B, T, _ = x.shape
     ids = jnp.zeros((B, T), jnp.int32) if segment_ids is None else segment_ids
     ids = segments.documents(ids)
@@ -335,7 +336,7 @@ def step(
             f"order={cfg.order!r} reads a chunk after it was written, so its tokens "
             "cannot be decoded one by one; only 'apply_update' can."
         )
-    check_step(x, state, init_state, cfg, _slots(state))
+    check_step(params, x, cfg, state, _slots(state))
     attention_qkv, fast_qkv = _project(
         params, x[:, None], state.cache.length[:, None], cfg
     )

@@ -300,7 +300,9 @@ def _documents(initial, tokens, C: int, rule: Rule, state, segment_ids):
     there are. After each, the weights read the C tokens that follow. The tokens before
     the first full chunk of their document read the weights it began with.
     """
-    q, k, v, eta, momentum = tokens
+    q, k, v, eta, momentum = jax.tree.map(
+        lambda x: segments.without_padding(x, segment_ids), tokens
+    )
     B, T = q.shape[:2]
     ids = jnp.zeros((B, T), jnp.int32) if segment_ids is None else segment_ids
     ids = segments.documents(ids)

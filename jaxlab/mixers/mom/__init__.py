@@ -48,7 +48,8 @@ from jaxlab.layers import (
     l2_normalize,
     segments,
 )
-from jaxlab.layers.states import check_forward, check_step
+from jaxlab.layers.checks import check_forward, check_step
+from jaxlab.layers.decay import decay_rate
 from jaxlab.mixers.mom import routing
 from jaxlab.mixers.sizes import check_heads, check_sizes
 from jaxlab.params import ParamSpec, grouped_linear, linear, over_batch_shards, value
@@ -243,7 +244,7 @@ def _rows(params, x_BT, chosen, cfg: Config, segment_ids=None):
     if cfg.rule in DELTA_RULES:
         beta = jax.nn.sigmoid(project("w_beta").astype(jnp.float32))
     if cfg.rule in DECAYING_RULES:
-        rate = jnp.exp(value(params["a_log"]).astype(jnp.float32))[None]
+        rate = decay_rate(params["a_log"])[None]
         bias = value(params["dt_bias"]).astype(jnp.float32)[None]
         g = -rate * jax.nn.softplus(project("w_decay").astype(jnp.float32) + bias)
     return stream, (q, project("w_k"), project("w_v")), beta, g
@@ -277,7 +278,8 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], MoMState | None]:
     """Run the parallel form; see `jaxlab.mixers` for the contract."""
-    check_forward(x, state, init_state, cfg)
+    check_forward(params, x, cfg, state, segment_ids)
+    x = segments.without_padding(x, segment_ids)
     run = functools.partial(_forward, cfg=cfg)
     return over_batch_shards(run, params, (x, state, segment_ids))
 
@@ -334,7 +336,7 @@ def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: MoMState
 ) -> tuple[Float[Array, "B width"], MoMState]:
     """Run the recurrence for one token, reading and writing only its k memories."""
-    check_step(x, state, init_state, cfg)
+    check_step(params, x, cfg, state)
     return over_batch_shards(functools.partial(_step, cfg=cfg), params, (x, state))
 
 

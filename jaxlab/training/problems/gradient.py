@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from jaxlab import config, params
 from jaxlab.checkpoint import Checkpoints
+from jaxlab.data import continuation
 from jaxlab.inference import SamplingParams, generate
 from jaxlab.models import LMConfig
 from jaxlab.objectives import NextToken, Objective, heldout_scores
@@ -32,6 +33,7 @@ from jaxlab.training.problems.readings import read_events
 from jaxlab.training.source import Source, TaskData, TextData, open_source
 from jaxlab.training.state import TrainState, abstract_state, create_state
 from jaxlab.training.step import make_train_step
+from jaxlab.training.telling import tell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +181,7 @@ def _first_state(cfg: TrainConfig, optimizer, mesh: Mesh) -> TrainState:
     abstract = abstract_state(specs, optimizer, mesh).params
     step, arrays = other.restore(abstract, subtree="params")
     if jax.process_index() == 0:
-        print(f"Starting from the parameters of {cfg.init_from} at step {step}.")
+        tell(f"Starting from the parameters of {cfg.init_from} at step {step}.\n")
     return dataclasses.replace(state, params=arrays)
 
 
@@ -254,13 +256,13 @@ def _sample(cfg: TrainConfig, source: Source, state: TrainState) -> str | None:
     """Text after the prompt, where the run learned to write."""
     if source.tokenizer is None or cfg.objective is not None:
         return None
-    prompt = [source.tokenizer.separator, *source.tokenizer.encode(cfg.prompt)]
+    prompt = source.tokenizer.encode(cfg.prompt)
     tokens = generate(
         state.params,
-        jnp.array([prompt], jnp.int32),
+        jnp.array([[source.tokenizer.separator, *prompt]], jnp.int32),
         cfg.model,
         cfg.sampling,
         vocab_size=source.vocab_size,
     )
-    text = source.tokenizer.decode(np.asarray(tokens)[0])
+    text = continuation(source.tokenizer, prompt, np.asarray(tokens)[0])
     return f"A sample after {cfg.prompt!r}:\n{cfg.prompt}{text}"

@@ -42,7 +42,8 @@ def read_fitness(step: int, batch: Any, figures: Mapping[str, Any]) -> Reading:
         )
     if reading.values.get("not_finite", 0) > 0:
         warnings.append(
-            "The fitness of some members is not finite and counts as the worst; try a "
-            "smaller sigma."
+            f"{reading.values['not_finite']:.0f} of the step's fitness or rewards are "
+            "not finite, and count as the worst finite one; look at the reward, or try "
+            "a smaller sigma."
         )
     return reading._replace(warnings=warnings)

@@ -1,0 +1,66 @@
+"""What stands in padding or in another document reaches nothing, not even as NaN."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab.layers import segments, short_convolution
+from jaxlab.layers.decay import decay_rate
+from jaxlab.layers.softmax_attention import softmax_attention
+
+IDS = np.array([[-1, 0, 0, 0, -1, 1, 1, 1, 1, -1]])
+T = IDS.shape[1]
+
+
+def drawn(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def test_a_convolution_reads_its_document_alone():
+    """NaN in one document and in padding; values and gradients of the other's."""
+    x, taps, dy = drawn(0, 1, T, 3), drawn(1, 4, 3), drawn(2, 1, T, 3)
+    mine = (IDS == 1)[..., None]
+
+    @jax.jit
+    def results(x):
+        def outputs(x, taps):
+            return short_convolution(x, taps, segment_ids=IDS)[0]
+
+        y, pull_back = jax.vjp(outputs, x, taps)
+        dx, dtaps = pull_back(jnp.asarray(np.where(mine, dy, 0)))
+        return jnp.where(mine, y, 0), dx, dtaps
+
+    want = results(np.where(mine, x, 0))
+    padded = np.where(IDS[..., None] < 0, np.nan, np.where(mine, x, 0))
+    jax.tree.map(np.testing.assert_array_equal, results(padded), want)
+    y, dx, _ = results(np.where(mine, x, np.nan))
+    np.testing.assert_array_equal(y, want[0])
+    np.testing.assert_array_equal(dx, want[1])
+
+
+@pytest.mark.parametrize("window", (None, 3))
+def test_attention_takes_no_value_of_padding(window):
+    q, k, v = (drawn(seed, 1, T, 2, 4) for seed in range(3))
+    ids = segments.documents(jnp.asarray(IDS))
+    positions = segments.positions(ids, jnp.zeros((1,), jnp.int32))
+
+    @jax.jit
+    def results(v):
+        def outputs(q, k, v):
+            return softmax_attention(q, k, v, ids, positions, window=window)[0]
+
+        o, pull_back = jax.vjp(outputs, q, k, v)
+        return o, pull_back(o)
+
+    padded = np.where(IDS[..., None, None] < 0, np.nan, v)
+    jax.tree.map(np.testing.assert_array_equal, results(padded), results(v))
+
+
+def test_a_rate_is_finite_and_so_is_its_gradient():
+    logs = np.array([-200.0, 0.0, 87.0, 89.0, 1e30, np.inf], np.float32)
+    rates, slopes = jax.vmap(jax.value_and_grad(decay_rate))(logs)
+    np.testing.assert_allclose(rates[:3], np.exp(logs[:3]), rtol=1e-6)
+    np.testing.assert_array_equal(slopes[:3], rates[:3])
+    assert np.isfinite(rates).all() and not slopes[3:].any()
+    assert not np.any(rates * 0.0)
