@@ -67,7 +67,7 @@ def optimized():
 # Tests that take long by these measurements have the mark `slow`, which `make test`
 # leaves out. `python -m pytest -n 2 --record-durations` measures them anew.
 DURATIONS = pathlib.Path(__file__).parent / "durations.json"
-QUICK = 2.0  # seconds; a test that takes more is in the file, and slow
+QUICK = 1.0  # seconds; a test that takes more is in the file, and slow
 QUICKEST = 2.5  # seconds; up to it, the quickest case of a test is not slow
 
 

@@ -94,7 +94,15 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES, ids=str, scope="module")
+def first_of_each():
+    """The cases; the first of a mixer is quick, and its variants are slow."""
+    seen = set()
+    for name, cfg in CASES.items():
+        yield pytest.param(name, marks=pytest.mark.slow if type(cfg) in seen else ())
+        seen.add(type(cfg))
+
+
+@pytest.fixture(params=first_of_each(), ids=str, scope="module")
 def law(request):
     return Law(CASES[request.param])
 

@@ -164,9 +164,17 @@ gradients = jax.jit(
 )
 
 
+def first_is_quick(cases):
+    """Cases that compile programs of their own, of which `make test` runs one."""
+    return [
+        pytest.param(c, marks=pytest.mark.slow if i else ())
+        for i, c in enumerate(cases)
+    ]
+
+
 @pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["whole", "documents"])
 @pytest.mark.parametrize("routing", ROUTINGS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", first_is_quick(CASES))
 def test_equals_every_memory_over_the_whole_sequence(case, routing, documents):
     """Outputs, final states and all gradients, to float32 rounding."""
     cfg, p, x, state = setup(case, routing)
@@ -211,7 +219,9 @@ def test_the_future_does_not_leak_into_training(cut):
     assert np.linalg.norm(after[:, cut:] - before[:, cut:]) > 1
 
 
-@pytest.mark.parametrize("case", ["gated_delta_rule", "gated_linear_attention"])
+@pytest.mark.parametrize(
+    "case", first_is_quick(["gated_linear_attention", "gated_delta_rule"])
+)
 @pytest.mark.parametrize("prefix", [0, 1, 5, 36])
 def test_decoding_after_a_prefix_equals_the_parallel_form(case, prefix):
     cfg, p, x, _ = setup(case, "random")
