@@ -44,9 +44,8 @@ def short_convolution(
         ids_ext = rows.write(ids_ext, jnp.tile(first_id, (1, width - 1)), first)
 
     def tap(j):
-        # Selected, not multiplied: the other documents may hold anything.
-        same = (ids_ext[:, j : j + T] == segment_ids) & segments.real(segment_ids)
-        return jnp.where(same[..., None], x_ext[:, j : j + T], 0) * taps[None, None, j]
+        same = (ids_ext[:, j : j + T] == segment_ids).astype(x_BTD.dtype)
+        return same[..., None] * x_ext[:, j : j + T] * taps[None, None, j]
 
     y = functools.reduce(jnp.add, map(tap, range(width)))
     end = segments.end_real(segment_ids)

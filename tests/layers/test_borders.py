@@ -1,11 +1,11 @@
-"""What stands in padding or in another document reaches nothing, not even as NaN."""
+"""What stands in padding reaches nothing, not even as NaN."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.layers import segments, short_convolution
+from jaxlab.layers import segments
 from jaxlab.layers.decay import decay_rate
 from jaxlab.layers.softmax_attention import softmax_attention
 
@@ -15,28 +15,6 @@ T = IDS.shape[1]
 
 def drawn(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
-
-
-def test_a_convolution_reads_its_document_alone():
-    """NaN in one document and in padding; values and gradients of the other's."""
-    x, taps, dy = drawn(0, 1, T, 3), drawn(1, 4, 3), drawn(2, 1, T, 3)
-    mine = (IDS == 1)[..., None]
-
-    @jax.jit
-    def results(x):
-        def outputs(x, taps):
-            return short_convolution(x, taps, segment_ids=IDS)[0]
-
-        y, pull_back = jax.vjp(outputs, x, taps)
-        dx, dtaps = pull_back(jnp.asarray(np.where(mine, dy, 0)))
-        return jnp.where(mine, y, 0), dx, dtaps
-
-    want = results(np.where(mine, x, 0))
-    padded = np.where(IDS[..., None] < 0, np.nan, np.where(mine, x, 0))
-    jax.tree.map(np.testing.assert_array_equal, results(padded), want)
-    y, dx, _ = results(np.where(mine, x, np.nan))
-    np.testing.assert_array_equal(y, want[0])
-    np.testing.assert_array_equal(dx, want[1])
 
 
 @pytest.mark.parametrize("window", (None, 3))
