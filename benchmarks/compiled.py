@@ -10,7 +10,9 @@ compares all results: without a state, with an empty state created in the same p
 for a step, and of the gradient. Where the two differ, float64 decides which one is
 wrong. It also searches the compiled program for products that such a fusion would get
 wrong, because uninitialised memory often happens to be zero, which is right. Writes
-benchmarks/results/compiled_jax_<version>.json; takes some hours on one core.
+benchmarks/results/compiled_jax_<version>.json; takes about an hour on one core. The
+committed ones end within 16 rows of 256 tokens; compiled_more_jax_<version>.json has
+the rest, by ``--shapes 16,256 1024,4 --name compiled_more_jax_<version>``.
 `compiled_before.json` has the results for one head at commit 299883b, before empty
 states were hidden from the compiler (without Mixture-of-Memories of over 64 rows).
 """

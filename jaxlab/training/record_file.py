@@ -9,7 +9,7 @@ log = logging.getLogger(__name__)
 
 
 class RecordFile:
-    """A file to which whole records are appended, on disk when `append` returns.
+    """A file to which whole records are appended, none of them held back in memory.
 
     Args:
         path: made if missing.

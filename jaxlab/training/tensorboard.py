@@ -1,7 +1,7 @@
 """TensorBoard's record of a run.
 
 The writer that tensorboardX offers works in a thread: on a full disk the thread dies,
-its queue fills, and the run waits for ever. Here a record is on disk, or an error.
+its queue fills, and the run waits for ever. Here `write` has written, or it raises.
 """
 
 import itertools

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jaxlab.layers import segments
-from jaxlab.layers.decay import decay_rate
 from jaxlab.layers.softmax_attention import softmax_attention
 
 IDS = np.array([[-1, 0, 0, 0, -1, 1, 1, 1, 1, -1]])
@@ -33,12 +32,3 @@ def test_attention_takes_no_value_of_padding(window):
 
     padded = np.where(IDS[..., None, None] < 0, np.nan, v)
     jax.tree.map(np.testing.assert_array_equal, results(padded), results(v))
-
-
-def test_a_rate_is_finite_and_so_is_its_gradient():
-    logs = np.array([-200.0, 0.0, 87.0, 89.0, 1e30, np.inf], np.float32)
-    rates, slopes = jax.vmap(jax.value_and_grad(decay_rate))(logs)
-    np.testing.assert_allclose(rates[:3], np.exp(logs[:3]), rtol=1e-6)
-    np.testing.assert_array_equal(slopes[:3], rates[:3])
-    assert np.isfinite(rates).all() and not slopes[3:].any()
-    assert not np.any(rates * 0.0)

@@ -1,8 +1,11 @@
 """Words that cannot be shown do not end a run."""
 
 import io
+import pathlib
 import subprocess
 import sys
+
+import pytest
 
 from jaxlab.training.progress import Progress
 from jaxlab.training.telling import tell
@@ -49,3 +52,14 @@ def test_a_broken_pipe_costs_words_and_no_status():
     assert child.wait() == 7
     assert said.count("Nothing more is shown") == 1 and "Broken pipe" in said
     assert "Traceback" not in said and "Exception ignored" not in said
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_costs_words_and_no_status():
+    with open("/dev/full", "w") as full:
+        child = subprocess.run(
+            [sys.executable, "-c", TALKER], stdout=full, stderr=subprocess.PIPE
+        )
+    said = child.stderr.decode()
+    assert child.returncode == 7 and said.count("Nothing more is shown") == 1
+    assert "No space left" in said and "Traceback" not in said

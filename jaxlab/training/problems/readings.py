@@ -42,8 +42,7 @@ def read_fitness(step: int, batch: Any, figures: Mapping[str, Any]) -> Reading:
         )
     if reading.values.get("not_finite", 0) > 0:
         warnings.append(
-            f"{reading.values['not_finite']:.0f} of the step's fitness or rewards are "
-            "not finite, and count as the worst finite one; look at the reward, or try "
-            "a smaller sigma."
+            "Some fitness or rewards are not finite and count as the worst finite one "
+            "(`not_finite` in the metrics); look at the reward, or try a smaller sigma."
         )
     return reading._replace(warnings=warnings)
