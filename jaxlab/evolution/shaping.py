@@ -1,6 +1,7 @@
 """Fitness to weights: how much each member of a population counts in the update.
 
-Fitness is to be maximised. Fitness that is not finite counts as the worst finite one.
+Fitness is to be maximised. Fitness that is not finite counts as the worst finite one;
+integers (counts of right answers, say) and booleans count as numbers.
 A population whose members are equally fit has no direction (`informative`), and the
 strategy gives all of them the weight 0.
 """
@@ -16,8 +17,10 @@ EPSILON = 1e-5  # added to variances
 def finite(fitness: Float[Array, " N"]) -> Float[Array, " N"]:
     """Replace fitness that is not finite by the worst finite one.
 
-    If none is finite, all are zero.
+    If none is finite, all are zero. Integers and booleans become float32.
     """
+    if not jnp.issubdtype(fitness.dtype, jnp.floating):
+        return fitness.astype(jnp.float32)
     good = jnp.isfinite(fitness)
     worst = jnp.min(jnp.where(good, fitness, jnp.inf))
     worst = jnp.where(jnp.isfinite(worst), worst, 0.0)

@@ -377,6 +377,9 @@ def test_shaping():
     grouped = GroupZScore(3)(jnp.asarray([1.0, 2.0, 3.0, 11.0, 12.0, 13.0]))
     np.testing.assert_allclose(grouped[:3], grouped[3:], atol=1e-6)
     assert not np.any(ZScore()(jnp.full(4, jnp.nan)))
+    counts, numbers = jnp.asarray([3, 0, 2, 2]), jnp.asarray([3.0, 0.0, 2.0, 2.0])
+    for shape in (Raw(), ZScore(), CentredRanks(), GroupZScore(2)):
+        np.testing.assert_array_equal(shape(counts), shape(numbers))
 
 
 @pytest.mark.parametrize(
