@@ -5,10 +5,10 @@ each kernel gets its own best sizes on each. Writes the choice where the kernels
 it, and the cycles of every candidate to benchmarks/results/block_sizes.json.
 """
 
-import fnmatch
 import itertools
 import json
 
+from benchmarks.command_line import matching
 from benchmarks.record import RESULTS, record
 from pallas_kernels import aot
 from pallas_kernels.tpu import block_sizes
@@ -78,10 +78,15 @@ def table(candidates: dict[str, list[dict]]) -> dict[str, dict[str, dict[str, in
 
 
 def main(only: str = "*") -> None:
-    """Estimate the operations that match a glob, and write both files."""
+    """Estimate the operations that match a glob, and write both files.
+
+    Raises:
+        ValueError: no operation matches.
+    """
+    operations = matching(CANDIDATES, only)
     path = RESULTS / "block_sizes.json"
     candidates = {} if only == "*" else json.loads(path.read_text())["candidates"]
-    for operation in fnmatch.filter(CANDIDATES, only):
+    for operation in operations:
         candidates |= estimate(operation)
     lines = [f'  "{k}": {json.dumps(sizes)}' for k, sizes in table(candidates).items()]
     block_sizes.PATH.write_text("{\n" + ",\n".join(lines) + "\n}\n")

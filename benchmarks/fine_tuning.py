@@ -78,7 +78,7 @@ def run(cfg: SearchConfig) -> dict:
         started = time.monotonic()
         train(cfg)
         done.write_text(str(round(time.monotonic() - started, 1)))
-    lines = read_metrics(folder / "metrics.jsonl")
+    lines = read_metrics(folder / "metrics.jsonl", strict=True)
     names = ("right", "right_held_out")
     return {
         "seed": cfg.seed,

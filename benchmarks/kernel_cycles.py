@@ -6,11 +6,11 @@ Nothing runs: the compiler simulates a kernel's bundles and copies, with the sam
 on every host. Writes benchmarks/results/kernel_cycles.json; takes about 20 minutes.
 """
 
-import fnmatch
 import json
 
 import tyro
 
+from benchmarks.command_line import matching, sentences
 from benchmarks.record import RESULTS, record
 from pallas_kernels import aot
 
@@ -126,12 +126,16 @@ def main(only: str = "*") -> None:
     Args:
         only: a glob of variants; the figures of the others are kept, since tests check
             them.
+
+    Raises:
+        ValueError: no variant matches.
     """
+    variants = matching(VARIANTS, only)
     estimated = {variant: {chip: {} for chip in aot.CHIPS} for variant in VARIANTS}
     if only != "*":
         recorded = json.loads((RESULTS / "kernel_cycles.json").read_text())
         estimated |= recorded["estimated"]
-    for variant in fnmatch.filter(VARIANTS, only):
+    for variant in variants:
         runs = [(chip, T) for T in lengths(variant) for chip in aot.CHIPS]
         jobs = [program(variant, T, chip) for chip, T in runs]
         for (chip, T), report in zip(runs, aot.compile_jobs(jobs), strict=True):
@@ -156,4 +160,5 @@ def main(only: str = "*") -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    with sentences():
+        tyro.cli(main)

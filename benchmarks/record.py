@@ -1,4 +1,4 @@
-"""Write the results of a benchmark, with the hardware and versions."""
+"""Write and read the results of a benchmark, with the hardware and versions."""
 
 import importlib.metadata
 import json
@@ -40,6 +40,23 @@ def record(name: str, **results) -> pathlib.Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(content, indent=2) + "\n")
     return path
+
+
+def results(name: str) -> dict:
+    """What a benchmark has recorded.
+
+    Raises:
+        ValueError: there is nothing, or it is not JSON.
+    """
+    path = RESULTS / f"{name}.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"There is no {path}; run its benchmark first.") from None
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not JSON ({error}); restore it, or run its benchmark again."
+        ) from error
 
 
 def commit() -> str:

@@ -96,19 +96,28 @@ class Peer:
     Args:
         python: path of that Python.
         script: reads one JSON request per line, and answers each with one line.
+
+    Raises:
+        ValueError: that Python cannot be started.
     """
 
     def __init__(self, python: str, script: pathlib.Path):
         self.command = [python, str(script)]
-        self.process = subprocess.Popen(
-            self.command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            # Idle threads must not spin on the cores of the next contestant.
-            env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},
-        )
+        try:
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                # Idle threads must not spin on the cores of the next contestant.
+                env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},
+            )
+        except OSError as error:
+            raise ValueError(
+                f"{python} cannot be started ({error.strerror}); give the path of the "
+                f"Python that is to run {script.name}, or leave it out."
+            ) from error
         assert self.process.stdin and self.process.stdout
         self.requests, self.answers = self.process.stdin, self.process.stdout
 

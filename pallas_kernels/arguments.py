@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.errors import TracerArrayConversionError
 
 INTEGERS = ("segment_ids", "cu_seqlens")
+OPTIONAL = ("g", "D", "segment_ids", "cu_seqlens", "initial_state")
 FLOATS = ("float32", "bfloat16", "float64")
 
 
@@ -20,7 +22,12 @@ def check_arrays(operation: str, axes: dict[str, str], *arguments) -> dict:
     Returns:
         The arrays by name.
     """
-    arrays = dict(zip(axes, arguments, strict=True))
+    arrays = {
+        name: None
+        if argument is None and name in OPTIONAL
+        else as_array(operation, name, argument)
+        for name, argument in zip(axes, arguments, strict=True)
+    }
     ragged = arrays.get("cu_seqlens") is not None
     if ragged and arrays["segment_ids"] is not None:
         raise ValueError(
@@ -29,20 +36,52 @@ def check_arrays(operation: str, axes: dict[str, str], *arguments) -> dict:
         )
     if ragged:
         axes = axes | {"initial_state": axes["initial_state"].replace("B", "S")}
-    checked, sizes, source = {}, {}, {}
+    sizes, source = {}, {}
     for name, array in arrays.items():
-        checked[name] = array
         if array is None:
             continue
-        checked[name] = array = jnp.asarray(array)
-        _check_dtype(operation, name, array.dtype)
+        check_dtype(operation, name, array.dtype)
         letters, shape = axes[name], array.shape
         rule = "[S + 1]" if name == "cu_seqlens" else f"[{', '.join(letters)}]"
         check_axes(operation, name, shape, letters, rule, sizes, source)
         if name == "cu_seqlens":
             sizes["S"], source["S"] = shape[0] - 1, name
     _check_sizes(operation, arrays, sizes, source)
-    return checked
+    if ragged:
+        _check_bounds(operation, arguments[list(axes).index("cu_seqlens")], sizes["T"])
+    return arrays
+
+
+def as_array(operation: str, name: str, argument) -> jax.Array:
+    """Convert an argument to an array.
+
+    Raises:
+        TypeError: the argument is missing, or no array of numbers.
+    """
+    if argument is None:
+        raise TypeError(f"{operation}: {name} is None, but it must be an array.")
+    try:
+        return jnp.asarray(argument)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(
+            f"{operation}: {name} is of type {type(argument).__name__} and makes no "
+            "array of numbers; give a jax.Array or a NumPy array."
+        ) from None
+
+
+def known(argument) -> np.ndarray | None:
+    """The values of an argument; None where they are traced, or in other processes.
+
+    Takes the caller's argument: under `jax.jit`, `as_array` traces what was known.
+    """
+    if isinstance(argument, Tracer):
+        return None
+    if isinstance(argument, jax.Array) and not argument.is_fully_addressable:
+        return None
+    try:
+        return np.asarray(argument)
+    except TracerArrayConversionError:  # a list of traced numbers
+        return None
 
 
 def check_axes(operation, name, shape, axes, rule, sizes, source) -> None:
@@ -68,7 +107,8 @@ def check_axes(operation, name, shape, axes, rule, sizes, source) -> None:
         source.setdefault(axis, name)
 
 
-def _check_dtype(operation, name, dtype):
+def check_dtype(operation, name, dtype) -> None:
+    """Check the dtype of an argument: an integer for `INTEGERS`, else of `FLOATS`."""
     if name in INTEGERS:
         if not jnp.issubdtype(dtype, jnp.integer):
             raise TypeError(
@@ -101,15 +141,45 @@ def _check_sizes(operation, arrays, sizes, source):
             f"{source['B']} has B = {sizes['B']}; put the sequences one after another "
             "in one row."
         )
-    bounds = arrays["cu_seqlens"]
-    if isinstance(bounds, Tracer):
-        return  # the values are not known before the program runs
-    bounds = np.asarray(bounds)
-    if bounds[0] != 0 or np.any(np.diff(bounds) < 0) or bounds[-1] > sizes["T"]:
+
+
+def _check_bounds(operation, cu_seqlens, T):
+    bounds = known(cu_seqlens)
+    if bounds is None:
+        return
+    if bounds[0] != 0 or np.any(bounds[1:] < bounds[:-1]) or bounds[-1] > T:
         raise ValueError(
             f"{operation}: cu_seqlens is {bounds.tolist()}, but it must rise from 0 to "
-            f"at most T = {sizes['T']} without falling: the start of each sequence, "
-            "and the end of the last."
+            f"at most T = {T} without falling: the start of each sequence, and the end "
+            "of the last."
+        )
+
+
+def check_scale(operation: str, name: str, scale) -> None:
+    """Check a factor that is one number, or None.
+
+    Raises:
+        TypeError: it is no real number.
+        ValueError: it has axes; or it is known and not finite.
+    """
+    if scale is None:
+        return
+    array = as_array(operation, name, scale)
+    dtype, shape = array.dtype, array.shape
+    if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+        raise TypeError(
+            f"{operation}: {name} has dtype {dtype}, but it must be a real number; "
+            "leave it out for the default."
+        )
+    if shape:
+        raise ValueError(
+            f"{operation}: {name} has shape {shape}, but it must be one number; where "
+            "factors differ, multiply q by them."
+        )
+    value = known(scale)
+    if value is not None and not np.isfinite(value):
+        raise ValueError(
+            f"{operation}: {name} is {value}, but it must be finite, or no result is."
         )
 
 

@@ -75,7 +75,7 @@ def select(
             if _is_eligible(name, operation, candidates[name])
         )
         return _function(candidates[next(eligible)])
-    if implementation not in candidates:
+    if not isinstance(implementation, str) or implementation not in candidates:
         known = ", ".join(repr(name) for name in PREFERENCE)
         raise ValueError(
             f"{operation} has no implementation {implementation!r}; choose one of "

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels.segments import Segments, expanded, masked
+
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def run(
@@ -39,18 +41,24 @@ def run(
     wide = any(x.dtype == jnp.float64 for x in floats)
     dtype = jnp.dtype("float64" if wide else "float32")
 
-    present = None
     g = None if g is None else g.astype(dtype)
+    segments = present = None
     if segment_ids is not None:
-        present, reset = segments(segment_ids)
-        g = jnp.zeros((B, T, H), dtype) if g is None else g
-        g = jnp.where(_per_row(reset, g), -jnp.inf, g)
+        decays = [] if g is None else [jnp.maximum(g, jnp.finfo(dtype).min)]
+        states = [] if initial_state is None else [initial_state]
+        segments = Segments.of(segment_ids, [*tokens.values(), *decays], states)
+        present = segments.sound
     if cu_seqlens is not None:
         cu_seqlens = cu_seqlens.astype(jnp.int32)
         present = inside(cu_seqlens, T)
     if present is not None:
         tokens = {name: masked(x, present) for name, x in tokens.items()}
         g = None if g is None else masked(g, present)
+    if segments is not None:
+        g = jnp.zeros((B, T, H), dtype) if g is None else g
+        g = jnp.where(expanded(segments.reset, g), -jnp.inf, g)
+        if initial_state is not None:
+            initial_state = segments.state_before(initial_state)
 
     rows = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
     empty = initial_state is None
@@ -76,9 +84,12 @@ def run(
             empty=empty,
         )
     o = o.astype(dtype) * jnp.asarray(K**-0.5 if scale is None else scale, dtype)
-    if present is not None:
+    states = jnp.squeeze(states, axis)
+    if segments is not None:
+        o, states = segments.outputs(o), segments.state_after(states)
+    elif present is not None:
         o = masked(o, present)
-    return o.astype(v.dtype), jnp.squeeze(states, axis)
+    return o.astype(v.dtype), states
 
 
 def scan(
@@ -108,18 +119,6 @@ def scan(
     return jax.lax.scan(body, states, (operands, sequence), reverse=reverse)
 
 
-def segments(
-    segment_ids: Int[Array, "B T"],
-) -> tuple[Bool[Array, "B T"], Bool[Array, "B T"]]:
-    """Which tokens are not padding, and which of them start a later segment."""
-    present = segment_ids >= 0
-    t = jnp.arange(segment_ids.shape[1])[None, :]
-    latest = jax.lax.cummax(jnp.where(present, t, -1), axis=1)
-    before = jnp.pad(latest, [(0, 0), (1, 0)], constant_values=-1)[:, :-1]
-    id_before = jnp.take_along_axis(segment_ids, jnp.maximum(before, 0), axis=1)
-    return present, present & (before >= 0) & (segment_ids != id_before)
-
-
 def opaque(x: Array) -> Array:
     """Hide the values of x from the compiler.
 
@@ -144,16 +143,6 @@ def vary_like(x: Array, arrays: list[Array]) -> Array:
 
     axes = frozenset().union(*map(varying, arrays)) - varying(x)
     return jax.lax.pcast(x, tuple(axes), to="varying") if axes else x
-
-
-def masked(x: Array, present: Bool[Array, "B T"]) -> Array:
-    """x [B, T, ...] with zeros for padding tokens."""
-    return jnp.where(_per_row(present, x), x, jnp.zeros((), x.dtype))
-
-
-def _per_row(flags: Bool[Array, "B T"], x: Array) -> Array:
-    """The flags with as many axes as x [B, T, ...]."""
-    return flags.reshape(flags.shape + (1,) * (x.ndim - 2))
 
 
 def inside(cu_seqlens: Int[Array, "S+1"], T: int) -> Bool[Array, "1 T"]:

@@ -15,14 +15,16 @@ import argparse
 
 from benchmarks import delta_rule, kernel_cycles, kernel_times
 from benchmarks.cases import delta_rule as cases
+from benchmarks.command_line import sentences
+
+MEANINGLESS = {"cycles": ("peer_python", "turns", "shapes"), "device": ("peer_python",)}
+"""Options that the others leave no use for."""
 
 
 def main():
     parser = argparse.ArgumentParser(description="Time the kernels.")
     parser.add_argument("--peer-python", help="a Python with torch and transformers")
-    parser.add_argument(
-        "--turns", type=int, default=15, help="repetitions of each case"
-    )
+    parser.add_argument("--turns", type=int, help="repetitions of each case (15)")
     parser.add_argument(
         "--shapes",
         nargs="+",
@@ -38,20 +40,39 @@ def main():
         "--cycles", action="store_true", help="estimate cycles on TPUs instead of times"
     )
     arguments = parser.parse_args()
+    with sentences():
+        check(arguments)
+        run(arguments)
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raise a ValueError that names an option which cannot be."""
+    for mode, names in MEANINGLESS.items():
+        for name in names if getattr(arguments, mode) else ():
+            if getattr(arguments, name) is not None:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} has no use with --{mode}; leave it out.")
+    if arguments.turns is not None and arguments.turns < 1:
+        raise ValueError(f"--turns {arguments.turns} must be at least 1.")
     known = kernel_times.SHAPES if arguments.device else cases.SHAPES
     unknown = [shape for shape in arguments.shapes or () if shape not in known]
     if unknown:
-        parser.error(f"--shapes {' '.join(unknown)}: choose from {', '.join(known)}.")
+        raise ValueError(
+            f"--shapes {' '.join(unknown)}: choose from {', '.join(known)}."
+        )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    turns = 15 if arguments.turns is None else arguments.turns
     if arguments.cycles:
         kernel_cycles.main()
         return
     if arguments.device:
         shapes = arguments.shapes or ["long", "few", "wide"]
-        variants = list(kernel_cycles.VARIANTS)
-        path = kernel_times.main(shapes, arguments.turns, variants)
+        path = kernel_times.main(shapes, turns, list(kernel_cycles.VARIANTS))
     else:
         shapes = arguments.shapes or ["long", "wide", "training", "training_two_steps"]
-        path = delta_rule.main(arguments.peer_python, arguments.turns, shapes)
+        path = delta_rule.main(arguments.peer_python, turns, shapes)
     print(f"Wrote {path}.")
 
 

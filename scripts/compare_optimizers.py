@@ -5,14 +5,11 @@
 See `benchmarks/optimizers`.
 """
 
-import sys
-
 import tyro
 
+from benchmarks.command_line import sentences
 from benchmarks.optimizers.compare import main
 
 if __name__ == "__main__":
-    try:
+    with sentences():
         tyro.cli(main)
-    except ValueError as error:
-        sys.exit(str(error))

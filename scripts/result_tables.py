@@ -7,10 +7,12 @@ The pages are README.md and the Markdown files under docs/. A table is between t
 --check nothing is written, and a page whose table is out of date is an error.
 """
 
+import argparse
 import pathlib
 import re
 import sys
 
+from benchmarks.command_line import sentences
 from benchmarks.tables import TABLES
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -31,7 +33,8 @@ def filled(page: pathlib.Path) -> str:
     relative to the page's folder.
 
     Raises:
-        ValueError: the page has a mark without a table, or a mark that is not closed.
+        ValueError: the page has a mark without a table, or a mark that is not closed;
+            or the results of a table are missing or lack a figure.
     """
     text = page.read_text()
     up = "../" * len(page.relative_to(ROOT).parent.parts)
@@ -47,16 +50,31 @@ def filled(page: pathlib.Path) -> str:
             raise ValueError(
                 f"{page.name} has the mark {start}, but not {end} after it."
             )
-        table = LINK.sub(f"]({up}", TABLES[name]())
+        try:
+            table = LINK.sub(f"]({up}", TABLES[name]())
+        except (LookupError, TypeError) as error:
+            raise ValueError(
+                f"The table {name} of {page.name} cannot be made, because its results "
+                f"lack {error}; run its benchmark again."
+            ) from error
         text = f"{before}{start}\n{table}\n{end}{after}"
     return text
 
 
 def main() -> None:
-    if sys.argv[1:] not in ([], ["--check"]):
-        sys.exit(__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    check = parser.parse_args().check
+    with sentences():
+        write(check)
+
+
+def write(check: bool) -> None:
+    """Write the pages whose tables are out of date, or, to check, name them."""
     outdated = [page for page in pages() if filled(page) != page.read_text()]
-    if "--check" not in sys.argv:
+    if not check:
         for page in outdated:
             page.write_text(filled(page))
             print(f"Wrote {page.relative_to(ROOT)}.")

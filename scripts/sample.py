@@ -10,10 +10,10 @@ import tyro
 
 from jaxlab import config
 from jaxlab.checkpoint import CheckpointError
-from jaxlab.data import continuation, open_corpus
+from jaxlab.data import continuation
 from jaxlab.inference import SamplingParams, generate
 from jaxlab.objectives import NextToken
-from jaxlab.training import TextData, load_run
+from jaxlab.training import load_run, load_run_tokenizer
 from jaxlab.training.telling import tell
 
 
@@ -34,14 +34,12 @@ def main() -> None:
         if args.config is not None:
             config.load(args.config)
         run = load_run(args.run, step=args.step)
-        if not isinstance(run.config.data, TextData):
-            raise ValueError(f"{args.run} was trained on a task, which has no text.")
         if not isinstance(run.config.learned, NextToken):
             learned = type(run.config.learned).__name__
             raise ValueError(
                 f"{args.run} was trained on {learned}, which generates no text."
             )
-        tokenizer = open_corpus(run.config.data.corpus.directory).tokenizer
+        tokenizer = load_run_tokenizer(args.run, run.config)
         prompt = tokenizer.encode(args.prompt)
         with jax.set_mesh(run.mesh):
             tokens = generate(

@@ -9,6 +9,7 @@ every candidate to benchmarks/results/block_sizes.json. Takes about 20 minutes.
 import argparse
 
 from benchmarks import block_sizes
+from benchmarks.command_line import sentences
 
 
 def main():
@@ -19,7 +20,9 @@ def main():
         metavar="GLOB",
         help=f"operations to tune, from {', '.join(block_sizes.CANDIDATES)}",
     )
-    block_sizes.main(parser.parse_args().only)
+    arguments = parser.parse_args()
+    with sentences():
+        block_sizes.main(arguments.only)
 
 
 if __name__ == "__main__":

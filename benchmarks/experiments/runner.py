@@ -7,6 +7,7 @@ continues where it stopped, and the results are assembled from all finished runs
 assembled results include every run, so a fresh clone continues from those.
 """
 
+import contextlib
 import dataclasses
 import fnmatch
 import hashlib
@@ -15,10 +16,12 @@ import json
 import os
 import pathlib
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -31,6 +34,8 @@ from jaxlab.training import TrainConfig
 FINISHED = recording.ROOT / "runs" / "experiments"
 """Folder of finished runs, which is not part of the repository."""
 
+PLACE_AND_SEED = ("name", "directory", "root", "seed")  # of a run, not of its making
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Cell = tuple[TrainConfig, ...]
 """The stages of a run; each starts from the parameters of the one before."""
@@ -43,6 +48,14 @@ class Job:
     label: str
     seed: int
     path: pathlib.Path  # file of its result
+
+
+class Stopped(Exception):
+    """A signal has stopped the runs; those that were finished are kept."""
+
+    def __init__(self, number: int, sentence: str):
+        super().__init__(sentence)
+        self.signal = number
 
 
 def run(
@@ -68,29 +81,40 @@ def run(
         The path of the results; the figure is in the same folder.
 
     Raises:
-        ValueError: no label matches `only`, or `jobs` exceeds the number of cores.
+        ValueError: no label matches `only`, a number is outside its range, or the
+            results have more runs than there would be; nothing is trained.
         RuntimeError: runs failed; the others are finished and kept.
+        Stopped: by SIGINT, SIGTERM or SIGHUP; the finished runs are kept.
     """
     experiment = importlib.import_module(module)
-    name = module.rpartition(".")[2] + ("" if scale == "cpu" else f"_{scale}")
-    cells = experiment.cells(scale)
-    folder = finished / name
-    folder.mkdir(parents=True, exist_ok=True)
-    scoring = scoring_of(experiment)
-    planned = plan(cells, range(seeds), folder, scoring)
-    unpack(name, cells, planned, scoring)
+    name, cells, planned = prepare(module, seeds, scale, finished)
     selected = [job for job in planned if fnmatch.fnmatchcase(job.label, only)]
     if not selected:
         raise ValueError(
             f"No cell of {name} matches {only!r}; choose from {list(cells)}."
         )
     missing = [job for job in selected if not job.path.exists()]
-    failed = work(module, scale, missing, cores(jobs, scale))
+    where, before = cores(jobs, scale), recorded_runs(name)
+    after = done(planned) + len(missing)
+    if after < before:
+        raise ValueError(
+            f"{recording.RESULTS / name}.json has {before} runs, but {after} would "
+            "be finished after this, so nothing is run; run the others too (more "
+            "--seeds, no --only), or remove the file first."
+        )
+    with stop_signals() as received:
+        failed = work(module, scale, missing, where, received)
+    if received:
+        raise Stopped(
+            received[0],
+            f"Stopped; {done(selected)} of {len(selected)} runs are finished and kept; "
+            "the same command continues.",
+        )
     failure = RuntimeError(
         f"{len(failed)} of {len(missing)} runs failed; see their logs: "
         + ", ".join(str(log_of(job)) for job in failed)
     )
-    if not any(job.path.exists() for job in planned):
+    if failed and done(planned) < max(1, before):
         raise failure
     path = assemble(name, scale, cells, planned)
     figure = experiment.figure(json.loads(path.read_text()))
@@ -98,6 +122,33 @@ def run(
     if failed:
         raise failure
     return path
+
+
+def prepare(
+    module: str, seeds: int, scale: str, finished: pathlib.Path = FINISHED
+) -> tuple[str, dict[str, Cell], list[Job]]:
+    """The name, the cells and the runs of an experiment.
+
+    Those that its recorded results have are finished then.
+
+    Raises:
+        ValueError: `seeds` is below 1.
+    """
+    if seeds < 1:
+        raise ValueError(f"--seeds {seeds} must be at least 1.")
+    experiment = importlib.import_module(module)
+    name = module.rpartition(".")[2] + ("" if scale == "cpu" else f"_{scale}")
+    cells, scoring = experiment.cells(scale), scoring_of(experiment)
+    folder = finished / name
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = plan(cells, range(seeds), folder, scoring)
+    unpack(name, cells, jobs, scoring)
+    return name, cells, jobs
+
+
+def done(jobs: Iterable[Job]) -> int:
+    """The number of runs that are finished."""
+    return sum(job.path.exists() for job in jobs)
 
 
 def unpack(
@@ -108,19 +159,19 @@ def unpack(
     A run is identified by its seed, its scoring and its configs, which the results
     contain in the format of the version that wrote them.
     """
-    path = recording.RESULTS / f"{name}.json"
-    if not path.exists():
-        return
-    for label, cell in json.loads(path.read_text())["cells"].items():
+    for label, cell in recorded(name).items():
         saved = [made_of(config.updated(x)) for x in (*cell["before"], cell["config"])]
         if label not in cells or saved != stages(cells[label]):
             continue
-        sizes = {size: cell[size] for size in ("parameters", "state_floats")}
+        shared = {size: cell[size] for size in ("parameters", "state_floats")}
+        # The oldest results say these of a cell, not of each run.
+        shared |= {"label": label, "commit": cell["commits"][-1]}
+        shared |= {"device": cell["devices"][-1], "cpus": cell["cpus"][-1]}
         runs = {run["seed"]: run for run in cell["runs"]}
         for job in jobs:
             run = runs.get(job.seed) if job.label == label else None
             if run and run.get("scoring", 1) == scoring and not job.path.exists():
-                job.path.write_text(json.dumps(sizes | run))
+                job.path.write_text(json.dumps(shared | run))
 
 
 def scoring_of(experiment: ModuleType) -> int:
@@ -172,21 +223,23 @@ def fingerprint(cell: Cell, scoring: int) -> str:
 
 
 def stages(cell: Cell) -> list[dict]:
-    """The configs of a run's stages as JSON, without name, directory and seed."""
+    """The configs of a run's stages as JSON, without name, directory, root, seed."""
     return [made_of(config.to_json(cfg)) for cfg in cell]
 
 
 def made_of(cfg: dict) -> dict:
-    """A config as JSON without name, directory and seed."""
-    return {k: x for k, x in cfg.items() if k not in ("name", "directory", "seed")}
+    """A config as JSON without name, directory, root and seed."""
+    return {k: x for k, x in cfg.items() if k not in PLACE_AND_SEED}
 
 
 def cores(jobs: int, scale: str) -> list[int]:
     """The core of each concurrent process; -1 lets a process use all of them."""
+    if jobs < 1:
+        raise ValueError(f"--jobs {jobs} must be at least 1.")
     if scale != "cpu":
         return [-1] * jobs
     available = sorted(os.sched_getaffinity(0))
-    if not 1 <= jobs <= len(available):
+    if jobs > len(available):
         raise ValueError(
             f"--jobs {jobs} must be from 1 to {len(available)}, the number of "
             "available cores, since each run has its own."
@@ -194,12 +247,17 @@ def cores(jobs: int, scale: str) -> list[int]:
     return available[:jobs]
 
 
-def work(module: str, scale: str, jobs: list[Job], cores: list[int]) -> list[Job]:
-    """Run the jobs, one at a time on each core, and return those that failed."""
+def work(
+    module: str, scale: str, jobs: list[Job], cores: list[int], received: list[int]
+) -> list[Job]:
+    """Run the jobs, one at a time on each core, and return those that failed.
+
+    It ends, and its workers with it, once `received` holds a signal.
+    """
     waiting, running, failed = list(jobs), {}, []
     started = time.monotonic()
     try:
-        while waiting or running:
+        while (waiting or running) and not received:
             for core in range(len(cores)):
                 if core not in running and waiting:
                     job = waiting.pop(0)
@@ -211,19 +269,43 @@ def work(module: str, scale: str, jobs: list[Job], cores: list[int]) -> list[Job
                 del running[core]
                 if not job.path.exists():
                     failed.append(job)
-                done = len(jobs) - len(waiting) - len(running)
+                ended = len(jobs) - len(waiting) - len(running)
                 outcome = "failed" if job in failed else shown(job)
                 minutes = (time.monotonic() - started) / 60
                 print(
-                    f"[{done}/{len(jobs)}, {minutes:.1f} min] {job.label}, "
+                    f"[{ended}/{len(jobs)}, {minutes:.1f} min] {job.label}, "
                     f"seed {job.seed}: {outcome}",
                     flush=True,
                 )
     finally:
-        for _, process in running.values():
-            process.kill()
-            process.wait()
+        for job, process in running.values():
+            stop(job, process)
     return failed
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that receives the numbers of signals, which then do nothing else.
+
+    So none comes between the start of a worker and the note of it. A signal that is
+    ignored, as SIGHUP is under nohup, stays ignored.
+    """
+    received: list[int] = []
+    heard = [n for n in STOPPING if signal.getsignal(n) != signal.SIG_IGN]
+    before = {n: signal.signal(n, lambda n, _: received.append(n)) for n in heard}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop(job: Job, process: subprocess.Popen) -> None:
+    """End a worker, and remove what it wrote of its run."""
+    process.kill()
+    process.wait()
+    for folder in job.path.parent.glob(f"{job.path.stem}.*/"):
+        shutil.rmtree(folder)
 
 
 ENVIRONMENT = {
@@ -298,16 +380,25 @@ def assemble(
         }
     if finished < len(jobs):
         print(f"{finished} of {len(jobs)} runs of {name} are finished.", flush=True)
-    path = recording.RESULTS / f"{name}.json"
-    if path.exists():
-        recorded = json.loads(path.read_text())["cells"].values()
-        before = sum(len(cell["runs"]) for cell in recorded)
-        if finished < before:
-            raise ValueError(
-                f"{path} has {before} runs, but only {finished} are finished here "
-                "(they are kept); run the others too, or remove the file first."
-            )
+    before = recorded_runs(name)
+    if finished < before:
+        raise ValueError(
+            f"{recording.RESULTS / name}.json has {before} runs, but only {finished} "
+            "are finished here (they are kept); run the others too, or remove the file "
+            "first."
+        )
     return recording.record(name, scale=scale, cells=results)
+
+
+def recorded(name: str) -> dict[str, Any]:
+    """The cells in `results/<name>.json`; none if there is no such file."""
+    exists = (recording.RESULTS / f"{name}.json").exists()
+    return recording.results(name)["cells"] if exists else {}
+
+
+def recorded_runs(name: str) -> int:
+    """The number of runs in `results/<name>.json`."""
+    return sum(len(cell["runs"]) for cell in recorded(name).values())
 
 
 def summary(scores: list[Any]) -> Any:

@@ -29,7 +29,9 @@ def main(module: str, scale: str, label: str, seed: int, core: int, path: str) -
     experiment = importlib.import_module(module)
     stages = experiment.cells(scale)[label]
     result = pathlib.Path(path)
-    with tempfile.TemporaryDirectory(dir=result.parent) as directory:
+    with tempfile.TemporaryDirectory(
+        prefix=f"{result.stem}.", dir=result.parent
+    ) as directory:
         started = time.monotonic()
         trained = None
         for i, cfg in enumerate(stages):
@@ -61,9 +63,9 @@ def main(module: str, scale: str, label: str, seed: int, core: int, path: str) -
             "scoring": scoring_of(experiment),
             "scores": scores,
         }
-    unfinished = result.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(content))
-    unfinished.rename(result)
+        unfinished = pathlib.Path(directory) / "result.json"
+        unfinished.write_text(json.dumps(content))
+        unfinished.rename(result)
 
 
 def state_floats(cfg: TrainConfig) -> int:

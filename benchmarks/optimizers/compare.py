@@ -8,15 +8,17 @@ methods are timed in turns. Writes `results/optimizers_<problem>.json` and `.png
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import json
 import math
 import multiprocessing
 import os
+import signal
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -116,22 +118,14 @@ def main(
         workers: number of processes, each on its own core.
 
     Raises:
-        ValueError: the problem or a method is unknown, the steps are not a multiple of
-            10, or the runs to keep are missing or have other steps or seeds.
+        ValueError: an option is outside its range, or the runs to keep are missing or
+            have other steps or seeds.
     """
-    if problem not in PROBLEMS:
-        raise ValueError(f"problem={problem!r} is not one of {tuple(PROBLEMS)}.")
-    if steps < 1 or steps % AT_ONCE:
-        raise ValueError(f"steps={steps} must be a multiple of {AT_ONCE}.")
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown:
-        raise ValueError(f"methods={unknown} are not among {tuple(METHODS)}.")
+    _check(problem, steps, seeds, methods, workers)
     runs_all = set(methods) == set(METHODS)
     studies = {} if runs_all else _recorded(problem, steps, seeds)
     PROBLEMS[problem]()  # prepares its data before the workers read it
-    with concurrent.futures.ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _take_a_core, (_cores(),)
-    ) as pool:
+    with _workers(workers) as pool:
         futures = {
             pool.submit(study, problem, name, steps, seeds): name for name in methods
         }
@@ -152,6 +146,31 @@ def main(
     print(f"Wrote {path}.")
 
 
+def _check(
+    problem: str, steps: int, seeds: int, methods: tuple[str, ...], workers: int
+) -> None:
+    if problem not in PROBLEMS:
+        raise ValueError(
+            f"There is no problem {problem!r}; choose from {', '.join(PROBLEMS)}."
+        )
+    if steps < 1 or steps % AT_ONCE:
+        raise ValueError(f"--steps {steps} must be a multiple of {AT_ONCE} above 0.")
+    if seeds < 1:
+        raise ValueError(f"--seeds {seeds} must be at least 1.")
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown:
+        names = "; ".join(METHODS)  # some of which have a comma
+        raise ValueError(f"--methods {'; '.join(unknown)}: choose from {names}.")
+    if len(set(methods)) < len(methods):
+        raise ValueError("--methods names one of them twice; name it once.")
+    available = len(os.sched_getaffinity(0))
+    if not 1 <= workers <= available:
+        raise ValueError(
+            f"--workers {workers} must be from 1 to {available}, the number of "
+            "available cores, since each has its own."
+        )
+
+
 def _recorded(problem: str, steps: int, seeds: int) -> dict:
     path = RESULTS / f"optimizers_{problem}.json"
     if not path.exists():
@@ -160,10 +179,26 @@ def _recorded(problem: str, steps: int, seeds: int) -> dict:
     kept = {len(method["runs"]) for method in data["methods"].values()}
     if data["steps"] != steps or kept != {seeds}:
         raise ValueError(
-            f"steps={steps} and seeds={seeds}, but {path.name} has runs of "
-            f"{data['steps']} steps by {kept} seeds; use those, or run all methods."
+            f"--steps {steps} and --seeds {seeds}, but {path.name} has runs of "
+            f"{data['steps']} steps by {' or '.join(map(str, sorted(kept)))} seeds; "
+            "use those, or run all methods."
         )
     return data["methods"]
+
+
+@contextlib.contextmanager
+def _workers(count: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
+    """Processes with a core each, which end at once when the work is interrupted."""
+    with concurrent.futures.ProcessPoolExecutor(
+        count, multiprocessing.get_context("spawn"), _take_a_core, (_cores(),)
+    ) as pool:
+        try:
+            yield pool
+        except BaseException:  # Ctrl-C too
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
 def _cores():
@@ -174,6 +209,7 @@ def _cores():
 
 
 def _take_a_core(cores) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
     if not cores.empty():
         os.sched_setaffinity(0, {cores.get()})
 

@@ -1,13 +1,8 @@
 """The building blocks of the tables."""
 
-import json
+from benchmarks.record import results
 
-from benchmarks.record import RESULTS
-
-
-def results(name: str) -> dict:
-    """The recorded results of a benchmark."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
+__all__ = ["experiment", "measured", "results", "table"]
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

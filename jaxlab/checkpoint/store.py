@@ -26,9 +26,10 @@ from jaxlab.checkpoint.directory import (
     remove_unfinished,
     resolved,
 )
+from jaxlab.checkpoint.echoes import silence_echoes
 from jaxlab.checkpoint.errors import CheckpointError, disk_is_full, first_line
 from jaxlab.checkpoint.position import data_positions, set_position
-from jaxlab.checkpoint.processes import first_reason, from_process_0
+from jaxlab.checkpoint.processes import first_reason, from_process_0, gather_json
 from jaxlab.checkpoint.retain import NewestAndBest
 from jaxlab.checkpoint.verify import (
     check_same_model,
@@ -85,6 +86,24 @@ class Checkpoints:
         self.close()
 
     # Writing
+
+    def check_writable(self) -> None:
+        """Make the directory, if it is missing, and write to it.
+
+        Raises:
+            CheckpointError: that fails.
+        """
+        reason = None
+        if jax.process_index() == 0:
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                probe = self.directory / ".writable"
+                probe.write_text("")
+                probe.unlink()
+            except OSError as error:
+                reason = f"{self.directory} cannot be written: {error}."
+        if reason := gather_json(reason)[0]:
+            raise CheckpointError(reason)
 
     def save(
         self,
@@ -173,6 +192,7 @@ class Checkpoints:
             self._manager = None
 
     def _open(self) -> ocp.CheckpointManager:
+        silence_echoes()
         if self._manager is None:
             self.policy.losses = {
                 step: self._loss(step) for step in complete_steps(self.directory)

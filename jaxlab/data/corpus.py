@@ -1,4 +1,4 @@
-"""A corpus on disk: token arrays in TensorStore, split by file.
+"""A corpus on disk: token arrays in TensorStore, in two splits.
 
 A corpus is a directory:
 

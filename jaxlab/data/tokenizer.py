@@ -147,9 +147,20 @@ class HuggingFaceTokenizer:
         return table
 
     def encode(self, text: str | bytes) -> Int[np.ndarray, "tokens"]:
-        """Return the uint32 ids of `text`, without separators or other additions."""
+        """Return the uint32 ids of `text`, without separators or other additions.
+
+        Raises:
+            ValueError: the vocabulary has no token for a part of it, not even [UNK].
+        """
         text = text.decode() if isinstance(text, bytes) else text
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the package raises bare Exception
+            raise ValueError(
+                f"The tokenizer {str(self.path)!r} cannot encode the text that begins "
+                f"with {text[:40]!r} ({error}); take one that covers all text, such as "
+                "'bytes'."
+            ) from error
         return np.array(ids, np.uint32)
 
     def decode(self, ids: Int[np.ndarray, "tokens"] | Sequence[int]) -> str:

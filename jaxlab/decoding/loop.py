@@ -16,8 +16,10 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab import models
+from jaxlab.decoding.checks import check_key, check_prompts, check_settings
 from jaxlab.decoding.sampling import SamplingParams, adjusted_logits, sample_token
 from jaxlab.models import LMConfig
+from jaxlab.models.language_model import check_count
 
 
 @struct.dataclass
@@ -71,9 +73,14 @@ def decode(
         The completions, `how.max_tokens` tokens per row.
 
     Raises:
-        ValueError: the shapes do not fit, a prompt is empty, or `samples` is below 1.
+        TypeError: an argument is of another type.
+        ValueError: the shapes do not fit; a prompt is empty, ends with padding or has
+            an id outside the vocabulary (where it is known: not traced); or a setting
+            is out of range.
     """
-    N, vocab_size = how.max_tokens, vocab_size or cfg.vocab_size
+    check_settings(cfg, how, vocab_size)
+    check_key(key)
+    N = how.max_tokens
     stop = jnp.asarray(how.stop, jnp.int32)
     keys = jax.random.split(key, N)
 
@@ -146,20 +153,11 @@ def prefill(
         state of R rows.
 
     Raises:
-        ValueError: the shapes do not fit, a prompt is empty, or `samples` is below 1.
+        TypeError, ValueError: as `decode`.
     """
-    if prompts.ndim != 2 or prompts.shape[1] == 0:
-        raise ValueError(
-            f"The prompts have shape {prompts.shape}; give [prompts, tokens] with at "
-            "least one token, such as the tokenizer's separator to start a document."
-        )
-    if segment_ids is not None and segment_ids.shape != prompts.shape:
-        raise ValueError(
-            f"prompts {prompts.shape} and segment_ids {segment_ids.shape} must have "
-            "one shape, [prompts, tokens]."
-        )
-    if samples < 1:
-        raise ValueError(f"samples={samples}; ask for at least one per prompt.")
+    check_prompts(prompts, cfg, segment_ids)
+    check_count("max_tokens", max_tokens, least=0)
+    check_count("samples", samples)
     B, P = prompts.shape
     state = models.init_state(cfg, B, P + max_tokens)
     x, state = models.hidden(params, prompts, cfg, state=state, segment_ids=segment_ids)

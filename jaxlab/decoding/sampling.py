@@ -2,10 +2,13 @@
 
 import dataclasses
 import math
+import numbers
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from jaxlab.models.language_model import check_count
 
 # The relative error of a running sum of float32 probabilities.
 ROUNDING = 2e-6
@@ -22,8 +25,13 @@ class SamplingParams:
     stop: tuple[int, ...] = ()  # tokens that end a row; if empty, only max_tokens does
 
     def __post_init__(self):
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens={self.max_tokens}; ask for at least one.")
+        check_count("max_tokens", self.max_tokens)
+        if not _is_whole(self.seed):
+            raise TypeError(f"seed={self.seed!r} must be a whole number.")
+        for name in ("temperature", "top_p"):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Real) or isinstance(value, bool):
+                raise TypeError(f"{name}={value!r} must be a number.")
         if self.temperature < 0:
             raise ValueError(f"temperature={self.temperature} is below 0.")
         if not math.isfinite(self.temperature):
@@ -37,8 +45,14 @@ class SamplingParams:
             raise ValueError(f"seed={self.seed} is outside 0 to 2**32 - 1.")
         if not isinstance(self.stop, tuple):
             raise TypeError(f"stop={self.stop!r} must be a tuple of token ids: (0,).")
+        if not all(map(_is_whole, self.stop)):
+            raise TypeError(f"stop={self.stop!r} must hold token ids, whole numbers.")
         if any(token < 0 for token in self.stop):
             raise ValueError(f"stop={self.stop} has an id below 0, which no token has.")
+
+
+def _is_whole(value) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def adjusted_logits(

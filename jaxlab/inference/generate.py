@@ -8,6 +8,7 @@ import jax
 from jaxtyping import Array, Int
 
 from jaxlab.decoding import SamplingParams, decode
+from jaxlab.decoding.checks import check_prompts, check_settings
 from jaxlab.models import LMConfig
 
 
@@ -33,8 +34,11 @@ def generate(
         int32 ``[B, max_tokens]``; after the end of a row, the first stop token.
 
     Raises:
-        ValueError: the prompt is empty.
+        TypeError, ValueError: as `decode`; also an id of the prompt that is outside the
+            vocabulary.
     """
+    check_settings(cfg, how, vocab_size)
+    check_prompts(prompt, cfg)
     key = jax.random.key(how.seed)
     how = dataclasses.replace(how, seed=0)  # a new seed needs no new compilation
     return _generate(params, prompt, key, cfg, how, vocab_size)

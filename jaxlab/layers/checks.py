@@ -19,7 +19,6 @@ def check_forward(
     cfg: Any,
     state: Any = None,
     segment_ids: jax.Array | None = None,
-    max_length: int | None = None,
 ) -> None:
     """Check the arguments of the `forward` of the mixer to which `cfg` belongs.
 
@@ -29,7 +28,6 @@ def check_forward(
         cfg: the mixer's Config.
         state: the caller's state, or None.
         segment_ids: integers ``[batch, time]``, or None.
-        max_length: for which the state was made, where its shape depends on it.
 
     Raises:
         ValueError: x or segment_ids has another shape or no tokens; a weight or an
@@ -54,16 +52,10 @@ def check_forward(
             )
     _check_weights(params, mixer, cfg)
     if state is not None:
-        _check_state(state, mixer, cfg, x.shape[0], max_length)
+        _check_state(state, mixer, cfg, x.shape[0])
 
 
-def check_step(
-    params: Any,
-    x: jax.Array,
-    cfg: Any,
-    state: Any,
-    max_length: int | None = None,
-) -> None:
+def check_step(params: Any, x: jax.Array, cfg: Any, state: Any) -> None:
     """Check the arguments of `step`: an x of [batch, width] and a state."""
     mixer = sys.modules[type(cfg).__module__]
     _check_input(x, ("batch",), mixer, cfg, "step")
@@ -73,7 +65,7 @@ def check_step(
             f"{_name(mixer)}.init_state(cfg, {x.shape[0]}, max_length)."
         )
     _check_weights(params, mixer, cfg)
-    _check_state(state, mixer, cfg, x.shape[0], max_length)
+    _check_state(state, mixer, cfg, x.shape[0])
 
 
 def _check_array(name: str, x: Any, kind: Any, numbers: str) -> None:
@@ -114,7 +106,9 @@ def _check_weights(params, mixer: ModuleType, cfg):
             )
 
 
-def _check_state(state, mixer: ModuleType, cfg, batch, max_length):
+def _check_state(state, mixer: ModuleType, cfg, batch):
+    max_length = getattr(state, "max_length", 0)  # the caller chose it
+
     def shapes(tree):
         return {
             jax.tree_util.keystr(path).lstrip("."): leaf.shape

@@ -1,9 +1,16 @@
-"""Layers are found by the module that defines the class of their config."""
+"""What all layers of a kind have in common: how they are found, what they promise."""
 
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxlab.layers.checks import check_forward, check_step
+from pallas_kernels.segments import Segments
 
 
 def module_of(cfg: Any, functions: Sequence[str], kind: str) -> ModuleType:
@@ -30,3 +37,48 @@ def module_of(cfg: Any, functions: Sequence[str], kind: str) -> ModuleType:
                 f"{kind} defines Config, {', '.join(functions)}."
             )
     return sys.modules[name]
+
+
+def forward[F: Callable](function: F) -> F:
+    """Decorate the `forward` of a mixer: check its arguments, keep documents apart.
+
+    The function is given padding, and tokens with numbers that are not finite, as
+    zeros. Of what it returns, padding becomes 0, and NaN is what stands at or behind
+    such a token in its document; see `pallas_kernels.segments`.
+    """
+
+    @functools.wraps(function)
+    def checked(params, x, cfg, *, state=None, segment_ids=None):
+        check_forward(params, x, cfg, state, segment_ids)
+        if segment_ids is None:
+            return function(params, x, cfg, state=state)
+        segments = Segments.of(segment_ids, [x], _floats(state))
+        state = _map_floats(segments.state_before, state)
+        x = segments.inputs(x)
+        y, state = function(params, x, cfg, state=state, segment_ids=segment_ids)
+        return segments.outputs(y), _map_floats(segments.state_after, state)
+
+    return checked  # pyright: ignore[reportReturnType]
+
+
+def step[F: Callable](function: F) -> F:
+    """Decorate the `step` of a mixer: check its arguments."""
+
+    @functools.wraps(function)
+    def checked(params, x, cfg, state):
+        check_step(params, x, cfg, state)
+        return function(params, x, cfg, state)
+
+    return checked  # pyright: ignore[reportReturnType]
+
+
+def _is_float(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _floats(state: Any) -> list[jax.Array]:
+    return [x for x in jax.tree.leaves(state) if _is_float(x)]
+
+
+def _map_floats(function: Callable, state: Any) -> Any:
+    return jax.tree.map(lambda x: function(x) if _is_float(x) else x, state)

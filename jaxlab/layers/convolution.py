@@ -32,6 +32,7 @@ def short_convolution(
     taps = filter_WD.astype(x_BTD.dtype)
     if segment_ids is None:
         segment_ids = jnp.zeros((B, T), jnp.int32)
+    x_BTD = segments.without_padding(x_BTD, segment_ids)
     segment_ids = segments.documents(segment_ids)
     # Row t of x is row t + W-1 of x_ext.
     before = ((0, 0), (width - 1, 0))

@@ -37,6 +37,11 @@ class KVCache:
     position: Int[Array, "B S"]
     length: Int[Array, " B"]
 
+    @property
+    def max_length(self) -> int:
+        """The number of slots."""
+        return self.position.shape[1]
+
 
 def init_cache(
     batch: int, slots: int, n_kv_heads: int, head_size: int, dtype: Any = jnp.float32

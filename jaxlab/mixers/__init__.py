@@ -19,6 +19,14 @@ The contract, tested for every mixer in ``tests/mixers/test_laws.py``:
 - ``segment_ids [B,T]``: a change of id starts a new document. A given state belongs to
   the first document of each row; the returned state is that of the last. Ids below 0
   mark padding at either end of a row, which leaves the state unchanged.
+- A token that is not finite makes NaN of its output and of those behind it in its
+  document, and of no other (`jaxlab.layers.contract.forward`).
+
+A Config may name, in ``may_differ``, fields that change how a result is computed but
+not what it is, such as ``chunk_size``: a saved run goes on with others.
+
+The decorators `jaxlab.layers.contract.forward` and `.step` check the arguments. For
+that, a state whose shape depends on ``max_length`` has a property of that name.
 
 The class of its config identifies a mixer (`mixer_of`), so a mixer in a user's own file
 works in a model, and passes the same tests, like those of this package.

@@ -30,8 +30,7 @@ from flax import struct
 from jax.nn import initializers
 from jaxtyping import Array, Float, Int
 
-from jaxlab.layers import segments
-from jaxlab.layers.checks import check_forward, check_step
+from jaxlab.layers import contract, segments
 from jaxlab.mixers.sizes import check_heads, check_sizes
 from jaxlab.params import ParamSpec, constrain, linear, value
 
@@ -137,6 +136,7 @@ def _output(params, tokens: AarenState, x):
     return linear(o.reshape(*x.shape[:-1], -1).astype(x.dtype), params["w_o"])
 
 
+@contract.forward
 def forward(
     params: Any,
     x: Float[Array, "B T width"],
@@ -146,8 +146,6 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], AarenState | None]:
     """Scan over all prefixes in parallel; see `jaxlab.mixers` for the contract."""
-    check_forward(params, x, cfg, state, segment_ids)
-    x = segments.without_padding(x, segment_ids)
     B, T, _ = x.shape
     tokens = _tokens(params, x, cfg)
     opens_BT = jnp.zeros((B, T), bool)
@@ -181,10 +179,10 @@ def forward(
     return y, jax.tree.map(lambda a: a[:, -1], prefixes)
 
 
+@contract.step
 def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: AarenState
 ) -> tuple[Float[Array, "B width"], AarenState]:
     """Add one token, at a cost independent of the position."""
-    check_step(params, x, cfg, state)
     state = combine(state, _tokens(params, x, cfg))
     return _output(params, state, x), state

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxlab.layers import (
     KVCache,
+    contract,
     init_cache,
     rms_norm,
     rotary,
@@ -27,7 +28,6 @@ from jaxlab.layers import (
     softmax_attention,
     softmax_attention_step,
 )
-from jaxlab.layers.checks import check_forward, check_step
 from jaxlab.mixers.sizes import check_heads, check_sizes
 from jaxlab.params import ParamSpec, constrain, linear, value
 
@@ -110,6 +110,7 @@ def _project(params, x_BTd, positions_BT, cfg: Config):
     return tuple(constrain(a, "batch", "time", "heads", None) for a in (q, k, v))
 
 
+@contract.forward
 def forward(
     params: Any,
     x: Float[Array, "B T width"],
@@ -119,8 +120,6 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], AttentionState | None]:
     """Attend over whole sequences; see `jaxlab.mixers` for the contract."""
-    check_forward(params, x, cfg, state, segment_ids, _slots(state))
-    x = segments.without_padding(x, segment_ids)
     B, T, _ = x.shape
     ids = jnp.zeros((B, T), jnp.int32) if segment_ids is None else segment_ids
     ids = segments.documents(ids)
@@ -133,18 +132,13 @@ def forward(
     return linear(o.reshape(B, T, -1), params["w_o"]), state
 
 
+@contract.step
 def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: AttentionState
 ) -> tuple[Float[Array, "B width"], AttentionState]:
     """Write one token's key and value to the cache, then read the cache."""
-    check_step(params, x, cfg, state, _slots(state))
     q, k, v = _project(params, x[:, None], state.length[:, None], cfg)
     o, state = softmax_attention_step(
         q[:, 0], k[:, 0], v[:, 0], cache=state, window=cfg.window
     )
     return linear(o.reshape(x.shape[0], -1), params["w_o"]), state
-
-
-def _slots(state: AttentionState | None) -> int:
-    """The number of slots in the cache, which the caller's max_length determines."""
-    return state.position.shape[1] if isinstance(state, AttentionState) else 0

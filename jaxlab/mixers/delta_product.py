@@ -28,7 +28,7 @@ Dimension key: B batch, T time, N steps a token, H heads, K key size, V value si
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -38,14 +38,13 @@ from jaxtyping import Array, Float, Int
 
 import pallas_kernels
 from jaxlab.layers import (
+    contract,
     convolution_step,
     gated_output,
     initial,
     l2_normalize,
-    segments,
     short_convolution,
 )
-from jaxlab.layers.checks import check_forward, check_step
 from jaxlab.layers.decay import decay_rate
 from jaxlab.mixers.sizes import check_heads, check_sizes
 from jaxlab.params import ParamSpec, constrain, linear, value
@@ -68,6 +67,8 @@ class Config:
     convolution: int = 4  # taps of the short convolutions on q, k, v; 0: none
     chunk_size: int | None = None  # tokens in a chunk; None: the kernel's choice
     implementation: str | None = None  # kernel to use; None: the best available
+
+    may_differ: ClassVar[tuple[str, ...]] = ("chunk_size", "implementation")
 
     def __post_init__(self):
         check_sizes(
@@ -203,6 +204,7 @@ def _heads(q, k, v, cfg: Config):
     return q, jnp.swapaxes(k, -2, -3), jnp.swapaxes(v, -2, -3)
 
 
+@contract.forward
 def forward(
     params: Any,
     x: Float[Array, "B T width"],
@@ -212,8 +214,6 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], DeltaProductState | None]:
     """Compute the chunked parallel form; see `jaxlab.mixers` for the contract."""
-    check_forward(params, x, cfg, state, segment_ids)
-    x = segments.without_padding(x, segment_ids)
     q, k, v = (linear(x, params[name]) for name in ("w_q", "w_k", "w_v"))
     tails = dict.fromkeys(CONVOLUTIONS)
     if cfg.convolution:
@@ -243,11 +243,11 @@ def forward(
     return y, None if state is None else DeltaProductState(memory, **tails)
 
 
+@contract.step
 def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: DeltaProductState
 ) -> tuple[Float[Array, "B width"], DeltaProductState]:
     """Compute one token by the recurrence, at a cost independent of the position."""
-    check_step(params, x, cfg, state)
     q, k, v = (linear(x, params[name]) for name in ("w_q", "w_k", "w_v"))
     tails = dict.fromkeys(CONVOLUTIONS)
     if cfg.convolution:

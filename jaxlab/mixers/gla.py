@@ -20,7 +20,7 @@ Dimension key: B batch, T time, H heads, K key size, V value size.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,7 @@ from jax.nn import initializers
 from jaxtyping import Array, Float, Int
 
 import pallas_kernels
-from jaxlab.layers import gated_output, segments
-from jaxlab.layers.checks import check_forward, check_step
+from jaxlab.layers import contract, gated_output
 from jaxlab.mixers.sizes import check_heads, check_sizes
 from jaxlab.params import ParamSpec, constrain, linear, value
 
@@ -47,6 +46,8 @@ class Config:
     gate_root: float = 16.0  # tau; larger values forget more slowly
     chunk_size: int | None = None  # tokens in a chunk; None: the kernel's choice
     implementation: str | None = None  # kernel to use; None: the best available
+
+    may_differ: ClassVar[tuple[str, ...]] = ("chunk_size", "implementation")
 
     def __post_init__(self):
         check_sizes(
@@ -124,6 +125,7 @@ def _project(params, x, cfg: Config):
     return q, k, v, g.reshape(*rows, cfg.n_heads, cfg.K)
 
 
+@contract.forward
 def forward(
     params: Any,
     x: Float[Array, "B T width"],
@@ -133,8 +135,6 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], GLAState | None]:
     """Compute the chunked parallel form; see `jaxlab.mixers` for the contract."""
-    check_forward(params, x, cfg, state, segment_ids)
-    x = segments.without_padding(x, segment_ids)
     q, k, v, g = (
         constrain(a, "batch", "time", "heads", None) for a in _project(params, x, cfg)
     )
@@ -151,11 +151,11 @@ def forward(
     return gated_output(params, x, o), None if state is None else GLAState(memory)
 
 
+@contract.step
 def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: GLAState
 ) -> tuple[Float[Array, "B width"], GLAState]:
     """Compute one token by the recurrence, at a cost independent of the position."""
-    check_step(params, x, cfg, state)
     q, k, v, g = _project(params, x, cfg)
     o, memory = pallas_kernels.gated_linear_attention(
         q[:, None],

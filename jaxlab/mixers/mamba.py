@@ -24,7 +24,7 @@ Dimension key: B batch, T time, E channels, N states a channel, R rank of dt.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,7 @@ from jax.nn import initializers
 from jaxtyping import Array, Float, Int
 
 import pallas_kernels
-from jaxlab.layers import convolution_step, segments, short_convolution
-from jaxlab.layers.checks import check_forward, check_step
+from jaxlab.layers import contract, convolution_step, short_convolution
 from jaxlab.layers.decay import decay_rate
 from jaxlab.layers.initial import inverse_softplus_of_time_step, uniform
 from jaxlab.mixers.sizes import check_sizes
@@ -52,6 +51,8 @@ class Config:
     convolution: int = 4  # taps of the short convolution
     chunk_size: int | None = None  # tokens in a chunk; None: the kernel's choice
     implementation: str | None = None  # kernel to use; None: the best available
+
+    may_differ: ClassVar[tuple[str, ...]] = ("chunk_size", "implementation")
 
     def __post_init__(self):
         check_sizes(
@@ -137,6 +138,7 @@ def _rates(params):
     return -decay_rate(params["a_log"]), value(params["d"]).astype(jnp.float32)
 
 
+@contract.forward
 def forward(
     params: Any,
     x: Float[Array, "B T width"],
@@ -146,8 +148,6 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], MambaState | None]:
     """Scan over whole sequences; see `jaxlab.mixers` for the contract."""
-    check_forward(params, x, cfg, state, segment_ids)
-    x = segments.without_padding(x, segment_ids)
     z = linear(x, params["w_z"])
     tail = None if state is None else state.conv
     convolved, tail = short_convolution(
@@ -172,11 +172,11 @@ def forward(
     return y, None if state is None else MambaState(memory, tail)
 
 
+@contract.step
 def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: MambaState
 ) -> tuple[Float[Array, "B width"], MambaState]:
     """Compute one token by the recurrence, at a cost independent of the position."""
-    check_step(params, x, cfg, state)
     z = linear(x, params["w_z"])
     convolved, tail = convolution_step(
         linear(x, params["w_x"]), value(params["conv"]), state.conv

@@ -24,7 +24,7 @@ Dimension key: B batch, T time, H heads, P channels a head, N states, G groups.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,12 @@ from jax.nn import initializers
 from jaxtyping import Array, Float, Int
 
 import pallas_kernels
-from jaxlab.layers import convolution_step, rms_norm, segments, short_convolution
-from jaxlab.layers.checks import check_forward, check_step
+from jaxlab.layers import (
+    contract,
+    convolution_step,
+    rms_norm,
+    short_convolution,
+)
 from jaxlab.layers.decay import decay_rate
 from jaxlab.layers.initial import (
     inverse_softplus_of_time_step,
@@ -59,6 +63,8 @@ class Config:
     convolution: int = 4  # taps of the short convolutions on x, B and C
     chunk_size: int | None = None  # tokens in a chunk; None: the kernel's choice
     implementation: str | None = None  # kernel to use; None: the best available
+
+    may_differ: ClassVar[tuple[str, ...]] = ("chunk_size", "implementation")
 
     def __post_init__(self):
         check_sizes(
@@ -187,6 +193,7 @@ def _output(params, u, y, x, cfg: Config):
     return linear((y * _row(params["norm"], y)).astype(u.dtype), params["w_out"])
 
 
+@contract.forward
 def forward(
     params: Any,
     x: Float[Array, "B T width"],
@@ -196,8 +203,6 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], Mamba2State | None]:
     """Compute the chunked parallel form; see `jaxlab.mixers` for the contract."""
-    check_forward(params, x, cfg, state, segment_ids)
-    x = segments.without_padding(x, segment_ids)
     convolved, tails = [], {}
     for name in CONVOLVED:
         a, tails[f"conv_{name}"] = short_convolution(
@@ -224,11 +229,11 @@ def forward(
     return out, None if state is None else Mamba2State(memory, **tails)
 
 
+@contract.step
 def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: Mamba2State
 ) -> tuple[Float[Array, "B width"], Mamba2State]:
     """Compute one token by the recurrence, at a cost independent of the position."""
-    check_step(params, x, cfg, state)
     convolved, tails = [], {}
     for name in CONVOLVED:
         a, tails[f"conv_{name}"] = convolution_step(

@@ -21,7 +21,7 @@ Dimension key: B batch, T time, H heads, K key size, V value size.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import struct
@@ -29,8 +29,7 @@ from jax.nn import initializers
 from jaxtyping import Array, Float, Int
 
 import pallas_kernels
-from jaxlab.layers import gated_output, rotary, segments
-from jaxlab.layers.checks import check_forward, check_step
+from jaxlab.layers import contract, gated_output, rotary, segments
 from jaxlab.mixers.sizes import check_heads, check_sizes
 from jaxlab.params import ParamSpec, constrain, linear
 
@@ -46,6 +45,8 @@ class Config:
     rope_base: float = 10_000.0  # base of the wavelengths of rotary positions
     chunk_size: int | None = None  # tokens in a chunk; None: the kernel's choice
     implementation: str | None = None  # kernel to use; None: the best available
+
+    may_differ: ClassVar[tuple[str, ...]] = ("chunk_size", "implementation")
 
     def __post_init__(self):
         check_sizes(self, "width", "n_heads", "key_size", "value_size", "chunk_size")
@@ -116,6 +117,7 @@ def _project(params, x_BTd, positions_BT, cfg: Config):
     return tuple(constrain(a, "batch", "time", "heads", None) for a in (q, k, v))
 
 
+@contract.forward
 def forward(
     params: Any,
     x: Float[Array, "B T width"],
@@ -125,8 +127,6 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], RetNetState | None]:
     """Compute the chunked parallel form; see `jaxlab.mixers` for the contract."""
-    check_forward(params, x, cfg, state, segment_ids)
-    x = segments.without_padding(x, segment_ids)
     B, T, _ = x.shape
     ids = jnp.zeros((B, T), jnp.int32) if segment_ids is None else segment_ids
     ids = segments.documents(ids)
@@ -152,11 +152,11 @@ def forward(
     return y, RetNetState(memory, jnp.where(any_real, last + 1, start))
 
 
+@contract.step
 def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: RetNetState
 ) -> tuple[Float[Array, "B width"], RetNetState]:
     """Compute one token by the recurrence, at a cost independent of the position."""
-    check_step(params, x, cfg, state)
     q, k, v = _project(params, x[:, None], state.length[:, None], cfg)
     g = jnp.broadcast_to(log_decay(cfg)[None, None], (len(x), 1, cfg.n_heads))
     o, memory = pallas_kernels.gated_linear_attention(

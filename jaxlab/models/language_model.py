@@ -14,10 +14,13 @@ Dimension key: B batch, T time, d width, W vocabulary, L repeats of the pattern.
 
 import dataclasses
 import functools
+import numbers
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn import initializers
 from jaxtyping import Array, Float, Int
 
@@ -26,6 +29,7 @@ from jaxlab.feedforward import feedforward_of, swiglu
 from jaxlab.layers import rms_norm
 from jaxlab.layers.contract import module_of
 from jaxlab.mixers import delta_product, mixer_of
+from pallas_kernels.arguments import known
 
 REMAT = {
     "none": None,
@@ -53,8 +57,8 @@ class LMConfig:
     def __post_init__(self):
         for name in ("vocab_size", "width", "n_layers", "mlp_hidden"):
             size = getattr(self, name)
-            if size is not None and size < 1:
-                raise ValueError(f"{name}={size} must be at least 1.")
+            if size is not None or name != "mlp_hidden":
+                check_count(name, size)
         if not self.pattern:
             raise ValueError("pattern is empty; give at least one mixer's Config.")
         if self.n_layers % len(self.pattern):
@@ -129,7 +133,13 @@ def init_state(cfg: LMConfig, batch: int, max_length: int) -> dict[str, Any]:
         cfg: the model.
         batch: number of sequences.
         max_length: tokens that attention layers keep; other layers ignore it.
+
+    Raises:
+        TypeError: a number is not whole.
+        ValueError: `batch` is below 1, or `max_length` below 0.
     """
+    check_count("batch", batch)
+    check_count("max_length", max_length, least=0)
     repeats = cfg.n_layers // len(cfg.pattern)
     dtype = jnp.dtype(cfg.compute_dtype)
 
@@ -162,7 +172,13 @@ def hidden(
     Returns:
         ``[B, T, d]`` of `cfg.compute_dtype`, for `logits`, and the state after the last
         token (None if none was given).
+
+    Raises:
+        TypeError: the tokens are no array of integers.
+        ValueError: an id is outside the vocabulary (where it is known: not traced, and
+            no padding), or shapes, the parameters or the state do not fit the model.
     """
+    check_tokens(tokens, cfg, segment_ids=segment_ids)
     x, state, _ = _run(params, tokens, cfg, state, _mix_sequences(segment_ids))
     return x, state
 
@@ -180,7 +196,11 @@ def hidden_with_auxiliary_loss(
         The hidden states ``[B, T, d]``, and a float32 scalar: the mean of
         `auxiliary_loss` over the layers whose mixer has one, plus its mean over the
         feed-forward layers, if they have one; 0 if no layer has.
+
+    Raises:
+        As `hidden`.
     """
+    check_tokens(tokens, cfg, segment_ids=segment_ids)
 
     def mixer_loss(mixer, block, x):
         if has_auxiliary_loss(mixer):
@@ -214,7 +234,20 @@ def logits(
 
     Returns:
         float32 ``[..., W]``.
+
+    Raises:
+        TypeError: x are no floating-point numbers.
+        ValueError: x has another width.
     """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"x has dtype {x.dtype}, but the hidden states are floating-point numbers."
+        )
+    if x.shape[-1:] != (cfg.width,):
+        raise ValueError(
+            f"x has shape {x.shape}, but the hidden states of this model are [..., "
+            f"width={cfg.width}]."
+        )
     if cfg.tie_embeddings:
         y = p.linear_t(x, params["embedding"])
     else:
@@ -282,12 +315,125 @@ def hidden_step(
     params: Any, tokens: Int[Array, " B"], cfg: LMConfig, state: Any
 ) -> tuple[Float[Array, "B d"], Any]:
     """`hidden` for one token per sequence, from `state`."""
+    check_tokens(tokens, cfg, axes=("batch",))
+    if state is None:
+        raise ValueError(
+            "A step needs a state, but it is None; begin with models.init_state(cfg, "
+            f"{tokens.shape[0]}, max_length)."
+        )
 
     def mix(mixer, block, x, layer_state):
         return mixer_of(mixer).step(block, x, mixer, layer_state)
 
     x, state, _ = _run(params, tokens, cfg, state, mix)
     return x, state
+
+
+def check_tokens(
+    tokens: Any,
+    cfg: LMConfig,
+    *,
+    axes: tuple[str, ...] = ("batch", "time"),
+    name: str = "tokens",
+    segment_ids: Any = None,
+) -> None:
+    """Refuse tokens that are no ids of the model's vocabulary, as far as is known.
+
+    Args:
+        tokens: the ids.
+        cfg: the model.
+        axes: the names of their axes.
+        name: of the tokens, for the message.
+        segment_ids: below 0 for padding, whose ids may be any; None without padding.
+
+    Raises:
+        TypeError: they are no array of integers.
+        ValueError: they have other axes, or an id is known, that is not traced, and
+            outside the vocabulary; names the first such id and its place.
+    """
+    if not isinstance(tokens, jax.Array | np.ndarray):
+        raise TypeError(
+            f"{name} is of type {type(tokens).__name__}, but must be an array of "
+            f"integers [{', '.join(axes)}]; jnp.asarray makes one of a list."
+        )
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise TypeError(
+            f"{name} has dtype {tokens.dtype}, but must hold integers, the ids of "
+            "tokens."
+        )
+    if tokens.ndim != len(axes):
+        raise ValueError(
+            f"{name} has shape {tokens.shape}, but must have the axes "
+            f"[{', '.join(axes)}]."
+        )
+    ids, segments = known(tokens), 0 if segment_ids is None else known(segment_ids)
+    if ids is None or segments is None:
+        return
+    wrong = (ids < 0) | (ids >= cfg.vocab_size)
+    if np.shape(segments) == ids.shape:  # the layers refuse other shapes
+        wrong &= np.asarray(segments) >= 0
+    if wrong.any():
+        place = np.argwhere(wrong)[0].tolist()
+        raise ValueError(
+            f"{name}{place} is {ids[tuple(place)]}, but the model's ids are 0 to "
+            f"{cfg.vocab_size - 1}; encode with the tokenizer that it was trained "
+            "with, or give padding a segment id below 0."
+        )
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Refuse all but a whole number from `least` on.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is below `least`.
+    """
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} must be a whole number, at least {least}.")
+    if value < least:
+        raise ValueError(f"{name}={value} must be at least {least}.")
+
+
+def _check_weights(params, cfg: LMConfig) -> None:
+    """Check the model's own weights, by name and shape; the layers check theirs."""
+    repeats = cfg.n_layers // len(cfg.pattern)
+    shapes = {"embedding": (cfg.vocab_size, cfg.width), "final_norm": (cfg.width,)}
+    if not cfg.tie_embeddings:
+        shapes["head"] = (cfg.width, cfg.vocab_size)
+    for i in range(len(cfg.pattern)):
+        shapes[f"blocks/{i}/mixer_norm"] = (repeats, cfg.width)
+    for path, shape in shapes.items():
+        weight = params
+        for key in path.split("/"):
+            if not isinstance(weight, Mapping) or key not in weight:
+                raise ValueError(
+                    f"The parameters have no {path!r}, which the model has with these "
+                    "settings; draw them by models.init(cfg, key)."
+                )
+            weight = weight[key]
+        given = getattr(weight, "shape", shape)
+        if given != shape:
+            raise ValueError(
+                f"The weight {path!r} has shape {given}, but the model needs {shape}; "
+                "give it the config with which the parameters were made."
+            )
+
+
+def _check_state(state, cfg: LMConfig) -> None:
+    """Check that the state is of as many layers; the layers check theirs."""
+    if state is None:
+        return
+    places = {str(i) for i in range(len(cfg.pattern))}
+    repeats = cfg.n_layers // len(cfg.pattern)
+    if (
+        not isinstance(state, Mapping)
+        or set(state) != places
+        or any(x.shape[:1] != (repeats,) for x in jax.tree.leaves(state))
+    ):
+        raise ValueError(
+            f"The state is not one of {cfg.n_layers} layers in a pattern of "
+            f"{len(places)}; make one with models.init_state(cfg, batch, max_length)."
+        )
 
 
 def _mix_sequences(segment_ids):
@@ -310,6 +456,8 @@ def _run(params, tokens, cfg: LMConfig, state, mix, losses=(_no_loss, _no_loss))
     Returns the hidden states, the layers' states, and two trees: the first of `losses`
     at the input of each mixer, the second at that of each feed-forward layer.
     """
+    _check_weights(params, cfg)
+    _check_state(state, cfg)
     mixer_loss, feedforward_loss = losses
     feedforward = functools.partial(
         feedforward_of(cfg.feedforward).forward, cfg=cfg.feedforward

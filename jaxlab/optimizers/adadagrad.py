@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 from jaxlab.optimizers.recipe import from_settings, recipe
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
 from jaxlab.optimizers.settings import RECIPE, Range, check
-from jaxlab.optimizers.trees import check_agree
+from jaxlab.optimizers.trees import checked
 
 VARIANTS = ("coordinates", "norm")
 RANGES = {
@@ -69,7 +69,6 @@ def scale_by_adagrad(initial: float = 1e-10) -> optax.GradientTransformationExtr
 
     def update(updates, state: Any, params=None, **_):
         del params
-        check_agree(updates, state.squares, "parameters given to init")
         squares = jax.tree.map(
             lambda v, g: v + jnp.square(g.astype(jnp.float32)), state.squares, updates
         )
@@ -80,7 +79,7 @@ def scale_by_adagrad(initial: float = 1e-10) -> optax.GradientTransformationExtr
         )
         return updates, AdaGradState(squares)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return checked(optax.GradientTransformationExtraArgs(init, update))
 
 
 def scale_by_adagrad_norm(
@@ -109,7 +108,7 @@ def scale_by_adagrad_norm(
         )
         return updates, AdaGradNormState(square)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return checked(optax.GradientTransformationExtraArgs(init, update))
 
 
 def adadagrad(

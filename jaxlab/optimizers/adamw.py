@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from jaxlab.optimizers.recipe import DECAYED, clipped
+from jaxlab.optimizers.recipe import DECAYED, NEEDS_PARAMS, clipped
 from jaxlab.optimizers.schedules import Schedule, WarmupCosine
 from jaxlab.optimizers.settings import MEMORY, POSITIVE, RECIPE, check
 from jaxlab.optimizers.trees import with_specs
@@ -49,4 +49,4 @@ class AdamW:
                 ),
             )
 
-        return with_specs(specs, make)
+        return with_specs(specs, make, NEEDS_PARAMS)

@@ -14,9 +14,12 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxlab.optimizers.placement import abstract_opt_state
+from jaxlab.optimizers.settings import PARTS, check
+from jaxlab.optimizers.trees import check_flags
 from jaxlab.params import ParamSpec, abstract, axis_names, partition_spec, shardings
 
 FLOAT32 = 4  # bytes
+RANGES = {"accumulate": PARTS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +87,15 @@ def costs(
         accumulate: number of parts of a batch; each part is exchanged separately.
         tapped: tree of booleans, the weights whose taps the optimizer needs, as
             `MKOR.tapped` returns them; None for an optimizer without statistics.
+
+    Raises:
+        TypeError: a leaf of `tapped` is no boolean.
+        ValueError: `tapped` has other leaves than the parameters, or `accumulate` is
+            no whole number above 0.
     """
+    check(RANGES, accumulate=accumulate)
+    if tapped is not None:
+        check_flags(tapped, specs, "tapped")
     taps = [] if tapped is None else _chosen(specs, tapped)
     state = abstract_opt_state(optimizer, specs, mesh)
     return Costs(

@@ -36,11 +36,12 @@ from jaxlab.optimizers.settings import (
     PERIOD,
     POSITIVE,
     RECIPE,
+    SEED,
     SHARE,
     Range,
     check,
 )
-from jaxlab.optimizers.trees import check_agree, with_specs
+from jaxlab.optimizers.trees import with_specs
 from jaxlab.params import named_leaves, path_name
 
 
@@ -70,6 +71,7 @@ RANGES = {
     "b1": MEMORY,
     "b2": MEMORY,
     "eps": POSITIVE,
+    "seed": SEED,
 }
 
 
@@ -109,6 +111,7 @@ def scale_by_frugal(
         b1=b1,
         b2=b2,
         eps=eps,
+        seed=seed,
     )
 
     def make(specs):
@@ -132,7 +135,6 @@ def _scale_by_frugal(specs, density, period, free_scale, b1, b2, eps, seed):
 
     def update(updates, state: Any, params=None, **_):
         del params
-        check_agree(updates, state.mu, "parameters given to init", shapes=False)
         draws, t = state.count // period, state.count % period
         key = jax.random.fold_in(jax.random.key(seed), draws)
 
@@ -217,9 +219,9 @@ def frugal(
     adam: dict[str, Any] = dict(b1=b1, b2=b2, eps=eps)
 
     def method(specs):
-        return scale_by_frugal(specs, **columns, **adam, seed=seed)
+        return _scale_by_frugal(specs, **columns, **adam, seed=seed)
 
-    check(RANGES, **columns, **adam)
+    check(RANGES, **columns, **adam, seed=seed)
     return recipe(learning_rate, specs, method, weight_decay=weight_decay, clip=clip)
 
 

@@ -42,7 +42,8 @@ def scale_by_layer_norms(
     Raises:
         ValueError: `update` gets no parameters, or trees that differ in a leaf.
     """
-    return with_specs(specs, _scale_by_layer_norms)
+    needs_params = "LAMB rescales updates to the norms of the parameters"
+    return with_specs(specs, _scale_by_layer_norms, needs_params)
 
 
 def _scale_by_layer_norms(specs: Any) -> optax.GradientTransformationExtraArgs:
@@ -57,11 +58,6 @@ def _scale_by_layer_norms(specs: Any) -> optax.GradientTransformationExtraArgs:
         return (ratio * u.astype(jnp.float32)).astype(u.dtype)
 
     def update(updates, state, params=None, **_):
-        if params is None:
-            raise ValueError(
-                "LAMB rescales updates to the norms of the parameters, but params is "
-                "None; call update(gradient, state, params)."
-            )
         return jax.tree.map(scaled, specs, updates, params), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
@@ -112,7 +108,7 @@ def lamb(
         method,
         weight_decay=weight_decay,
         clip=clip,
-        after=scale_by_layer_norms,
+        after=_scale_by_layer_norms,
     )
 
 

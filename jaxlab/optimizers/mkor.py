@@ -42,6 +42,7 @@ Using Rank-1 Updates, arXiv 2306.01685.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -55,10 +56,16 @@ from jaxtyping import Array, Float, Int
 from jaxlab.optimizers.adamw import AdamW
 from jaxlab.optimizers.factors import product, whole
 from jaxlab.optimizers.lamb import LAMB, lamb
-from jaxlab.optimizers.settings import PERIOD, SHARE, SIDE, Range, check
+from jaxlab.optimizers.settings import PERIOD, SHARE, SIDE, Built, Range, check
 from jaxlab.optimizers.sgd import SGD
 from jaxlab.optimizers.switching import Switch, while_it_pays
-from jaxlab.optimizers.trees import PLACEHOLDER, beside, with_specs
+from jaxlab.optimizers.trees import (
+    PLACEHOLDER,
+    beside,
+    check_numbers,
+    checked,
+    with_specs,
+)
 from jaxlab.params import ROLES, Tap, infer, named_leaves, path_name, select
 
 VARIANTS = ("released", "exact")
@@ -75,6 +82,7 @@ RANGES = {
         "finite and above 1", "1 is the norm of the identity", above=1.0
     ),
     "blend": SHARE,
+    "base": Built("the settings of an optimizer", "LAMB() is one"),
 }
 
 
@@ -164,6 +172,7 @@ def scale_by_mkor(
         blend=blend,
     )
     _check_variant(variant, decay, dtype)
+    _check_patterns(excluded, biases)
 
     def make(specs):
         return _scale_by_mkor(
@@ -207,7 +216,6 @@ def _scale_by_mkor(
 
     def update(updates, state: Any, params=None, *, stats=None, **_):
         del params
-        _check_state(weights, state.deviations)
         leaves = dict(zip(names, structure.flatten_up_to(updates), strict=True))
         vectors = jax.tree.map(whole, _vectors(weights, names, stats))
 
@@ -318,8 +326,13 @@ def mkor(
         blend=blend,
     )
     if base is None:
-        return optax.chain(factors, lamb(learning_rate, specs=specs))
-    return optax.chain(factors, base(learning_rate))
+        base = functools.partial(lamb, specs=specs)
+    if not callable(base):
+        raise TypeError(
+            f"base={base!r} must be a function from the learning rate to an "
+            "optimizer, such as optax.adam."
+        )
+    return checked(optax.chain(factors, base(learning_rate)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -352,7 +365,7 @@ class MKOR:
             variant=self.variant,
             decay=self.decay,
             period=self.period,
-            dtype=jnp.dtype(self.dtype),
+            dtype=self.dtype,
             largest=self.largest,
             excluded=self.excluded,
             biases=self.biases,
@@ -361,7 +374,7 @@ class MKOR:
         )
         if self.switch is not None:
             factors = while_it_pays(factors, self.switch)
-        return optax.chain(factors, self.base.build(specs, steps))
+        return checked(optax.chain(factors, self.base.build(specs, steps)))
 
 
 def _renewed(D, v, variant, decay, threshold, blend):
@@ -442,21 +455,6 @@ def _bias_of(name: str, biases) -> str | None:
     return None
 
 
-def _check_state(
-    weights: dict[str, _Weight], deviations: dict[str, Deviations]
-) -> None:
-    for name in {**deviations, **weights}:
-        if name in deviations and name in weights:
-            w, D = weights[name], deviations[name]
-            shapes = (*w.stack, w.n_in, w.n_in), (*w.stack, w.n_out, w.n_out)
-            if (D.a.shape, D.b.shape) == shapes:
-                continue
-        raise ValueError(
-            f"MKOR's state was made for parameters that differ from the updates in "
-            f"{name!r}; give init and update trees of the same structure."
-        )
-
-
 class _Vectors(NamedTuple):
     """The vectors that renew a weight's two factors."""
 
@@ -474,6 +472,7 @@ def _vectors(
             "preconditioned(params)), split the gradient with untap, and call "
             "update(gradient, state, params, stats=taps)."
         )
+    check_numbers(stats, "stats")
     pairs = jax.tree_util.tree_flatten_with_path(stats, is_leaf=_is_tap)[0]
     taps = {path_name(path): tap for path, tap in pairs if _is_tap(tap)}
     extra = [name for name in names if name in taps and name not in weights]
@@ -492,12 +491,19 @@ def _vectors(
                 "preconditioned; give a tree like the parameters with a Tap there, or "
                 "name the weight in `excluded`."
             )
-        shapes = (*w.stack, w.n_in - (w.bias is not None)), (*w.stack, w.n_out)
-        if (tap.a.shape, tap.g.shape) != shapes:
-            raise ValueError(
-                f"The tap of {name} has a of shape {tap.a.shape} and g of shape "
-                f"{tap.g.shape}, which must be {shapes[0]} and {shapes[1]}."
-            )
+        n_in = w.n_in - (w.bias is not None)
+        for part, shape in (
+            ("a", (*w.stack, n_in)),
+            ("g", (*w.stack, w.n_out)),
+            ("rows", w.stack),
+        ):
+            given = getattr(getattr(tap, part), "shape", None)
+            if given != shape:
+                raise ValueError(
+                    f"The tap of {name} has {part} of shape {given}, but it must be "
+                    f"{shape}; give the taps that untap splits off, summed and not "
+                    "reshaped."
+                )
         rows = jnp.maximum(tap.rows, 1.0)[..., None]
         a = (tap.a / rows).astype(jnp.float32)
         if w.bias:
@@ -510,9 +516,36 @@ def _is_tap(node: Any) -> bool:
     return isinstance(node, Tap)
 
 
+def _check_patterns(excluded: Any, biases: Any) -> None:
+    """Refuse one pattern in the place of a sequence, which would be its letters."""
+    if isinstance(excluded, str):
+        raise TypeError(
+            f"excluded={excluded!r} must be a sequence of patterns: ({excluded!r},)."
+        )
+    if isinstance(biases, str) or any(
+        isinstance(pair, str) or len(pair) != 2 for pair in biases
+    ):
+        raise TypeError(
+            f"biases={biases!r} must be a sequence of pairs (pattern of weights' "
+            "paths, replacement)."
+        )
+
+
+def _is_float(dtype: Any) -> bool:
+    try:
+        return jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        return False
+
+
 def _check_variant(variant: str, decay: float, dtype: Any) -> None:
     if variant not in VARIANTS:
         raise ValueError(f"variant={variant!r} is not one of {VARIANTS}.")
+    if not _is_float(dtype):
+        raise ValueError(
+            f"dtype={dtype!r} must be a type of floating-point numbers, in which "
+            "factors are stored, such as 'bfloat16'."
+        )
     largest = 1 - float(jnp.finfo(dtype).eps)
     known = not isinstance(decay, Tracer)
     if variant == "released" and known and decay > largest:

@@ -29,6 +29,32 @@ import dataclasses
 import math
 from typing import NamedTuple
 
+from jaxlab.optimizers.settings import PARTS, Range, check
+
+ROWS = Range(
+    "a whole number of rows, at least 1",
+    "it is the size of a batch",
+    least=1.0,
+    whole=True,
+)
+SQUARES = Range("finite and at least 0", "it comes from squared norms", least=0.0)
+RANGES = {
+    "eta": Range(
+        "between 0 and 1",
+        "it is the noise of the mean gradient over its norm",
+        above=0.0,
+        below=1.0,
+    ),
+    "largest": ROWS,
+    "batch_size": ROWS,
+    "batch": ROWS,
+    "accumulate": PARTS,
+    "groups": PARTS,
+    "squares": SQUARES,
+    "mean_square": SQUARES,
+    "variance": SQUARES,
+}
+
 
 def gradient_variance(
     squares: float, mean_square: float, groups: int, batch: int
@@ -56,16 +82,13 @@ def gradient_variance(
     Raises:
         ValueError: fewer than two groups, or numbers that are no sums of squares.
     """
+    check(RANGES, groups=groups, batch=batch)
     if groups < 2:
         raise ValueError(
             f"The norm test compares groups of a batch, and groups={groups}; "
             "accumulate at least 2 micro-batches, or take the gradients of 2 devices."
         )
-    if not (0 <= squares < math.inf and 0 <= mean_square < math.inf):
-        raise ValueError(
-            f"squares={squares} and mean_square={mean_square} are squared norms of "
-            "gradients and must be finite and not below 0."
-        )
+    check(RANGES, squares=squares, mean_square=mean_square)
     spread = max(float(squares) - groups * float(mean_square), 0.0)
     return batch / groups / (groups - 1) * spread
 
@@ -74,7 +97,11 @@ def wanted_batch(variance: float, mean_square: float, eta: float) -> float:
     """Rows whose mean gradient passes the norm test: V / (eta^2 ||g||^2).
 
     Infinite where there is noise and no gradient; 0 where there is neither.
+
+    Raises:
+        ValueError: `eta` is not between 0 and 1, or a number is no mean of squares.
     """
+    check(RANGES, variance=variance, mean_square=mean_square, eta=eta)
     if variance == 0:
         return 0.0
     signal = eta**2 * float(mean_square)
@@ -153,13 +180,7 @@ class BatchGrowth:
     largest: int = 1024  # rows
 
     def __post_init__(self):
-        if not 0 < self.eta < 1:
-            raise ValueError(
-                f"eta={self.eta} must be between 0 and 1: the noise of the mean "
-                "gradient over its norm."
-            )
-        if self.largest < 1:
-            raise ValueError(f"largest={self.largest} must be at least 1 row.")
+        check(RANGES, **vars(self))
 
     def build(self, batch_size: int, accumulate: int) -> BatchController:
         """The controller of a run that starts with `batch_size` rows a step.
@@ -173,6 +194,7 @@ class BatchGrowth:
                 batch that is no power of two of these parts; a first batch above the
                 largest.
         """
+        check(RANGES, batch_size=batch_size, accumulate=accumulate)
         if accumulate < 2:
             raise ValueError(
                 "growth compares the gradients of a batch's parts, and "

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import optax
 
+from jaxlab.optimizers.trees import check_flags
+
 
 def build_for(
     settings: Any, specs: Any, steps: int, trainable: Any
@@ -18,7 +20,12 @@ def build_for(
         specs: tree of `ParamSpec`.
         steps: number of steps in the run.
         trainable: tree of booleans, one for each parameter.
+
+    Raises:
+        TypeError: a leaf of `trainable` is no boolean.
+        ValueError: it has other leaves than the parameters; names one.
     """
+    check_flags(trainable, specs, "trainable")
     if all(jax.tree.leaves(trainable)):
         return settings.build(specs, steps)
     learned = jax.tree.map(

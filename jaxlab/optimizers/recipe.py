@@ -23,6 +23,8 @@ DECAYED = [
 ]
 """Whether weight decay applies to a role: matrices, not tables, filters or vectors."""
 
+NEEDS_PARAMS = "Weight decay takes a share of the parameters"
+
 
 def recipe(
     learning_rate: float | optax.Schedule,
@@ -57,7 +59,7 @@ def recipe(
         rate = optax.scale_by_learning_rate(learning_rate)
         return optax.chain(clipped(clip), *parts, rate)
 
-    return with_specs(specs, make)
+    return with_specs(specs, make, NEEDS_PARAMS)
 
 
 def from_settings(

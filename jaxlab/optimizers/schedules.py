@@ -21,10 +21,18 @@ RANGES = {
     "cooldown": PERIOD,
     "constant": FRACTION,
     "anneal": PART,
+    "steps": Range(
+        "a whole number, at least 1",
+        "it is the length of the run",
+        least=1.0,
+        whole=True,
+    ),
 }
 
 
-def _check(schedule, steps: int):
+def _check(schedule, steps: int, cycles: int = 1):
+    check(RANGES, steps=steps)
+    steps //= cycles
     if not schedule.warmup < steps:
         raise ValueError(
             f"warmup={schedule.warmup} steps do not fit into a run of {steps}; "
@@ -102,7 +110,7 @@ class Rewarming:
 
     def build(self, peak: float, steps: int) -> optax.Schedule:
         """The schedule for a run of `steps` whose highest rate is `peak`."""
-        _check(self, steps // self.cycles)
+        _check(self, steps, self.cycles)
         edges = [round(i * steps / self.cycles) for i in range(self.cycles + 1)]
         cycles: list[dict] = [
             dict(

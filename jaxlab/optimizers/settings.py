@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -32,7 +33,7 @@ class Range:
         above: excluded lower bound.
         most: largest number.
         below: excluded upper bound.
-        whole: whether only integers are allowed.
+        whole: whether only integers are allowed, and no floats such as 2.0.
         optional: whether None is allowed, which turns the setting off.
         infinite: whether infinity is allowed.
     """
@@ -52,13 +53,28 @@ class Range:
         if value is None:
             return self.optional
         try:
-            number = float(value)
+            number = operator.index(value) if self.whole else float(value)
         except (TypeError, ValueError):
             return False
         if number == math.inf:
             return self.infinite
-        inside = self.least <= number <= self.most and self.above < number < self.below
-        return inside and (number.is_integer() or not self.whole)
+        return self.least <= number <= self.most and self.above < number < self.below
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """Settings that something is built from, as a schedule or an optimizer.
+
+    Attributes:
+        rule, way_out: as of a `Range`.
+    """
+
+    rule: str
+    way_out: str
+
+    def contains(self, value: Any) -> bool:
+        """Whether a value is an instance with a method ``build``."""
+        return not isinstance(value, type) and hasattr(value, "build")
 
 
 RATE = Range("finite and at least 0", "0 leaves the parameters as they are", least=0.0)
@@ -98,28 +114,45 @@ SIDE = Range(
     least=1.0,
     whole=True,
 )
+PARTS = Range("a whole number, at least 1", "1 is a whole batch", least=1.0, whole=True)
+SEED = Range(
+    "a whole number of at most 32 bits",
+    "it seeds random draws",
+    least=-(2.0**31),
+    below=2.0**32,
+    whole=True,
+)
 SHARE = Range("in [0, 1]", "it is a share", least=0.0, most=1.0)
 STEPS = Range(
     "a whole number of steps, at least 0", "0 leaves it out", least=0.0, whole=True
 )
 
-RECIPE = {"learning_rate": RATE, "weight_decay": DECAY, "clip": CLIP}
+SCHEDULE = Built("the settings of a schedule", "WarmupCosine() is one")
+RECIPE = {
+    "learning_rate": RATE,
+    "schedule": SCHEDULE,
+    "weight_decay": DECAY,
+    "clip": CLIP,
+}
 """Ranges of the settings that all optimizers share."""
 
 
-def check(ranges: Mapping[str, Range], **values: Any) -> None:
+def check(ranges: Mapping[str, Range | Built], **values: Any) -> None:
     """Refuse settings outside their range; traced numbers are not checked.
 
     Args:
         ranges: the ranges by the names of settings.
-        values: settings; schedules, and settings without a range, are not checked.
+        values: settings; functions of the step in the place of numbers, and settings
+            without a range, are not checked.
 
     Raises:
         ValueError: a setting is outside its range; names it, the rule and the way out.
     """
     for name, value in values.items():
-        if name not in ranges or isinstance(value, Tracer) or callable(value):
+        known = ranges.get(name)
+        if known is None or isinstance(value, Tracer):
             continue
-        known = ranges[name]
+        if isinstance(known, Range) and callable(value):
+            continue
         if not known.contains(value):
             raise ValueError(f"{name}={value} must be {known.rule}; {known.way_out}.")

@@ -44,7 +44,7 @@ from jaxlab.optimizers.settings import (
     SIDE,
     check,
 )
-from jaxlab.optimizers.trees import beside, check_agree, with_specs
+from jaxlab.optimizers.trees import beside, with_specs
 from jaxlab.params import named_leaves
 
 SMALLEST = float(jnp.finfo(jnp.float32).tiny)
@@ -141,7 +141,6 @@ def _scale_by_shampoo(specs, b1, b2, eps, ridge, period, largest):
 
     def update(updates, state: Any, params=None, **_):
         del params
-        check_agree(updates, state.mu, "parameters given to init")
         g = jax.tree.map(lambda g: g.astype(jnp.float32), updates)
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, g)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.nu, g)
@@ -272,7 +271,7 @@ def shampoo(
     )
 
     def method(specs):
-        return scale_by_shampoo(specs, **settings)
+        return _scale_by_shampoo(specs, **settings)
 
     check(RANGES, **settings)
     return recipe(learning_rate, specs, method, weight_decay=weight_decay, clip=clip)

@@ -49,7 +49,7 @@ from jaxlab.optimizers.settings import (
     check,
 )
 from jaxlab.optimizers.shampoo import Sides, averaged, between, identities
-from jaxlab.optimizers.trees import beside, check_agree, with_specs
+from jaxlab.optimizers.trees import beside, with_specs
 from jaxlab.params import named_leaves
 
 NO_BASES = Sides(None, None)
@@ -139,7 +139,6 @@ def _scale_by_soap(specs, b1, b2, eps, period, largest):
 
     def update(updates, state: Any, params=None, **_):
         del params
-        check_agree(updates, state.mu, "parameters given to init")
         mu, nu, steps = by_name(state.mu), by_name(state.nu), {}
         factors = {}
         for name, gradient in by_name(updates).items():
@@ -254,7 +253,7 @@ def soap(
     )
 
     def method(specs):
-        return scale_by_soap(specs, **settings)
+        return _scale_by_soap(specs, **settings)
 
     check(RANGES, **settings)
     return recipe(learning_rate, specs, method, weight_decay=weight_decay, clip=clip)

@@ -26,6 +26,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxlab.optimizers.settings import PERIOD, STEPS, Range, check
+from jaxlab.optimizers.trees import checked, kind_of
 
 STAYS = -1
 RANGES = {
@@ -87,8 +88,11 @@ def while_it_pays(
     `update` takes the loss as ``value``. A loss that is not finite is ignored.
 
     Raises:
-        ValueError: `update` gets no ``value``.
+        ValueError: `update` gets no ``value``, or one with axes; or as by `checked`.
+        TypeError: ``value`` is no number, or a leaf no array.
     """
+    if not isinstance(switch, Switch):
+        raise TypeError(f"switch={switch!r} must be a Switch: Switch().")
     wrapped = optax.with_extra_args_support(inner)
     betas = np.array([switch.fast, switch.slow], np.float32)
 
@@ -101,15 +105,17 @@ def while_it_pays(
         return SwitchState(inner_state, step, count, averages, below, left_at)
 
     def update(updates, state: Any, params=None, *, value=None, **extra):
-        if value is None:
-            raise ValueError(
-                "The switch depends on the loss: call update(..., value=loss)."
-            )
+        value = _check_loss(value)
         stays = state.left_at == STAYS
+
+        def apply():
+            u, inner = wrapped.update(
+                updates, state.inner, params, value=value, **extra
+            )
+            return jax.tree.map(lambda u, g: u.astype(g.dtype), u, updates), inner
+
         updates, inner_state = jax.lax.cond(
-            stays,
-            lambda: wrapped.update(updates, state.inner, params, value=value, **extra),
-            lambda: (updates, state.inner),
+            stays, apply, lambda: (updates, state.inner)
         )
         seen = jnp.isfinite(value)
         count = state.count + seen.astype(jnp.int32)
@@ -125,7 +131,27 @@ def while_it_pays(
         left_at = jnp.where(leaves, step, state.left_at)
         return updates, SwitchState(inner_state, step, count, averages, below, left_at)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return checked(optax.GradientTransformationExtraArgs(init, update))
+
+
+def _check_loss(value: Any) -> Any:
+    """Return the loss if it is one real number."""
+    if value is None:
+        raise ValueError(
+            "The switch depends on the loss: call update(..., value=loss)."
+        )
+    kind = kind_of(value)
+    numbers = (jnp.floating, jnp.integer)
+    if kind is None or not any(jnp.issubdtype(kind.dtype, x) for x in numbers):
+        raise TypeError(
+            f"value is {kind or f'of type {type(value).__name__}'}, but it must be the "
+            "loss, a real number."
+        )
+    if kind.shape:
+        raise ValueError(
+            f"value has shape {kind.shape}, but the loss is one number; give its mean."
+        )
+    return value
 
 
 def left_at(state: Any) -> int | None:

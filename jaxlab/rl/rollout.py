@@ -10,15 +10,21 @@ Dimension key: B prompts, P tokens of a prompt, N tokens of a completion, R rows
 are B times the completions a prompt.
 """
 
+import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxlab import models
 from jaxlab.decoding import Completions, SamplingParams, decode, prefill
+from jaxlab.decoding.checks import check_prompts
 from jaxlab.layers import segments
 from jaxlab.models import LMConfig
+from jaxlab.models.language_model import check_tokens
+from pallas_kernels.arguments import known
 
 
 def sample(
@@ -48,7 +54,7 @@ def sample(
             rows from ``b * samples`` on.
 
     Raises:
-        ValueError: shapes that do not fit, or a setting out of its range.
+        TypeError, ValueError: as `jaxlab.decoding.decode`.
     """
     how = SamplingParams(
         max_tokens=max_tokens,
@@ -84,19 +90,18 @@ def log_probabilities(
         float32, 0 where the mask is.
 
     Raises:
-        ValueError: shapes that do not fit, or a temperature of 0 or less.
+        TypeError: tokens that are no integers, or arguments that are no arrays.
+        ValueError: shapes that do not fit, an id outside the vocabulary (where it is
+            known: not traced), or a temperature that is not above 0 and finite.
     """
+    check_prompts(prompts, cfg, segment_ids)
+    _check_completions(tokens, mask, cfg, prompts)
+    if not 0 < temperature < math.inf:
+        raise ValueError(
+            f"temperature={temperature}, but must be above 0 and finite: a greedy "
+            "choice has no log-probability to learn from."
+        )
     B, (R, N) = prompts.shape[0], tokens.shape
-    if tokens.shape != mask.shape or R % B:
-        raise ValueError(
-            f"tokens {tokens.shape} and mask {mask.shape} must have one shape, with as "
-            f"many rows for each of the prompts {prompts.shape}."
-        )
-    if not temperature > 0:
-        raise ValueError(
-            f"temperature={temperature}, but must be above 0: a greedy choice has no "
-            "log-probability to learn from."
-        )
     first, state = prefill(
         params,
         prompts,
@@ -114,3 +119,18 @@ def log_probabilities(
         x = jnp.concatenate([x, rest], axis=1)
     nats = models.next_token_nats(params, x, tokens, cfg, temperature=temperature)
     return jnp.where(mask > 0, -nats, 0.0)
+
+
+def _check_completions(tokens: Any, mask: Any, cfg: LMConfig, prompts: Any) -> None:
+    """Check the completions of prompts; their ids only where the mask is known."""
+    if not isinstance(mask, jax.Array | np.ndarray):
+        raise TypeError(f"mask is of type {type(mask).__name__}, but must be an array.")
+    kept = known(mask)
+    behind = mask if kept is None else np.where(kept > 0, 0, segments.PADDING)
+    check_tokens(tokens, cfg, axes=("rows", "tokens"), segment_ids=behind)
+    (B, _), R = prompts.shape, tokens.shape[0]
+    if tokens.shape != mask.shape or R % B or not R:
+        raise ValueError(
+            f"tokens {tokens.shape} and mask {mask.shape} must have one shape, with as "
+            f"many rows for each of the prompts {prompts.shape}."
+        )

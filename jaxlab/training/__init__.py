@@ -4,7 +4,7 @@ from jaxlab.training.config import RunConfig
 from jaxlab.training.loop import train
 from jaxlab.training.problem import Curve, Problem, Reading
 from jaxlab.training.problems import SearchConfig, TrainConfig
-from jaxlab.training.restore import Run, load_run
+from jaxlab.training.restore import Run, load_run, load_run_tokenizer
 from jaxlab.training.source import TaskData, TextData
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "TextData",
     "TrainConfig",
     "load_run",
+    "load_run_tokenizer",
     "train",
 ]

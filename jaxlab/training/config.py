@@ -10,13 +10,6 @@ from jaxlab.objectives import Objective
 from jaxlab.params import MeshConfig
 from jaxlab.training.problem import Problem
 
-MAY_DIFFER = (
-    "model.remat",
-    "model.compute_dtype",
-    "model.pattern.*.implementation",
-)
-"""Fields of a model that its parameters do not depend on, as glob patterns."""
-
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(abc.ABC):
@@ -27,6 +20,7 @@ class RunConfig(abc.ABC):
 
     name: str = "run"  # of the directory under `directory`
     directory: str = "runs"  # where runs put checkpoints, metrics and pictures
+    root: str | None = None  # where relative paths begin; None: the working directory
     mesh: MeshConfig = MeshConfig()
     steps: int = 1000
     seed: int = 0  # decides the first parameters, all noise and the order of the data
@@ -45,6 +39,11 @@ class RunConfig(abc.ABC):
         for name in ("steps", "log_every", "eval_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.steps >= 2**31:
+            raise ValueError(
+                f"steps={self.steps} is more than a counter of 32 bits holds; choose "
+                "fewer, with larger batches."
+            )
         for name in ("keep_best", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} is below 0.")
@@ -81,3 +80,17 @@ class RunConfig(abc.ABC):
         Args:
             resumes: whether a checkpoint of the run is there.
         """
+
+
+def may_differ(cfg: RunConfig) -> list[str]:
+    """The fields of a run's model that its parameters do not depend on, dotted."""
+    mixers = enumerate(getattr(getattr(cfg, "model", None), "pattern", ()))
+    return [
+        "model.remat",
+        "model.compute_dtype",
+        *(
+            f"model.pattern.{i}.{name}"
+            for i, mixer in mixers
+            for name in getattr(mixer, "may_differ", ())
+        ),
+    ]

@@ -1,8 +1,10 @@
 """The loop of every run: batch -> step -> metrics -> scores -> checkpoint."""
 
 import contextlib
+import dataclasses
 import logging
 import math
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,13 +15,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxlab import config, params
 from jaxlab.checkpoint import CheckpointError, Checkpoints
-from jaxlab.training.config import MAY_DIFFER, RunConfig
+from jaxlab.training import places
+from jaxlab.training.config import RunConfig, may_differ
 from jaxlab.training.lock import sole_writer
 from jaxlab.training.loss_curve import plot_losses
 from jaxlab.training.metrics import MetricWriter
 from jaxlab.training.peaks import peak_flops
+from jaxlab.training.peers import watched_peers
 from jaxlab.training.problem import Problem
 from jaxlab.training.progress import Progress
+from jaxlab.training.restore import saved_config
 from jaxlab.training.stopping import SIGNALS, stop_signals, why_stop
 from jaxlab.training.telling import tell
 
@@ -49,30 +54,42 @@ def train(cfg: RunConfig, *, resume: bool = False) -> dict[str, float]:
         FloatingPointError: a figure of a step is not finite.
         TypeError: a step changes the shape of the state.
     """
-    cfg = cfg.resolved()
     run = Path(cfg.directory) / cfg.name
+    began = saved_config(run) if resume else None
+    if cfg.root is None:
+        root = str(Path.cwd()) if began is None else began.root
+        cfg = dataclasses.replace(cfg, root=root)
+    roots = places.roots(run, cfg if began is None else began)
+    cfg = places.resolved(cfg, roots)
     mesh = params.make_mesh(cfg.mesh)
     with sole_writer(run):
-        return _open_and_run(cfg, run, mesh, resume)
+        return _open_and_run(cfg, places.located(cfg, roots), run, mesh, resume)
 
 
 def _open_and_run(
-    cfg: RunConfig, run: Path, mesh: Mesh, resume: bool
+    cfg: RunConfig, located: RunConfig, run: Path, mesh: Mesh, resume: bool
 ) -> dict[str, float]:
     checkpoints = Checkpoints(
         run / "checkpoints",
         config=config.to_json(cfg),
         keep=cfg.keep,
         keep_best=cfg.keep_best,
-        may_differ=MAY_DIFFER,
+        may_differ=may_differ(cfg),
     )
     saved = checkpoints.latest_step()
     if saved is not None:
         _check_continues(cfg, checkpoints, run, saved, resume)
+    checkpoints.check_writable()
     peak = _peak_flops(mesh)
     with jax.set_mesh(mesh):
-        problem = cfg.open(resumes=saved is not None)
-        with checkpoints, MetricWriter(run) as writer, stop_signals() as received:
+        problem = located.open(resumes=saved is not None)
+        _keep(problem.keeps, run)
+        with (
+            watched_peers(f"Resume {run} to go on from its last checkpoint."),
+            checkpoints,
+            MetricWriter(run) as writer,
+            stop_signals() as received,
+        ):
             return _run(cfg, problem, run, peak, checkpoints, writer, received)
 
 
@@ -144,6 +161,7 @@ def _run(
     if step and cfg.until is not None:
         scores, scored_at = score(step, state), step
     started = time.monotonic()
+    progress.waiting("compiling the step")
     while step < cfg.steps:
         if scored_at == step and _reached(cfg.until, problem, scores):
             why = f"{problem.goal} has reached {cfg.until:g}"
@@ -204,9 +222,21 @@ def _check_continues(
             f"{run} is another run: {'; '.join(differing)}. Continue it as it was, or "
             "give the new one another name."
         )
-    changed = config.differences(before, now, labels=("before", "now"))
+    elsewhere = dict.fromkeys(("directory", "root"))  # that is no other setting
+    changed = config.differences(
+        before | elsewhere, now | elsewhere, labels=("before", "now")
+    )
     if changed:
         _say(f"{run} goes on with other settings: {'; '.join(changed)}.")
+
+
+def _keep(files: Mapping[str, Path], run: Path) -> None:
+    if jax.process_index() == 0:
+        for name, path in files.items():
+            try:
+                shutil.copyfile(path, run / name)
+            except OSError as error:
+                log.warning("%s keeps no copy of %s: %s", run, path, error)
 
 
 def _on_the_mesh(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

@@ -33,7 +33,7 @@ def plot_losses(
 
     Raises:
         ImportError: if matplotlib is missing.
-        ValueError: if the file holds no value of `train`.
+        ValueError: if the file holds no value of `train`, or a line is damaged.
     """
     try:
         import matplotlib
@@ -45,7 +45,7 @@ def plot_losses(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    lines = read_metrics(metrics_path)
+    lines = read_metrics(metrics_path, strict=True)
     steps, losses = _series(lines, train)
     if len(steps) == 0:
         raise ValueError(f"{metrics_path} holds no value of {train!r} to draw.")

@@ -91,15 +91,16 @@ class MetricWriter:
         """Forget later steps, which a run continued from `step` writes again."""
         if self._file is None:
             return
-        self.close()
         kept = [line for line in read_metrics(self.path) if line["step"] <= step]
-        temporary = self.path.with_suffix(".tmp")
-        with open(temporary, "w") as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
-        self._open()
+        if len(kept) < self.path.read_bytes().count(b"\n"):
+            self.close()
+            try:
+                self._rewrite(kept)
+            except OSError as error:
+                log.warning(
+                    "%s still has what followed step %d: %s", self.path, step, error
+                )
+            self._open()
         if self._new_events is not None:  # TensorBoard hides what is purged
             self._events = self._new_events(purge_step=step + 1)
 
@@ -111,6 +112,18 @@ class MetricWriter:
             self._events.close()
             self._events = None
 
+    def _rewrite(self, lines: list[dict]) -> None:
+        """Put a file of these lines in the place of the present one."""
+        temporary = self.path.with_suffix(".tmp")
+        try:
+            with open(temporary, "w") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
     def _open(self) -> None:
         if self.path.exists():
             content = self.path.read_bytes()
@@ -119,7 +132,43 @@ class MetricWriter:
         self._file = RecordFile(self.path)
 
 
-def read_metrics(path: str | Path) -> list[dict]:
-    """The lines of a metrics.jsonl, without a last one that was cut short."""
-    lines = Path(path).read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+def read_metrics(path: str | Path, *, strict: bool = False) -> list[dict]:
+    """The lines of a metrics.jsonl, without a last one that was cut short.
+
+    Damaged lines are left out with a warning: a run is worth more than its record.
+
+    Args:
+        path: the file.
+        strict: whether a damaged line is an error instead.
+
+    Raises:
+        ValueError: `strict`, and a line is damaged; names the first such line.
+    """
+    lines = Path(path).read_bytes().split(b"\n")[:-1]
+    parsed = [_parsed(line) for line in lines]
+    damaged = [number for number, line in enumerate(parsed, 1) if line is None]
+    if damaged and strict:
+        raise ValueError(
+            f"{path}, line {damaged[0]} is not a JSON object of numbers with a step; "
+            "remove the line, or resume the run, which leaves it out."
+        )
+    if damaged:
+        log.warning(
+            "%s: %d damaged line(s) are left out, the first is line %d.",
+            path,
+            len(damaged),
+            damaged[0],
+        )
+    return [line for line in parsed if line is not None]
+
+
+def _parsed(line: bytes) -> dict | None:
+    """The metrics of a line; None if it is damaged."""
+    try:
+        metrics = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(metrics, dict) or not isinstance(metrics.get("step"), int):
+        return None
+    numbers = all(isinstance(x, int | float | None) for x in metrics.values())
+    return metrics if numbers else None

@@ -7,6 +7,7 @@ checkpoints, metrics, progress and pictures.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import Array
@@ -95,6 +96,7 @@ class Problem:
         sample: something that the last state makes, to be printed; or None.
         flops_per_token: operations of a step a token, for the utilisation.
         advice: what to try when a figure is not finite.
+        keeps: files that the run's directory keeps a copy of, by their names there.
     """
 
     abstract: Any
@@ -113,3 +115,4 @@ class Problem:
     sample: Callable[[Any], str | None] = lambda state: None
     flops_per_token: float | None = None
     advice: str = "Try a lower learning rate."
+    keeps: Mapping[str, Path] = dataclasses.field(default_factory=dict)

@@ -3,6 +3,7 @@
 import math
 import shutil
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -55,6 +56,7 @@ class Progress:
         self._recent = deque(maxlen=window + 1)  # (seconds, step, tokens)
         self._printed = -math.inf
         self._line = ""
+        self._stop_waiting: Callable[[], None] = lambda: None
 
     def update(self, step: int, value: float, tokens: int | None = None) -> None:
         """Show the figure of a step; the first call starts the clock.
@@ -65,6 +67,7 @@ class Progress:
             tokens: read by all steps so far, over all devices; None shows the seconds
                 of a step in place of a speed in tokens.
         """
+        self._stop_waiting()
         now = self.clock()
         self._recent.append((now, step, tokens))
         self._line = "  ".join([f"step {step}/{self.total_steps}", *self._parts(value)])
@@ -77,8 +80,32 @@ class Progress:
             tell(self._line + "\n", self.stream)
             self._printed = now
 
+    def waiting(self, what: str) -> None:
+        """Show what the first step waits for, with a clock, until the next call."""
+        if self._silent:
+            return
+        over, began = threading.Event(), self.clock()
+
+        def show():
+            while True:
+                text = f"{what}, {self.clock() - began:.0f} s"
+                rewritten = f"\r{text}\x1b[K"
+                tell(rewritten if self._rewrites else text + "\n", self.stream)
+                if over.wait(1.0 if self._rewrites else self.interval):
+                    return
+
+        thread = threading.Thread(target=show, name="progress", daemon=True)
+        thread.start()
+
+        def stop():
+            over.set()
+            thread.join()
+
+        self._stop_waiting = stop
+
     def message(self, text: str) -> None:
         """Print a text on a line of its own; a rewritten line continues below it."""
+        self._stop_waiting()
         if self._silent:
             return
         if self._rewrites:
@@ -89,6 +116,7 @@ class Progress:
 
     def close(self) -> None:
         """End a rewritten line, so that what follows starts on a new one."""
+        self._stop_waiting()
         if self._rewrites and self._line and not self._silent:
             tell("\n", self.stream)
         self._line = ""

@@ -8,13 +8,18 @@ from jax.sharding import Mesh
 
 from jaxlab import config, params
 from jaxlab.checkpoint import CheckpointError, Checkpoints
+from jaxlab.data import open_corpus
+from jaxlab.data.tokenizer import Tokenizer, load_tokenizer
+from jaxlab.training import places
+from jaxlab.training.source import TOKENIZER, TextData
 
 
 class Run(NamedTuple):
     """A trained model.
 
     Attributes:
-        config: what the run was made of; a search of a model has its fields too.
+        config: what the run was made of; a search of a model has its fields too. Its
+            paths are those that lead to its data now.
         params: its parameters, on `mesh`.
         step: updates they have seen.
         mesh: the mesh they are on.
@@ -24,6 +29,15 @@ class Run(NamedTuple):
     params: Any
     step: int
     mesh: Mesh
+
+
+def saved_config(directory: str | Path) -> Any:
+    """The config that a run was saved with; None if it holds no readable checkpoint."""
+    try:
+        folder = Path(directory) / "checkpoints"
+        return config.from_json(Checkpoints(folder, config={}).load_config())
+    except (CheckpointError, ValueError):
+        return None
 
 
 def load_run(
@@ -50,6 +64,7 @@ def load_run(
         )
     saved = Checkpoints(folder, config={}).load_config(step)
     cfg = config.from_json(saved)
+    cfg = places.located(cfg, places.roots(directory, cfg))
     if cfg.learned is None:
         kind = type(getattr(cfg, "task", cfg)).__name__
         raise CheckpointError(
@@ -68,3 +83,24 @@ def load_run(
     with Checkpoints(folder, config=saved) as checkpoints:
         step, arrays = checkpoints.restore(abstract, step=step, subtree="params")
     return Run(cfg, arrays, step, mesh)
+
+
+def load_run_tokenizer(directory: str | Path, cfg: Any) -> Tokenizer:
+    """The tokenizer of a run of text, of which its directory keeps a copy.
+
+    Args:
+        directory: the run's.
+        cfg: its config, from `load_run`.
+
+    Raises:
+        CheckpointError: the run was not trained on text.
+        ValueError, OSError, ImportError: the tokenizer cannot be read.
+    """
+    data = getattr(cfg, "data", None)
+    if not isinstance(data, TextData):
+        raise CheckpointError(f"{directory} was trained on a task, which has no text.")
+    copy = Path(directory) / TOKENIZER
+    if data.corpus.tokenizer == "bytes" or copy.is_file():
+        path = "bytes" if data.corpus.tokenizer == "bytes" else str(copy)
+        return load_tokenizer(path, data.corpus.separator)
+    return open_corpus(data.corpus.directory).tokenizer

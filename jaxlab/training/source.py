@@ -3,7 +3,9 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import grain
@@ -26,6 +28,13 @@ AnyTask = (
 
 STDLIB = "runs/data/stdlib"
 """The directory of the default corpus."""
+
+TOKENIZER = "tokenizer.json"
+"""The name of a tokenizer's file, in a corpus and in a run."""
+
+
+BYTES_PER_TOKEN = 20
+"""Of a batch: inputs, targets, documents, weights and bytes, of four bytes each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +126,7 @@ class Source(NamedTuple):
         vocab_size: ids that the model must know.
         tokenizer: None for a task.
         baselines: bits per byte of simpler models on the held-out data.
+        keeps: files that a run's directory keeps a copy of, by their names there.
     """
 
     train: TrainBatches
@@ -125,6 +135,7 @@ class Source(NamedTuple):
     vocab_size: int
     tokenizer: Tokenizer | None
     baselines: dict[str, float]
+    keeps: Mapping[str, Path] = {}
 
 
 def open_source(
@@ -135,6 +146,8 @@ def open_source(
     The first process builds a corpus that is not there yet. A run that resumes takes
     the corpus as it was built, even if the text has changed since.
     """
+    length = cfg.sequence_length if isinstance(cfg, TextData) else cfg.task.length
+    _check_memory(batch_size, length)
     share = dict(
         batch_size=batch_size,
         process_index=jax.process_index(),
@@ -158,6 +171,18 @@ def open_source(
     )
 
 
+def _check_memory(rows: int, length: int) -> None:
+    """Refuse batches that this machine's memory cannot hold."""
+    needed = rows // jax.process_count() * length * BYTES_PER_TOKEN
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise ValueError(
+            f"A batch of {rows} rows of {length} tokens needs {needed / 1e9:,.0f} GB "
+            f"of memory for the tokens alone, and this machine has {there / 1e9:,.0f} "
+            "GB; choose fewer rows."
+        )
+
+
 def _open_text(cfg: TextData, share: dict, seed: int, resumes: bool) -> Source:
     if jax.process_index() == 0 and not resumes:
         data.build(cfg.corpus)
@@ -166,10 +191,11 @@ def _open_text(cfg: TextData, share: dict, seed: int, resumes: bool) -> Source:
     corpus = data.open_corpus(cfg.corpus.directory)
     if len(corpus.split("heldout")) == 0:
         raise ValueError(
-            f"{cfg.corpus.directory} holds one file, so that none is left to hold out; "
-            "build a corpus from two files or more."
+            f"{cfg.corpus.directory} holds nothing out, so that nothing can be "
+            "evaluated; build it anew from two files, two rows or 2 KiB of text."
         )
     length = cfg.sequence_length
+    tokenizer = corpus.directory / TOKENIZER
     return Source(
         train=TrainBatches(
             data.packed_batches(
@@ -192,4 +218,5 @@ def _open_text(cfg: TextData, share: dict, seed: int, resumes: bool) -> Source:
         vocab_size=corpus.vocab_size,
         tokenizer=corpus.tokenizer,
         baselines=corpus.baselines,
+        keeps={TOKENIZER: tokenizer} if tokenizer.is_file() else {},
     )

@@ -1,7 +1,9 @@
 """When a run stops before its end: signals, and the minutes it was given."""
 
 import contextlib
+import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +11,8 @@ from typing import Protocol
 
 import jax
 from jax.experimental import multihost_utils
+
+from jaxlab.training.telling import tell
 
 
 class Stoppable(Protocol):
@@ -28,23 +32,66 @@ SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 def stop_signals() -> Iterator[list[str]]:
     """A list that receives the names of stop signals; the second one kills as usual.
 
-    With several processes JAX's own handler makes them stop at the same step.
+    A sentence tells at once that a signal has come, even while a step is compiled or
+    computed. With several processes, JAX's own handler of SIGTERM makes them stop at
+    the same step; SIGINT to any of them becomes a SIGTERM.
     """
     received: list[str] = []
+    alone = jax.process_count() == 1
+    watched = SIGNALS.values() if alone else [signal.SIGINT]
     before = {}
 
     def receive(number, _frame):
         received.append(signal.Signals(number).name)
         signal.signal(number, before[number])
 
-    in_main = threading.current_thread() is threading.main_thread()
-    if in_main and jax.process_count() == 1:
-        before = {n: signal.signal(n, receive) for n in SIGNALS.values()}
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may handle signals
+        return
+    with _told_at_once(pass_on=not alone):
+        try:
+            before = {number: signal.signal(number, receive) for number in watched}
+            yield received
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _told_at_once(pass_on: bool) -> Iterator[None]:
+    """Tell the first of each signal from a thread.
+
+    Python's own handlers wait until the main thread is back from compiled code.
+
+    Args:
+        pass_on: whether a SIGINT becomes a SIGTERM.
+    """
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+
+    def watch():
+        told = set()
+        while number := ours.recv(1):
+            name = signal.Signals(number[0]).name
+            if name in SIGNALS and name not in told:
+                told.add(name)
+                tell(
+                    f"{name}: the step under way is finished and saved; the same "
+                    "again stops at once.\n"
+                )
+                if pass_on and name == "SIGINT":
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=watch, name="signals", daemon=True)
+    thread.start()
+    previous = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     try:
-        yield received
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.set_wakeup_fd(previous)
+        theirs.close()
+        thread.join()
+        ours.close()
 
 
 def why_stop(

@@ -6,7 +6,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch, streams
-from pallas_kernels.arguments import check_arrays, check_settings
+from pallas_kernels.arguments import check_arrays, check_scale, check_settings
 from pallas_kernels.delta_rule import gpu, tpu
 from pallas_kernels.delta_rule.chunked import chunked
 from pallas_kernels.delta_rule.reference import token_recurrence
@@ -57,7 +57,8 @@ def delta_rule(
         initial_state: [B, H, K, V], or [S, H, K, V] with `cu_seqlens`; None for zero.
         segment_ids: [B, T]; the state is zeroed where the id changes. The initial state
           belongs to the first segment. A token with id < 0 is padding: it changes no
-          state, its output is 0, and ids are compared across it.
+          state, its output is 0, and ids are compared across it. NaN and infinity in a
+          segment reach no other.
         cu_seqlens: [S + 1], non-decreasing from 0; sequence s is tokens cu_seqlens[s]
           to cu_seqlens[s + 1] of the only batch row and has its own state. Tokens past
           the last sequence are padding. A sequence may be empty.
@@ -80,7 +81,7 @@ def delta_rule(
 
     Raises:
         ValueError: the shapes do not fit each other, or a setting is out of range.
-        TypeError: an array has an unsupported dtype.
+        TypeError: an array is missing, or has an unsupported dtype.
         NotImplementedError: the named implementation cannot run here.
 
     Gradients are reverse-mode, of first order for a TPU kernel; "reference" has forward
@@ -103,6 +104,7 @@ def delta_rule(
     for name in ("k", "v", "beta"):
         arrays[name] = jnp.expand_dims(arrays[name], 2)
     settings = check_settings("delta_rule", chunk_size, precision)
+    check_scale("delta_rule", "scale", scale)
     run = select("delta_rule", implementation, arrays, settings[0])
     return streams.run(run, *settings, scale, **arrays)
 
@@ -159,6 +161,7 @@ def delta_product(
         initial_state,
     )
     settings = check_settings("delta_product", chunk_size, precision)
+    check_scale("delta_product", "scale", scale)
     run = select("delta_product", implementation, arrays, settings[0])
     return streams.run(run, *settings, scale, **arrays)
 

@@ -1,12 +1,16 @@
 """The public gated linear attention: checks arguments and calls an implementation."""
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch, streams
-from pallas_kernels.arguments import check_arrays, check_settings
+from pallas_kernels.arguments import (
+    as_array,
+    check_arrays,
+    check_scale,
+    check_settings,
+)
 from pallas_kernels.linear_attention import tpu
 from pallas_kernels.linear_attention.chunked import chunked
 from pallas_kernels.linear_attention.reference import token_recurrence
@@ -56,7 +60,8 @@ def gated_linear_attention(
         initial_state: [B, H, K, V], or [S, H, K, V] with `cu_seqlens`; None for zero.
         segment_ids: [B, T]; the state is zeroed where the id changes. The initial state
           belongs to the first segment. A token with id < 0 is padding: it changes no
-          state, its output is 0, and ids are compared across it.
+          state, its output is 0, and ids are compared across it. NaN and infinity in a
+          segment reach no other.
         cu_seqlens: [S + 1], non-decreasing from 0; sequence s is tokens cu_seqlens[s]
           to cu_seqlens[s + 1] of the only batch row and has its own state. Tokens past
           the last sequence are padding. A sequence may be empty.
@@ -76,14 +81,15 @@ def gated_linear_attention(
 
     Raises:
         ValueError: the shapes do not fit each other, or a setting is out of range.
-        TypeError: an array has an unsupported dtype.
+        TypeError: an array is missing, or has an unsupported dtype.
         NotImplementedError: the named implementation cannot run here.
 
     Gradients are reverse-mode; "reference" has forward mode too.
 
     Reference: Yang et al., Gated Linear Attention Transformers, arXiv 2312.06635.
     """
-    shape = () if g is None else jnp.shape(g)
+    g = None if g is None else as_array(NAME, "g", g)
+    shape = () if g is None else g.shape
     if g is not None and len(shape) not in (3, 4):
         raise ValueError(
             f"{NAME}: g has shape {shape}, but it must be [B, T, H], a decay per head, "
@@ -101,6 +107,7 @@ def gated_linear_attention(
         initial_state,
     )
     settings = check_settings(NAME, chunk_size, precision)
+    check_scale(NAME, "scale", scale)
     B, T, H, _ = arrays["q"].shape
     run = dispatch.select(
         NAME,

@@ -10,7 +10,7 @@ from pallas_kernels import dispatch, partition
 from pallas_kernels.derivatives import not_differentiable
 from pallas_kernels.paged_attention import pallas_gpu, pallas_tpu
 from pallas_kernels.paged_attention.blocked import blocked_attention
-from pallas_kernels.paged_attention.checks import NAME, check_arrays, check_masks
+from pallas_kernels.paged_attention.checks import NAME, check_arrays, check_settings
 from pallas_kernels.paged_attention.limits import gpu_misfit, misfit
 from pallas_kernels.paged_attention.operands import (
     AXES,
@@ -62,8 +62,8 @@ def paged_attention(
         scale: factor of the scores; None for D**-0.5.
         window: the number of keys that a query sees, including its own; None for all.
         soft_cap: bounds the scores, after the scale and before the mask; None for none.
-        k_scale, v_scale: factors of the pages' values: one number, or one for each
-          token and head [P, page, Hkv]; None for 1.
+        k_scale, v_scale: factors of quantised pages' values: one number, or one for
+          each token and head [P, page, Hkv]. int8 needs both; None for 1 in float8.
         return_log_sum_exp: whether to return the log-sum-exps too.
         implementation: "pallas_tpu", "pallas_gpu", "xla", "reference", or None for the
           best that can run. A kernel runs only if it is named, since none is measured
@@ -76,29 +76,26 @@ def paged_attention(
         that see no key, and rows past the last sequence, have 0 and -inf.
 
     Raises:
-        ValueError: the shapes do not fit each other, or a setting is out of range;
-          also lengths or page numbers, if they are known before the program runs.
-        TypeError: an array has an unsupported dtype.
+        ValueError: the shapes do not fit each other, int8 pages have no scales, or a
+          setting is out of range; also lengths or page numbers, if they are known
+          before the program runs.
+        TypeError: an array is missing, or has an unsupported dtype.
         NotImplementedError: the named implementation cannot run here, or the gradient
           of an implementation other than "reference" is needed.
 
     Reference: Kwon et al., PagedAttention, arXiv 2309.06180.
     """
-    arrays = {
-        name: None if array is None else jnp.asarray(array)
-        for name, array in {
-            "q": q,
-            "k_pages": k_pages,
-            "v_pages": v_pages,
-            "page_table": page_table,
-            "kv_lens": kv_lens,
-            "cu_q_lens": cu_q_lens,
-            "k_scale": k_scale,
-            "v_scale": v_scale,
-        }.items()
-    }
-    check_arrays(arrays)
-    check_masks(window, soft_cap)
+    arrays = check_arrays(
+        q=q,
+        k_pages=k_pages,
+        v_pages=v_pages,
+        page_table=page_table,
+        kv_lens=kv_lens,
+        cu_q_lens=cu_q_lens,
+        k_scale=k_scale,
+        v_scale=v_scale,
+    )
+    check_settings(scale, window, soft_cap, return_log_sum_exp)
     masks = Masks(window, soft_cap)
     operands, v_factor = _operands(arrays, scale)
     Tq, Hq, _ = operands.q.shape

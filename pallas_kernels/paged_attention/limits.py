@@ -55,12 +55,6 @@ def gpu_misfit(operands: Operands) -> str | None:
                 f"{name} has dtype {dtype}, but the kernel is for bfloat16; cast "
                 "queries and pages, or pass implementation='xla'."
             )
-    for name in ("k_scale", "v_scale"):
-        if getattr(operands, name) is not None:
-            return (
-                f"{name} has a number for each token and head, but the kernel takes "
-                "one number; pass implementation='xla'."
-            )
     return None
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch, streams
 from pallas_kernels.arguments import check_arrays, check_settings
+from pallas_kernels.segments import Segments, masked
 from pallas_kernels.selective_scan import tpu
 from pallas_kernels.selective_scan.chunked import chunked
 from pallas_kernels.selective_scan.reference import token_recurrence
@@ -61,7 +62,8 @@ def selective_scan(
         initial_state: [B, E, N], or [S, E, N] with `cu_seqlens`; None for zero.
         segment_ids: [B, T]; the state is zeroed where the id changes. The initial state
           belongs to the first segment. A token with id < 0 is padding: it changes no
-          state, its output is 0, and ids are compared across it.
+          state, its output is 0, and ids are compared across it. NaN and infinity in a
+          segment reach no other.
         cu_seqlens: [S + 1], non-decreasing from 0; sequence s is tokens cu_seqlens[s]
           to cu_seqlens[s + 1] of the only batch row and has its own state. Tokens past
           the last sequence are padding. A sequence may be empty.
@@ -80,7 +82,7 @@ def selective_scan(
 
     Raises:
         ValueError: the shapes do not fit each other, or a setting is out of range.
-        TypeError: an array has an unsupported dtype.
+        TypeError: an array is missing, or has an unsupported dtype.
         NotImplementedError: the named implementation cannot run here.
 
     Gradients are reverse-mode; "reference" has forward mode too.
@@ -132,15 +134,19 @@ def _scan(
     wide = any(a.dtype == jnp.float64 for a in floats)
     dtype = jnp.dtype("float64" if wide else "float32")
 
-    present = reset = None
+    segments = present = reset = None
     if segment_ids is not None:
-        present, reset = streams.segments(segment_ids)
+        states = [] if initial_state is None else [initial_state]
+        segments = Segments.of(segment_ids, [x, dt, B, C], states)
+        present, reset = segments.sound, segments.reset
     if cu_seqlens is not None:
         cu_seqlens = cu_seqlens.astype(jnp.int32)
         present = streams.inside(cu_seqlens, T)
         rows = cu_seqlens.shape[0] - 1
     if present is not None:
-        x, dt, B, C = (streams.masked(a, present) for a in (x, dt, B, C))
+        x, dt, B, C = (masked(a, present) for a in (x, dt, B, C))
+    if segments is not None and initial_state is not None:
+        initial_state = segments.state_before(initial_state)
 
     if initial_state is None:
         initial_state = jnp.zeros((rows, *A.shape), dtype)
@@ -154,6 +160,9 @@ def _scan(
         y, states = run(*operands, reset, states, cu_seqlens, chunk_size)
     if D is not None:
         y += D.astype(dtype)[None, None] * x.astype(dtype)
-    if present is not None:
-        y = streams.masked(y, present)
-    return y.astype(x.dtype), jnp.squeeze(states, axis)
+    states = jnp.squeeze(states, axis)
+    if segments is not None:
+        y, states = segments.outputs(y), segments.state_after(states)
+    elif present is not None:
+        y = masked(y, present)
+    return y.astype(x.dtype), states

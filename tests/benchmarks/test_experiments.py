@@ -1,8 +1,13 @@
 """The runner: nothing done twice, nothing of another config reused, nothing lost."""
 
 import dataclasses
-import importlib
 import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
 import textwrap
 
 import numpy as np
@@ -96,14 +101,36 @@ def test_a_fresh_clone_goes_on_from_the_results(tmp_path, results):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_committed_results_are_recognised(name, tmp_path, monkeypatch):
+def test_committed_results_are_recognised(name, tmp_path, results):
     """Whatever was renamed, moved or added since: no run is done a second time."""
-    monkeypatch.undo()  # of where results are
-    experiment = importlib.import_module(f"benchmarks.experiments.{name}")
-    cells = experiment.cells("cpu")
-    jobs = runner.plan(cells, range(3), tmp_path, runner.scoring_of(experiment))
-    runner.unpack(name, cells, jobs, runner.scoring_of(experiment))
+    results.mkdir()
+    committed = recording.ROOT / "benchmarks" / "results" / f"{name}.json"
+    shutil.copy(committed, results)
+    module = f"benchmarks.experiments.{name}"
+    _, cells, jobs = runner.prepare(module, 3, "cpu", tmp_path)
     assert [job.label for job in jobs if not job.path.exists()] == []
+    assert len(jobs) == runner.recorded_runs(name) == runner.done(jobs)
+    # They are enough to write the same results again.
+    before = json.loads(committed.read_text())["cells"]
+    after = json.loads(runner.assemble(name, "cpu", cells, jobs).read_text())["cells"]
+    for label, cell in before.items():
+        for what in ("summary", "commits", "devices", "cpus", "parameters"):
+            assert after[label][what] == cell[what]
+
+
+def test_the_list_counts_finished_runs(tmp_path, results, monkeypatch, capsys):
+    results.mkdir()
+    committed = recording.ROOT / "benchmarks" / "results" / "recall.json"
+    shutil.copy(committed, results)
+    monkeypatch.setattr(runner.prepare, "__defaults__", (tmp_path,))
+    experiment()["main"]("recall", seeds=4, list=True)
+    said = capsys.readouterr().out
+    assert "\nMamba: 3 of 4 runs are finished\n36 of 48 runs are finished.\n" in said
+
+
+def experiment():
+    """The names of scripts/experiment.py."""
+    return runpy.run_path(str(recording.ROOT / "scripts" / "experiment.py"))
 
 
 def test_labels_of_one_file_name_are_refused(tmp_path):
@@ -137,6 +164,81 @@ def test_more_jobs_than_cores_are_refused():
     with pytest.raises(ValueError, match="--jobs 1000"):
         runner.cores(1000, "cpu")
     assert runner.cores(3, "gpu") == [-1, -1, -1]
+
+
+@pytest.mark.parametrize("scale", ["cpu", "gpu"])
+def test_no_seeds_and_no_jobs_are_refused(scale):
+    with pytest.raises(ValueError, match="--jobs 0 must be at least 1"):
+        runner.cores(0, scale)
+    with pytest.raises(ValueError, match="--seeds 0 must be at least 1"):
+        runner.prepare("benchmarks.experiments.recall", 0, scale)
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """An experiment of two cells, and the arguments to run it."""
+    (tmp_path / "fake_cells.py").write_text(
+        "from jaxlab.training import TrainConfig\n"
+        "def cells(scale):\n"
+        "    return {'a': (TrainConfig(steps=7),), 'b': (TrainConfig(steps=8),)}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield dict(seeds=1, jobs=1, finished=tmp_path / "finished")
+    sys.modules.pop("fake_cells", None)
+
+
+def test_what_would_not_be_written_is_not_trained(fake, tmp_path, monkeypatch):
+    _, cells, jobs = runner.prepare("fake_cells", 1, "cpu", tmp_path)
+    for job in jobs:
+        finish(job, {"z": 0.5})
+    path = runner.assemble("fake_cells", "cpu", cells, jobs)
+    path.write_text(path.read_text().replace('"steps": 7', '"steps": 6'))
+    before, started = path.read_text(), []
+    monkeypatch.setattr(runner, "start", lambda *a: started.append(a))
+    with pytest.raises(ValueError, match="json has 2 runs, but 1 would .* nothing is"):
+        runner.run("fake_cells", only="b", **fake)
+    assert started == [] and path.read_text() == before
+
+
+@pytest.mark.parametrize("number", runner.STOPPING)
+def test_a_signal_stops_the_workers_and_keeps_what_is_finished(
+    number, fake, results, monkeypatch
+):
+    workers = []
+
+    def start(module, scale, job, core):
+        if job.label == "a":
+            finish(job, {"z": 0.5})
+            return subprocess.Popen(["true"])
+        (job.path.parent / f"{job.path.stem}.half").mkdir()
+        workers.append(subprocess.Popen(["sleep", "60"], start_new_session=True))
+        os.kill(os.getpid(), number)
+        return workers[-1]
+
+    monkeypatch.setattr(runner, "start", start)
+    handler = signal.signal(number, lambda *_: pytest.fail("was not heard"))
+    try:
+        with pytest.raises(runner.Stopped) as stopped:
+            runner.run("fake_cells", **fake)
+    finally:
+        signal.signal(number, handler)
+    assert stopped.value.signal == number
+    sentence = "1 of 2 runs are finished and kept; the same command continues."
+    assert str(stopped.value) == f"Stopped; {sentence}"
+    assert [worker.poll() for worker in workers] == [-signal.SIGKILL]
+    left = {path.suffix for path in fake["finished"].glob("*/*")}
+    assert left == {".json"} and not results.exists()
+
+
+def test_the_command_says_that_it_was_stopped(monkeypatch, capsys):
+    def run(*_, **__):
+        raise runner.Stopped(signal.SIGTERM, "Stopped; 1 of 2")
+
+    monkeypatch.setattr(runner, "run", run)
+    with pytest.raises(SystemExit) as ended:
+        experiment()["main"]("recall")
+    assert ended.value.code == 143
+    assert capsys.readouterr().err == "Stopped; 1 of 2\n"
 
 
 FAKE = """

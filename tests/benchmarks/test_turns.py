@@ -32,6 +32,11 @@ def test_a_turn_that_is_not_counted_comes_first():
     assert quartiles(np.array(seconds["a"])) == {"median": 5, "quartiles": [4, 6]}
 
 
+def test_a_peer_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path} cannot be started .Permission"):
+        Peer(str(tmp_path), tmp_path / "peer.py")
+
+
 def test_a_peer_answers_until_it_ends(tmp_path):
     script = tmp_path / "peer.py"
     script.write_text("print(input().replace('2', '4'), flush=True); input()")

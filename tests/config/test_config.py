@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
 import sys
 
 import pytest
@@ -417,6 +418,84 @@ def test_classes_of_one_name_from_several_modules(tmp_path):
     assert from_json(to_json(config)) == config
 
 
+@pytest.fixture
+def hybrid(tmp_path):
+    file = tmp_path / "hybrid.py"
+    file.write_text(
+        "from jaxlab.mixers import attention, delta_product\n"
+        "from jaxlab.models import LMConfig\n"
+        "config = LMConfig(width=192, n_layers=2, pattern=(\n"
+        "  attention.Config(192), delta_product.Config(192)))\n"
+    )
+    return str(file)
+
+
+def test_layers_are_checked_with_the_width_of_their_model(hybrid):
+    """190 fits neither the heads of the file nor those of the options by itself."""
+    heads = "--pattern.0.n-heads 5 --pattern.1.n-heads 10"
+    config = parse_cli([hybrid, "--width", "190", *heads.split()])
+    assert config.pattern == (
+        attention.Config(190, n_heads=5),
+        delta_product.Config(190, n_heads=10),
+    )
+    assert config.feedforward.width == 190
+    assert parse_cli([hybrid]) == load(hybrid)
+
+
+def test_heads_that_do_not_fit_the_width_are_named(hybrid, capsys):
+    arguments = "--width 190 --pattern.0.n-heads 5"
+    with pytest.raises(SystemExit) as ended:
+        parse_cli([hybrid, *arguments.split()])
+    assert ended.value.code == 2
+    said = " ".join(capsys.readouterr().err.replace("│", "").split())
+    assert "pattern.1: width=190 is not divisible by n_heads=4;" in said
+
+
+def test_a_field_that_its_model_sets_is_no_option(hybrid, tiny, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_cli([hybrid, "--pattern.0.width", "7"])
+    assert ended.value.code == 2
+    with pytest.raises(SystemExit):
+        parse_cli([hybrid, "--help"])
+    said = capsys.readouterr().out
+    assert "--width" in said and "--pattern.1.n-heads" in said
+    assert "--pattern.1.width" not in said and "--feedforward.width" not in said
+    # A model that leaves its layers their own width offers it.
+    widths = "--model.width 9 --model.pattern.0.width 7"
+    model = parse_cli([tiny, *widths.split()]).model
+    assert (model.width, model.pattern[0].width) == (9, 7)
+
+
+def test_what_is_set_from_further_out(tmp_path):
+    file = tmp_path / "nested.py"
+    file.write_text(
+        "import dataclasses\n"
+        "def sized(x, outer):\n"
+        "    return dataclasses.replace(x, width=outer.width)\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Inner:\n"
+        "    width: int = 4\n"
+        "    heads: int = 2\n"
+        "    def __post_init__(self):\n"
+        "        if self.width % self.heads: raise ValueError('heads')\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Middle:\n"
+        "    width: int = 4\n"
+        "    inner: Inner = Inner()\n"
+        "    def __post_init__(self):\n"
+        "        object.__setattr__(self, 'inner', sized(self.inner, self))\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Outer:\n"
+        "    width: int = 4\n"
+        "    middle: Middle = Middle()\n"
+        "    def __post_init__(self):\n"
+        "        object.__setattr__(self, 'middle', sized(self.middle, self))\n"
+        "config = Outer()\n"
+    )
+    config = parse_cli([str(file), "--width", "9", "--middle.inner.heads", "3"])
+    assert config.middle.inner.width == 9 and config.middle.inner.heads == 3
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
@@ -453,3 +532,20 @@ def test_help_lists_the_fields(tiny, capsys):
         parse_cli([tiny, "--help"])
     assert ended.value.code == 0
     assert "--model.pattern.1.window" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("with_file", [True, False])
+def test_help_begins_with_the_programs_own_options(tiny, capsys, with_file):
+    with pytest.raises(SystemExit):
+        parse_cli([*([tiny] if with_file else []), "--help"], "Or --resume it.")
+    assert "Or --resume it." in capsys.readouterr().out
+
+
+def test_help_into_a_closed_pipe(tiny, monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w", buffering=1) as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        with pytest.raises(SystemExit) as ended:
+            parse_cli([tiny, "--help"])
+    assert ended.value.code == 0

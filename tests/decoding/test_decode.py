@@ -115,7 +115,9 @@ def test_only_the_tokenizers_ids_and_the_samples_of_each_prompt(key):
     ("changes", "message"),
     [
         ({"prompts": PROMPTS[:, :0], "ids": None}, r"have shape \(3, 0\)"),
-        ({"prompts": PROMPTS[0], "ids": None}, r"have shape \(4,\)"),
+        ({"prompts": PROMPTS[0], "ids": None}, r"prompts has shape \(4,\), but must"),
+        ({"vocab_size": 0}, "vocab_size=0 must be at least 1"),
+        ({"vocab_size": W + 1}, "vocab_size=17 is above the model's 16"),
         ({"ids": IDS[:, 1:]}, r"segment_ids \(3, 3\) must have one shape"),
         ({"samples": 0}, "samples=0"),
     ],
@@ -123,3 +125,48 @@ def test_only_the_tokenizers_ids_and_the_samples_of_each_prompt(key):
 def test_errors(changes, message):
     with pytest.raises(ValueError, match=message):
         run(SamplingParams(1), **changes)
+
+
+def give(**changes):
+    """Decode with changed arguments, which stop it before it begins."""
+    arguments = {"how": SamplingParams(1), "key": KEY, "segment_ids": IDS}
+    return decode(PARAMS, PROMPTS, CFG, **arguments | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"how": {"max_tokens": 1}}, TypeError, "how is of type dict, but must be Sam"),
+        ({"key": 0}, TypeError, r"key is of type int, but must be .* jax.random.key"),
+        ({"key": None}, TypeError, "key is of type NoneType, but must be a PRNG key"),
+        ({"vocab_size": 2.5}, TypeError, "vocab_size=2.5 must be a whole number"),
+        ({"vocab_size": "all"}, TypeError, "vocab_size='all' must be a whole number"),
+        ({"samples": 1.5}, TypeError, "samples=1.5 must be a whole number"),
+        ({"samples": True}, TypeError, "samples=True must be a whole number"),
+        ({"segment_ids": IDS.tolist()}, TypeError, "segment_ids is of type list, but"),
+        (
+            {"segment_ids": IDS.at[1, -1].set(-1)},
+            ValueError,
+            "Prompt 1 ends with padding, .* pad prompts on the left",
+        ),
+        (
+            {"how": SamplingParams(1, stop=(3, W))},
+            ValueError,
+            r"stop=\(3, 16\) has the id 16, but only the ids 0 to 15 are drawn",
+        ),
+        (
+            {"how": SamplingParams(1, stop=(9,)), "vocab_size": 5},
+            ValueError,
+            "has the id 9, but only the ids 0 to 4 are drawn",
+        ),
+    ],
+)
+def test_what_is_known_before_it_begins(changes, error, message):
+    with pytest.raises(error, match=message):
+        give(**changes)
+
+
+@pytest.mark.parametrize("room", (-1, 1.5, None))
+def test_room_for_tokens_is_a_count(room):
+    with pytest.raises((TypeError, ValueError), match=f"max_tokens={room} must be"):
+        prefill(PARAMS, PROMPTS, CFG, max_tokens=room)

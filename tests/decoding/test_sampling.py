@@ -1,5 +1,7 @@
 """Sampling rules: draws follow the adjusted distribution, at every temperature."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,6 +81,27 @@ def test_the_lowest_temperatures_take_the_largest_logit(temperature, top_p):
 )
 def test_errors(settings, message):
     with pytest.raises(ValueError, match=message):
+        SamplingParams(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_tokens": 1.5},
+        {"max_tokens": "all"},
+        {"temperature": "high"},
+        {"temperature": None},
+        {"top_p": True},
+        {"seed": 0.5},
+        {"stop": (1.5,)},
+        {"stop": ("end",)},
+    ],
+    ids=str,
+)
+def test_other_types(settings):
+    ((name, value),) = settings.items()
+    message = re.escape(f"{name}={value!r} must")
+    with pytest.raises(TypeError, match=message):
         SamplingParams(**settings)
 
 

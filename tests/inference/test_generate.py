@@ -52,7 +52,7 @@ def test_a_row_ends_with_a_stop_token(key):
     free = np.asarray(generate(params, prompt, CFG, how))
     stop = int(free[0, 3])
     tokens = np.asarray(
-        generate(params, prompt, CFG, dataclasses.replace(how, stop=(stop, 99)))
+        generate(params, prompt, CFG, dataclasses.replace(how, stop=(stop,)))
     )
     for row, expected in zip(tokens, free, strict=True):
         end = int(np.argmax(expected == stop)) if stop in expected else 30
@@ -73,6 +73,22 @@ def test_settings_saved_by_their_older_name_are_settings():
         (
             lambda: generate({}, jnp.zeros((1, 0), jnp.int32), CFG, SamplingParams()),
             r"shape \(1, 0\)",
+        ),
+        (
+            lambda: generate({}, jnp.full((1, 2), 16), CFG, SamplingParams()),
+            r"prompts\[0, 0\] is 16, but the model's ids are 0 to 15",
+        ),
+        (
+            lambda: generate(
+                {}, jnp.ones((1, 2), int), CFG, SamplingParams(), vocab_size=17
+            ),
+            "vocab_size=17 is above the model's 16",
+        ),
+        (
+            lambda: generate(
+                {}, jnp.ones((1, 2), int), CFG, SamplingParams(), vocab_size=0
+            ),
+            "vocab_size=0 must be at least 1",
         ),
     ],
 )

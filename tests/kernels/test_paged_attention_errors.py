@@ -1,7 +1,10 @@
 """What paged attention says to a caller's mistakes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from benchmarks.cases import paged_attention as cases
@@ -31,6 +34,9 @@ def arguments(**changed):
     return good | changed
 
 
+ARRAYS = tuple(arguments())
+NAN = float("nan")
+INT8 = {name: ones(6, 3, 2, 8, dtype=jnp.int8) for name in ("k_pages", "v_pages")}
 VALUE_ERRORS = [
     ({"q": ones(5, 4)}, r"q has shape \(5, 4\), .* axes \[Tq, Hq, D\]"),
     ({"k_pages": ones(6, 3, 2, 9)}, r"k_pages has shape .* with D = 8 as in q"),
@@ -48,6 +54,15 @@ VALUE_ERRORS = [
         {"kv_lens": integers(8, 7)},
         r"page_table\[1, 2\] is 99, but sequence 1 has 7 keys",
     ),
+    ({"kv_lens": integers(8, 3)}, "sequence 1 has 4 queries and 3 keys, but kv_lens"),
+    (INT8, "the pages are int8 and k_scale is None, .* divided by"),
+    (INT8 | {"k_scale": 0.1}, "the pages are int8 and v_scale is None"),
+    ({"v_scale": 0.1}, "v_scale is given, but the pages are float32, .* leave it out"),
+    (INT8 | {"k_scale": NAN, "v_scale": 0.1}, "k_scale is nan, .* must be finite"),
+    ({"scale": NAN}, "scale is nan, but it must be finite"),
+    ({"scale": float("inf")}, "scale is inf, but it must be finite"),
+    ({"scale": ones(4)}, r"scale has shape \(4,\), but it must be one number"),
+    ({"scale": [1.0]}, r"scale has shape \(1,\), but it must be one number"),
     (
         {"k_scale": ones(6, 3)},
         r"k_scale has .* the 3 axes \[P, page, Hkv\] or a scalar",
@@ -57,6 +72,11 @@ VALUE_ERRORS = [
     ({"soft_cap": -1.0}, "soft_cap is -1.0, but it must be above 0"),
     ({"soft_cap": float("inf")}, "soft_cap is inf, .* None leaves the scores"),
     ({"implementation": "cuda"}, "no implementation 'cuda'; choose one of"),
+    ({"implementation": 1}, "no implementation 1; choose one of"),
+    ({"implementation": ["xla"]}, r"no implementation \['xla'\]; choose one of"),
+    ({"implementation": max}, "no implementation <built-in function max>; choose"),
+    ({"kv_lens": 8}, r"kv_lens has shape \(\), .* the 1 axes \[S\]"),
+    ({"page_table": integers(0, 1)}, r"page_table has .* 2 axes \[S, pages_per_seq\]"),
 ]
 TYPE_ERRORS = [
     ({"q": ones(5, 4, 8, dtype=jnp.float16)}, "q has dtype float16, .* bfloat16"),
@@ -70,6 +90,13 @@ TYPE_ERRORS = [
     ({"k_scale": ones(6, 3, 2, dtype=int)}, "k_scale has dtype int32, .* float32"),
     ({"window": 4.0}, "window is 4.0, but it must be an int"),
     ({"soft_cap": "high"}, "soft_cap is 'high', but it must be a float"),
+    ({"scale": "half"}, "scale is of type str and makes no array of numbers"),
+    ({"scale": 1j}, "scale has dtype complex64, but it must be a real number"),
+    ({"scale": True}, "scale has dtype bool, but it must be a real number"),
+    ({"return_log_sum_exp": "no"}, "return_log_sum_exp is 'no', .* True or False"),
+    ({"q": {}}, "q is of type dict and makes no array of numbers; give a jax.Array"),
+    ({"page_table": [[0, 1, 2], [3, 4]]}, "page_table is of type list and makes no"),
+    *[({name: None}, f"{name} is None, but it must be an array") for name in ARRAYS],
 ]
 
 
@@ -85,8 +112,53 @@ def test_wrong_types(changed, message):
         paged_attention(**arguments(**changed))
 
 
+KNOWN = [
+    ("cu_q_lens", [0, 4, 3], "cu_q_lens is .* without falling"),
+    ("kv_lens", [8, 13], "kv_lens is .* page = 12 keys"),
+    ("kv_lens", [8, 3], "sequence 1 has 4 queries and 3 keys"),
+    ("page_table", [[0, 6, 2, 9], [3, 4, 9, 9]], r"page_table\[0, 1\] is 6"),
+]
+
+
+@pytest.mark.parametrize("dtype", (np.int32, np.uint32))
+@pytest.mark.parametrize(("name", "value", "message"), KNOWN)
+def test_what_is_known_is_checked_where_the_queries_are_traced(
+    name, value, message, dtype
+):
+    integers = {n: np.asarray(x) for n, x in arguments().items() if x.dtype == "int32"}
+    integers[name] = np.array(value, dtype)
+
+    def call(q):
+        return paged_attention(**arguments(q=q, **integers))
+
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(call, ones(5, 4, 8))
+
+
+def test_a_known_length_is_checked_where_the_table_is_traced():
+    def call(table, lengths):
+        return paged_attention(**arguments(page_table=table, kv_lens=lengths))
+
+    table = arguments()["page_table"]
+    assert jax.eval_shape(call, table, np.array([8, 13])).shape == (5, 4, 8)
+    with pytest.raises(ValueError, match="kv_lens is .* page = 12 keys"):
+        jax.eval_shape(lambda table: call(table, np.array([8, 13])), table)
+
+
+def right(**changed):
+    """The shape of the result of arguments that are right."""
+    call = functools.partial(paged_attention, **arguments(**changed))
+    return jax.eval_shape(call).shape
+
+
 def test_the_arguments_of_these_tests_are_right():
     assert paged_attention(**arguments()).shape == (5, 4, 8)
+    as_lists = {n: np.asarray(x).tolist() for n, x in arguments().items()}
+    float8 = {name: x.astype(jnp.float8_e4m3fn) for name, x in INT8.items()}
+    scales = {"k_scale": 0.1, "v_scale": ones(6, 3, 2)}
+    for changed in (as_lists, INT8 | scales, float8, float8 | scales):
+        assert right(**changed) == (5, 4, 8)
+    assert right(kv_lens=integers(8, 0)) == (5, 4, 8)  # it waits without keys
 
 
 def test_the_gpu_kernel_is_for_hopper():

@@ -1,6 +1,5 @@
 """The GPU kernel of paged attention, interpreted on a CPU and compiled for Hopper."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from paged_attention_law import bfloat16_error, compiled
@@ -84,13 +83,6 @@ def test_without_queries():
 def test_what_it_cannot_take(heads, change, message):
     arrays = cases.draw(((1, 3),), heads, ROOM, **{"dtype": "bfloat16"} | change)
     with pytest.raises(NotImplementedError, match=message):
-        paged_attention(**arrays, **GPU)
-
-
-def test_a_scale_a_token_and_head_it_cannot_take():
-    arrays = cases.draw(DECODE, SMALL, ROOM, dtype="bfloat16")
-    arrays["v_scale"] = jnp.ones(arrays["v_pages"].shape[:3], jnp.float32)
-    with pytest.raises(NotImplementedError, match="v_scale has a number for each"):
         paged_attention(**arrays, **GPU)
 
 

@@ -112,3 +112,15 @@ def test_wrong_parts():
         merge_partials([o], [o])
     with pytest.raises(ValueError, match=r"has shape \(3, 2\) .* must be \(4, 2\)"):
         merge_partials([o, o[:3]], [lse, lse[:3]])
+    with pytest.raises(ValueError, match=r"has shape \(\) and its .*, \[..., D\]"):
+        merge_partials([lse[0]], [lse[0]])
+    with pytest.raises(ValueError, match="outputs is one number, .* a list of arrays"):
+        merge_partials(lse[0], lse)
+    for wrong, message in (
+        (None, "outputs is None, but it must be an array"),
+        ([o, None], r"outputs\[1\] is None, but it must be an array"),
+        (["text"], r"outputs\[0\] is of type str and makes no array of numbers"),
+        ([o.astype(int)], r"outputs\[0\] has dtype int32, .* one of float32"),
+    ):
+        with pytest.raises(TypeError, match="merge_partials: " + message):
+            merge_partials(wrong, [lse])

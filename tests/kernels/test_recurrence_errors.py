@@ -1,5 +1,8 @@
 """What the recurrences say to a caller's mistakes."""
 
+import functools
+
+import jax
 import numpy as np
 import pytest
 
@@ -29,6 +32,11 @@ GOOD = {
         "C": ones(2, 5, 4),
         "D": ones(3),
     },
+}
+PRODUCT = KEYS | {
+    "k": ones(2, 5, 2, 3, 4),
+    "v": ones(2, 5, 2, 3, 6),
+    "beta": ones(2, 5, 2, 3),
 }
 STATE = {delta_rule: "HKV", gated_linear_attention: "HKV", selective_scan: "EN"}
 
@@ -87,6 +95,10 @@ STREAM_ERRORS = [
     ({"cu_seqlens": ints(3), "segment_ids": ints(2, 5)}, "pass only one of them"),
     ({"chunk_size": 0}, "chunk_size is 0, but a chunk has at least one token"),
     ({"implementation": "cuda"}, "no implementation 'cuda'; choose one of"),
+    ({"implementation": 1}, "no implementation 1; choose one of"),
+    ({"implementation": ["xla"]}, r"no implementation \['xla'\]; choose one of"),
+    ({"implementation": {}}, "no implementation {}; choose one of"),
+    ({"implementation": str}, "no implementation <class 'str'>; choose one of"),
 ]
 TYPE_ERRORS = {
     delta_rule: [
@@ -107,6 +119,27 @@ SETTING_TYPE_ERRORS = [
     ({"cu_seqlens": ones(3)}, "cu_seqlens has dtype float32, .* integers"),
     ({"chunk_size": 16.0}, "chunk_size is 16.0, but it must be an int"),
     ({"chunk_size": True}, "chunk_size is True, but it must be an int"),
+    ({"chunk_size": "16"}, "chunk_size is '16', but it must be an int"),
+    ({"{first}": None}, "{first} is None, but it must be an array"),
+    ({"{second}": None}, "{second} is None, but it must be an array"),
+    ({"{first}": "text"}, "{first} is of type str and makes no array of numbers; give"),
+    ({"{first}": {}}, "{first} is of type dict and makes no array"),
+    ({"{first}": [[1.0], [1.0, 2.0]]}, "{first} is of type list and makes no array"),
+    ({"{first}": np.array([None])}, "{first} is of type ndarray and makes no array"),
+    ({"segment_ids": "text"}, "segment_ids is of type str and makes no array"),
+    ({"initial_state": object()}, "initial_state is of type object and makes no array"),
+    ({"{first}": ones(2, 5, 3, 4, dtype="c8")}, "{first} has dtype complex64"),
+]
+SCALED = (delta_rule, delta_product, gated_linear_attention)
+SCALE_ERRORS = [
+    (float("nan"), ValueError, "scale is nan, but it must be finite"),
+    (np.float32("inf"), ValueError, "scale is inf, but it must be finite"),
+    (ones(3), ValueError, r"scale has shape \(3,\), but .* multiply q by them"),
+    (ones(6), ValueError, r"scale has shape \(6,\), but it must be one number"),
+    ([1.0], ValueError, r"scale has shape \(1,\), but it must be one number"),
+    (True, TypeError, "scale has dtype bool, but it must be a real number"),
+    (1j, TypeError, "scale has dtype complex64, but it must be a real number"),
+    ("half", TypeError, "scale is of type str and makes no array"),
 ]
 REASONS = {
     delta_rule: {"pallas_gpu": "its GPU kernel runs on a Hopper GPU"},
@@ -130,17 +163,50 @@ def every(errors, shared):
 every_operation = pytest.mark.parametrize("f", GOOD, ids=lambda f: f.__name__)
 
 
+def call(f, changed):
+    """Call with changed arguments; {first} and {second} are the first two."""
+    first, second, *_ = GOOD[f]
+    changed = {n.format(first=first, second=second): x for n, x in changed.items()}
+    return f(**GOOD[f] | changed)
+
+
+def said(f, message):
+    first, second, *_ = GOOD[f]
+    for place, name in (("{first}", first), ("{second}", second)):
+        message = message.replace(place, name)
+    return f"{f.__name__}.*" + message
+
+
 @every(VALUE_ERRORS, STREAM_ERRORS)
 def test_wrong_values(f, changed, message):
-    message = message.replace("{first}", next(iter(GOOD[f])))
-    with pytest.raises(ValueError, match=f"{f.__name__}.*" + message):
-        f(**GOOD[f] | changed)
+    with pytest.raises(ValueError, match=said(f, message)):
+        call(f, changed)
 
 
 @every(TYPE_ERRORS, SETTING_TYPE_ERRORS)
 def test_wrong_types(f, changed, message):
-    with pytest.raises(TypeError, match=f"{f.__name__}.*" + message):
-        f(**GOOD[f] | changed)
+    with pytest.raises(TypeError, match=said(f, message)):
+        call(f, changed)
+
+
+@pytest.mark.parametrize("f", SCALED, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(("scale", "error", "message"), SCALE_ERRORS)
+def test_a_scale_is_one_finite_number(scale, error, message, f):
+    good = PRODUCT if f is delta_product else GOOD[f]
+    with pytest.raises(error, match=f"{f.__name__}: " + message):
+        f(**good, scale=scale)
+
+
+@pytest.mark.parametrize("f", SCALED, ids=lambda f: f.__name__)
+def test_a_traced_scale_is_checked_as_far_as_it_is_known(f):
+    good = PRODUCT if f is delta_product else GOOD[f]
+
+    def shapes(scale):
+        return jax.eval_shape(lambda s: f(**good, scale=s), scale)
+
+    assert shapes(float("nan"))[0].shape == (2, 5, 3, 6)
+    with pytest.raises(ValueError, match="scale has shape .*, but it must be one num"):
+        shapes(ones(6))
 
 
 @pytest.mark.parametrize("f", (delta_rule, gated_linear_attention))
@@ -161,14 +227,23 @@ def test_a_state_for_each_sequence(f):
 
 @every_operation
 @pytest.mark.parametrize("bounds", ([0, 4, 2], [0, 6], [1, 5], [0, 3, 6]))
-def test_sequences_that_fall_or_leave_the_row(bounds, f):
+@pytest.mark.parametrize("dtype", (np.int32, np.uint32))
+def test_sequences_that_fall_or_leave_the_row(dtype, bounds, f):
+    """Also where the tokens are traced and the bounds are not."""
     row = {n: x[:1] if len(x) == 2 else x for n, x in GOOD[f].items()}
-    with pytest.raises(ValueError, match="must rise from 0 to at most T = 5"):
-        f(**row, cu_seqlens=np.array(bounds))
+    bounds = np.array(bounds, dtype)
+    split = functools.partial(f, cu_seqlens=bounds)
+    for run in (split, functools.partial(jax.eval_shape, split)):
+        with pytest.raises(ValueError, match="must rise from 0 to at most T = 5"):
+            run(**row)
 
 
-def test_delta_product_names_its_own_axes():
-    keys = {"k": ones(2, 5, 2, 3, 4), "beta": ones(2, 5, 2, 3)}
+def test_delta_product_names_its_own_axes_and_arguments():
+    keys = {name: PRODUCT[name] for name in ("k", "beta")}
+    with pytest.raises(TypeError, match="delta_product: beta is None, but it must be"):
+        delta_product(**PRODUCT | {"beta": None})
+    with pytest.raises(ValueError, match="delta_product has no implementation 1; cho"):
+        delta_product(**PRODUCT, implementation=1)
     good = GOOD[delta_rule]
     with pytest.raises(ValueError, match=r"delta_product: k .* \[B, T, N, H, K\]"):
         delta_product(**good)

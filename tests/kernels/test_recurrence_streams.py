@@ -151,3 +151,34 @@ def test_the_future_does_not_change_the_past(op, name, form):
         after = run(op, later, form, segment_ids=ids)[op.output]
         np.testing.assert_array_equal(before[:, :t], after[:, :t])
         assert (before[:, t] != after[:, t]).all()
+
+
+@over_forms
+@over_inputs(lambda op: op.bitwise[:1])
+def test_what_is_not_finite_stays_in_its_segment(op, name, form):
+    """In any operand, in the state before, and in gradients for what is lost."""
+    ids = np.stack([np.arange(150) // 15, SEGMENTS[0]])
+    inputs = op.draw(name)
+    broken = op.cut(inputs, slice(None))
+    lost = np.zeros_like(ids, bool)
+    for i, operand in enumerate([*op.tokens, op.tokens[0]][:5]):
+        first, end = 30 * i + 20, 30 * i + 30  # a token of every second segment
+        broken[operand][(0, first, *[0] * (broken[operand].ndim - 2))] = np.nan
+        lost[0, first:end] = True
+    broken["initial_state"][(1, *[0] * (broken["initial_state"].ndim - 1))] = np.inf
+    lost[1] = ids[1] == 7  # the first
+    lost_state = [True, False]
+    inputs[f"d_{op.output}"][lost] = 0
+    broken[f"d_{op.output}"][lost] = np.nan
+    inputs["d_state"][lost_state] = 0
+    broken["d_state"][lost_state] = np.nan
+
+    want = run(op, inputs, form, segment_ids=ids)
+    got = run(op, broken, form, segment_ids=ids)
+    assert np.isnan(got[op.output][lost]).all() and np.isnan(got["state"][0]).all()
+    np.testing.assert_array_equal(got["state"][1], want["state"][1])
+    for tensor in op.over_time:
+        kept, expected = got[tensor][~lost], want[tensor][~lost]
+        np.testing.assert_array_equal(kept, expected, err_msg=tensor)
+    for weight in op.weights:
+        np.testing.assert_array_equal(got[f"d_{weight}"], want[f"d_{weight}"])

@@ -23,8 +23,8 @@ from jaxlab.mixers import (
 )
 
 WIDTH, B, T = 16, 2, 14  # T is off every block size
-# Every length a mixer runs at, and is compiled for: 1 + 5 + 8 = T, and 8 ends a block.
-LENGTHS = (1, 5, 8)
+# Every other length a mixer is compiled for: 6 + 8 = T, and 8 ends a block.
+LENGTHS = (6, 8)
 
 CASES = {
     "attention": attention.Config(WIDTH, n_heads=2),
@@ -119,7 +119,7 @@ class Law:
         self.x = np.asarray(jax.random.normal(key, (B, T, WIDTH)))
         self.run = jax.jit(functools.partial(self.mixer.forward, cfg=cfg))
         self.one = jax.jit(functools.partial(self.mixer.step, cfg=cfg))
-        self.pullback = jax.jit(self._pullback)
+        self._differentiated = jax.jit(self._with_pullback)
 
     def state(self):
         return self.mixer.init_state(self.cfg, B, 2 * T)
@@ -137,13 +137,20 @@ class Law:
             y, state = self.forward(piece, state=state)
             yield y, state
 
-    def _pullback(self, p, x, dy, segment_ids=None):
+    def differentiated(self, x, segment_ids=None):
+        """The outputs from no state, by the program that also has the gradients."""
+        return self._differentiated(self.params, x, np.zeros_like(x), segment_ids)[0]
+
+    def pullback(self, p, x, dy, segment_ids=None):
         """The gradients of sum(y dy) for the parameters and for x."""
+        return self._differentiated(p, x, dy, segment_ids)[1]
+
+    def _with_pullback(self, p, x, dy, segment_ids):
         forward = functools.partial(
             self.mixer.forward, cfg=self.cfg, segment_ids=segment_ids
         )
         y, vjp = jax.vjp(lambda p, x: forward(p, x)[0], p, x)
-        return vjp(dy.astype(y.dtype))
+        return y, vjp(dy.astype(y.dtype))
 
 
 def close(actual, expected, tolerance=2e-5):
@@ -169,9 +176,10 @@ def test_forward_equals_scan_of_step(law):
     y, final = law.forward(law.x, state=law.state())
     close(np.stack(ys, 1), y)
     close(state, final)
+    close(law.differentiated(law.x[:, :1]), y[:, :1])
 
 
-@pytest.mark.parametrize("lengths", [(1, 5, 8), (8, 5, 1)])
+@pytest.mark.parametrize("lengths", [(6, 8), (8, 6)])
 def test_split_with_state_equals_whole(law, lengths):
     whole, final = law.forward(law.x, state=law.state())
     ys, states = zip(*law.pieces(law.x, lengths, law.state()), strict=True)
@@ -193,8 +201,9 @@ def test_causal_by_perturbation(law, segment_ids):
     """Changing token 7 of row 0 moves only later tokens of its own document."""
     change = law.x.copy()
     change[0, 7] += 1
-    before = law.outputs(law.x, segment_ids=segment_ids)
-    after = law.outputs(change, segment_ids=segment_ids)
+    state = None if segment_ids is None else law.state()
+    before = law.outputs(law.x, segment_ids=segment_ids, state=state)
+    after = law.outputs(change, segment_ids=segment_ids, state=state)
     same = np.all(np.asarray(before) == np.asarray(after), axis=-1)
     expected = np.ones((B, T), bool)
     expected[0, 7 : T if segment_ids is None else 9] = False
@@ -206,14 +215,16 @@ def test_causal_by_perturbation(law, segment_ids):
 @pytest.mark.parametrize("last_id", [3, 0])
 def test_packed_documents_equal_separate_runs(law, last_id):
     """Also where the last document has the id of the first again."""
-    ids = row(*[0] * 8, *[1] * 1, *[last_id] * 5)
+    ids = row(*[0] * 6, *[1] * 2, *[last_id] * 6)
     packed, final = law.forward(law.x, segment_ids=ids, state=law.state())
-    close(law.outputs(law.x, segment_ids=ids), packed)
-    apart = []
-    for lo, hi in ((0, 8), (8, 9), (9, 14)):
-        y, state = law.forward(law.x[:, lo:hi], state=law.state())
-        apart.append(y)
-    close(packed, np.concatenate(apart, 1))
+    close(law.differentiated(law.x, ids), packed)
+    first, _ = law.forward(law.x[:, :6], state=law.state())
+    state, second = law.state(), []
+    for t in (6, 7):
+        y, state = law.one(law.params, law.x[:, t], state=state)
+        second.append(y[:, None])
+    third, state = law.forward(law.x[:, 8:], state=law.state())
+    close(packed, np.concatenate([first, *second, third], 1))
     for t in range(3):  # the final state is the last document's
         y1, state = law.one(law.params, law.x[:, t], state=state)
         y2, final = law.one(law.params, law.x[:, t], state=final)
@@ -222,10 +233,10 @@ def test_packed_documents_equal_separate_runs(law, last_id):
 
 def test_state_belongs_to_the_first_document(law):
     _, state = law.forward(law.x, state=law.state())
-    ids = row(*[5] * 5, *[6] * 8, *[7] * 1)
+    ids = row(*[5] * 6, *[6] * 8)
     y, _ = law.forward(law.x, segment_ids=ids, state=state)
-    close(y[:, :5], law.forward(law.x[:, :5], state=state)[0])
-    close(y[:, 5:13], law.forward(law.x[:, 5:13], state=law.state())[0])
+    close(y[:, :6], law.forward(law.x[:, :6], state=state)[0])
+    close(y[:, 6:], law.forward(law.x[:, 6:], state=law.state())[0])
 
 
 @pytest.mark.parametrize("left", [0, 3])
@@ -255,6 +266,33 @@ def test_padding_may_hold_anything(law):
         return np.where(present, y, 0), final, law.pullback(law.params, x, dy, ids)
 
     jax.tree.map(np.testing.assert_array_equal, results(dirty), results(law.x))
+
+
+def test_what_is_not_finite_stays_in_its_document(law):
+    """In tokens or states: outputs and gradients of other documents are the same."""
+    ids = np.stack([np.repeat([0, 1, 2], [5, 5, 4]), np.repeat([0, 1, -1], [6, 6, 2])])
+    x, state = law.x.copy(), law.state()
+    lost = np.zeros((B, T), bool)
+    x[0, 7], lost[0, 7:10] = np.nan, True
+    x[1, 9], lost[1, 9:12] = np.inf, True
+    dy = np.where(lost[..., None], 0.0, law.x[::-1])
+    want, _ = law.forward(law.x, segment_ids=ids, state=state)
+    got, final = law.forward(x, segment_ids=ids, state=state)
+    np.testing.assert_array_equal(got[~lost], np.asarray(want)[~lost])
+    assert np.all(np.isnan(np.asarray(got)[lost]))
+    for leaf in jax.tree.leaves(final):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            assert np.all(np.isfinite(leaf[0])) and np.all(np.isnan(leaf[1]))
+    d_params, d_x = law.pullback(
+        law.params, x, np.where(lost[..., None], np.nan, dy), ids
+    )
+    want_params, want_x = law.pullback(law.params, law.x, dy, ids)
+    np.testing.assert_array_equal(np.asarray(d_x)[~lost], np.asarray(want_x)[~lost])
+    close(d_params, want_params)
+
+    _, broken = law.forward(law.x * np.inf, segment_ids=ids, state=state)
+    y = np.asarray(law.outputs(law.x, segment_ids=ids, state=broken))
+    assert np.all(np.isnan(y[ids == 0])) and np.all(np.isfinite(y[ids > 0]))
 
 
 def test_rows_do_not_mix(law):

@@ -198,7 +198,11 @@ def test_batch_grows_as_the_gradient_vanishes():
     ("change", "batch", "message"),
     (
         ({"eta": 1.0}, (8, 2), "eta=1.0 must be between 0 and 1"),
-        ({"largest": 0}, (8, 2), "largest=0 must be at least 1 row"),
+        (
+            {"largest": 0},
+            (8, 2),
+            "largest=0 must be a whole number of rows, at least 1",
+        ),
         ({}, (8, 1), "accumulate=1 leaves one; set accumulate to 2 or more"),
         ({}, (12, 3), "batch=12 rows are not 1, 2, 4, 8, ... parts of 4 rows"),
         ({}, (9, 2), "A batch of 9 rows does not divide into accumulate=2"),
@@ -215,8 +219,8 @@ def test_batches_that_cannot_be(change, batch, message):
     ("squares", "mean_square", "groups", "message"),
     (
         (1.0, 0.5, 1, "groups=1; accumulate at least 2 micro-batches"),
-        (math.nan, 0.5, 2, "squares=nan and mean_square=0.5 are squared norms"),
-        (1.0, math.inf, 2, "must be finite and not below 0"),
+        (math.nan, 0.5, 2, "squares=nan must be finite and at least 0"),
+        (1.0, math.inf, 2, "mean_square=inf must be finite and at least 0"),
         (-1.0, 0.5, 2, "squares=-1.0"),
     ),
 )

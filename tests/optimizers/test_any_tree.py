@@ -334,17 +334,25 @@ def test_a_tree_of_another_structure_is_refused(name):
     narrow = weights | {"dense": {"kernel": weights["dense"]["kernel"]}}
     longer = weights | {"stack": jnp.ones((3, OUT, OUT))}
     for g, message in (
-        (narrow, "updates have no leaf 'dense/bias', which the parameters given to"),
+        (
+            narrow,
+            "'dense/bias' is in the parameters given to update, but not in the upd",
+        ),
         (
             longer,
-            r"'stack' has shape \(3, 4, 4\) in the updates and \(2, 4, 4\) in the",
+            r"'stack' has shape \(3, 4, 4\) in the updates, but \(2, 4, 4\) in the",
         ),
-        (weights | {"more": jnp.ones(2)}, "parameters .* have no leaf 'more'"),
+        (
+            weights | {"more": jnp.ones(2)},
+            "'more' is in the updates, but not in the param",
+        ),
     ):
         step = functools.partial(update, optimizer)
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(step, g, state, weights, stats)
-    with pytest.raises(ValueError, match="specs have no leaf 'more'"):
+    with pytest.raises(
+        ValueError, match="'more' is in the parameters, but not in the spec"
+    ):
         jax.eval_shape(BUILD[name](specs=SPECS).init, weights | {"more": jnp.ones(2)})
 
 
@@ -355,7 +363,7 @@ def test_updates_are_compared_with_the_state_where_parameters_are_not_given(scal
     weights = jax.tree.unflatten(jax.tree.structure(SPECS), leaves_of(0))
     state = jax.eval_shape(scale_by().init, weights)
     other = weights | {"dense": {"bias": weights["dense"]["bias"]}}
-    with pytest.raises(ValueError, match="'dense/kernel'"):
+    with pytest.raises(ValueError, match="dense/kernel"):
         jax.eval_shape(scale_by().update, other, state)
 
 

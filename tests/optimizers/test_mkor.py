@@ -321,7 +321,7 @@ def test_settings_that_cannot_be(change, message):
         ({"b": None}, "have no tap for w .* give a tree like the parameters"),
         (
             taps(np.ones(IN + 1), np.ones(OUT)),
-            r"a of shape \(6,\) and g of shape \(3,\), which must be",
+            r"has a of shape \(6,\), but it must be \(5,\); give the taps",
         ),
         (
             taps(np.ones(IN), np.ones(OUT)) | {"table": taps([1.0], [1.0])["w"]},

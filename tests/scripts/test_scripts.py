@@ -2,10 +2,14 @@
 
 import json
 import pathlib
+import runpy
 import subprocess
 import sys
 
 import pytest
+
+from jaxlab.data import CorpusConfig, GroupWordProblem, build, open_corpus
+from jaxlab.training import TaskData, TextData
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SMALL = (
@@ -49,6 +53,52 @@ def test_evaluate_prints_scores(trained):
     scores = json.loads(run("scripts/evaluate.py", trained, "--tokens", "256"))
     assert scores["step"] == 3 and 0 < scores["bits_per_byte"] < 20
     assert scores["unigram_bits_per_byte"] > 0
+
+
+EVALUATE = runpy.run_path(str(ROOT / "scripts" / "evaluate.py"))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "least"),
+    [
+        *(("length", x, 1) for x in (0, -5)),
+        *((name, 0, 1) for name in ("batch_size", "tokens", "rows")),
+        ("step", -1, 0),
+    ],
+)
+def test_an_option_of_evaluate_below_its_least(option, value, least):
+    args = EVALUATE["Arguments"]("runs/nowhere", **{option: value})
+    name = option.replace("_", "-")
+    with pytest.raises(ValueError, match=f"--{name} {value} must be at least {least}."):
+        EVALUATE["scores"](args)
+
+
+def test_rows_longer_than_the_heldout_text(tmp_path):
+    for i in range(8):
+        (tmp_path / f"{i}.txt").write_text("a sentence, and another one. " * 9)
+    corpus = CorpusConfig(
+        directory=str(tmp_path / "corpus"), sources=(str(tmp_path / "*.txt"),)
+    )
+    build(corpus)
+    tokens = open_corpus(corpus.directory).split("heldout").tokens
+    asked = EVALUATE["Arguments"]("runs/x", length=tokens - 1)
+    given = EVALUATE["text"](asked, TextData(corpus))
+    assert given.sequence_length == tokens - 1 and given.eval_tokens is None
+    for length in (tokens, 10**9):
+        asked.length = length
+        sentence = f"--length {length} does not .* {tokens} tokens; .* {tokens - 1}."
+        with pytest.raises(ValueError, match=sentence):
+            EVALUATE["text"](asked, TextData(corpus))
+
+
+def test_rows_are_of_tasks_and_tokens_of_text():
+    args = EVALUATE["Arguments"]
+    with pytest.raises(ValueError, match="--rows is for a task, and runs/x was traine"):
+        EVALUATE["text"](args("runs/x", rows=5), TextData())
+    with pytest.raises(ValueError, match="--tokens is for text, and runs/x was train"):
+        EVALUATE["task"](args("runs/x", tokens=5), TaskData())
+    found = EVALUATE["task"](args("runs/x", length=9), TaskData())
+    assert found == TaskData(GroupWordProblem(length=9), eval_rows=1024)
 
 
 @pytest.mark.parametrize(

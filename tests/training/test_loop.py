@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -187,7 +188,10 @@ def start_process(cfg, port, index):
 
 @pytest.mark.slow
 def test_two_processes_stop_together_and_resume(cfg):
-    """SIGTERM to one of them; the losses are those of one process, up to rounding."""
+    """Ctrl-C in one of them, then one is killed.
+
+    The losses are those of one process, up to rounding.
+    """
     cfg = dataclasses.replace(cfg, steps=60, eval_every=60, checkpoint_every=20)
     alone = dataclasses.replace(cfg, name="alone")
     train(alone)
@@ -200,10 +204,22 @@ def test_two_processes_stop_together_and_resume(cfg):
 
     children = pair()
     wait_for_step(cfg, children[0], 2)
-    children[1].send_signal(signal.SIGTERM)
+    children[1].send_signal(signal.SIGINT)
     said = [finish(child) for child in children]
     done = len(losses(cfg))
     assert 2 <= done < 60 and f"SIGTERM: saved step {done} of 60" in said[0]
+    assert "SIGINT: the step under way is finished and saved" in said[1]
+
+    children = pair()
+    wait_for_step(cfg, children[0], done + 2)
+    children[1].kill()
+    killed = time.monotonic()
+    _, said = children[0].communicate()
+    assert children[0].returncode == 1 and time.monotonic() - killed < 20
+    sentence = rf"error: process 1 \({children[1].pid} on .*\) of 2 has shown no sign"
+    assert re.search(sentence, said) and "Resume" in said and "Traceback" not in said
+    children[1].communicate()
+
     for child in pair():
         finish(child)
     steps, found = zip(*losses(cfg), strict=True)
@@ -438,6 +454,13 @@ def test_parts_that_do_not_fit(cfg, changes, message):
         train(dataclasses.replace(cfg, **changes))
 
 
+def test_what_no_machine_has_is_refused_before_it_is_tried(cfg):
+    with pytest.raises(ValueError, match="rows of 24 tokens needs 480 GB of memory"):
+        train(dataclasses.replace(cfg, batch_size=10**9))
+    with pytest.raises(ValueError, match="a counter of 32 bits"):
+        dataclasses.replace(cfg, steps=10**10)
+
+
 @pytest.mark.parametrize("field", ["steps", "batch_size", "log_every"])
 def test_counts_must_be_positive(field):
     with pytest.raises(ValueError, match=f"{field}=0"):
@@ -456,10 +479,10 @@ def test_own_text_does_not_take_the_place_of_the_default_corpus():
 
 
 def test_a_corpus_without_heldout_files_is_refused_before_training(cfg, tmp_path):
-    (tmp_path / "one.txt").write_text("only one file " * 20)
+    (tmp_path / "one.txt").write_text("too short")
     corpus = CorpusConfig(
         directory=str(tmp_path / "corpus"), sources=(str(tmp_path / "one.txt"),)
     )
     alone = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, corpus=corpus))
-    with pytest.raises(ValueError, match="holds one file"):
+    with pytest.raises(ValueError, match="holds nothing out"):
         train(alone)

@@ -59,6 +59,14 @@ def test_plot_of_a_short_run(tmp_path):
         plot_losses(path, tmp_path / "loss.png")
 
 
+def test_no_plot_of_a_damaged_record(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo\n{"step": 3}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl, line 2 is not .* remove the"):
+        plot_losses(path, tmp_path / "loss.png")
+    assert not (tmp_path / "loss.png").exists()
+
+
 def test_without_matplotlib_a_sentence_says_so(tmp_path, monkeypatch):
     real = builtins.__import__
 

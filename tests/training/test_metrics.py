@@ -61,6 +61,33 @@ def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path, cut):
     assert steps_of(path) == [1, 2, 3]
 
 
+DAMAGED = {
+    "not JSON": b'{"step": 2, "loss"',
+    "not an object": b"[2]",
+    "no step": b'{"loss": 1.0}',
+    "a step that is no number": b'{"step": "2", "loss": 1.0}',
+    "a value that is no number": b'{"step": 2, "loss": "low"}',
+    "not text": b"\xff\x00\xfe",
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("line", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_line_costs_only_itself(line, tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "loss": 1.0}\n%s\n{"step": 3}\n' % line)
+    with pytest.raises(ValueError, match="metrics.jsonl, line 2 is not a JSON object"):
+        read_metrics(path, strict=True)
+    assert not caplog.text
+    with MetricWriter(tmp_path) as writer:
+        writer.truncate_after(3)
+        assert caplog.text.count("1 damaged line(s) are left out") == 1
+        assert not writer.has(2, "loss") and writer.has(3, "step")
+    assert "the first is line 2" in caplog.text
+    assert caplog.text.count("left out") == 1
+    assert [line["step"] for line in read_metrics(path, strict=True)] == [1, 3]
+
+
 def test_tensorboard_files_are_written_and_purged(tmp_path):
     from tensorboardX.event_file_writer import EventFileWriter  # noqa: F401 installed
     from tensorboardX.proto.event_pb2 import Event

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import threading
 
 import pytest
 
@@ -113,3 +114,26 @@ def test_three_digits(x, text):
 )
 def test_durations(seconds, text):
     assert _duration(seconds) == text
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
+def test_a_clock_runs_until_the_first_step(stream):
+    """The clock is asked once for its start, and once for each time it is shown."""
+    shown = threading.Event()
+    times = iter([100.0, 100.0, 103.0])
+
+    def clock():
+        if (now := next(times, 107.0)) == 103.0:
+            shown.set()
+        return now
+
+    progress = Progress(2, interval=0.01, stream=stream, clock=clock)
+    progress.waiting("compiling")
+    assert shown.wait(10)
+    progress.update(1, 2.0)
+    progress.close()
+    text = stream.getvalue()
+    for line in ("compiling, 0 s", "compiling, 3 s", "step 1/2  loss 2.000"):
+        assert line in text
+    assert text.rindex("step") > text.rindex("compiling")
+    assert not any(t.name == "progress" for t in threading.enumerate())

@@ -21,6 +21,7 @@ from jax.nn import initializers
 
 import pallas_kernels
 from jaxlab import params
+from jaxlab.layers import contract
 from jaxlab.optimizers import LAMB, MKOR, WarmupCosine
 from jaxlab.params import ParamSpec, linear, value
 from jaxlab.training import TaskData, TrainConfig
@@ -52,6 +53,7 @@ def init_state(cfg: Config, batch, max_length=None, dtype=jnp.float32):
     return State(jnp.zeros((batch, cfg.width, 1), jnp.float32))
 
 
+@contract.forward
 def forward(weights, x, cfg: Config, *, state=None, segment_ids=None):
     dt = jax.nn.softplus(value(weights["dt_bias"]))[None, None].astype(x.dtype)
     one = jnp.ones((*x.shape[:2], 1), x.dtype)
@@ -67,6 +69,7 @@ def forward(weights, x, cfg: Config, *, state=None, segment_ids=None):
     return linear(h, weights["w_out"]), None if state is None else State(average)
 
 
+@contract.step
 def step(weights, x, cfg: Config, state):
     y, state = forward(weights, x[:, None], cfg, state=state)
     return y[:, 0], state

@@ -40,6 +40,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxlab.layers import (
     KVCache,
+    contract,
     init_cache,
     l2_normalize,
     rms_norm,
@@ -48,7 +49,6 @@ from jaxlab.layers import (
     softmax_attention,
     softmax_attention_step,
 )
-from jaxlab.layers.checks import check_forward, check_step
 from jaxlab.mixers.lact.fast_weights import FastWeights, Rule
 from jaxlab.mixers.lact.ttt_scan import (
     ORDERS,
@@ -190,6 +190,11 @@ class LactState:
     cache: KVCache
     fast: FastState
 
+    @property
+    def max_length(self) -> int:
+        """The number of slots of the cache."""
+        return self.cache.max_length
+
 
 def init_state(
     cfg: Config, batch: int, max_length: int, dtype: Any = jnp.float32
@@ -283,6 +288,7 @@ def _output(params, x, o_window, o_fast, cfg: Config):
     return linear(o, params["w_o"])
 
 
+@contract.forward
 def forward(
     params: Any,
     x: Float[Array, "B T width"],
@@ -296,8 +302,6 @@ def forward(
     The contract holds for the order "apply_update". In the others the fast branch sees
     future tokens: those of its chunk ("update_apply") or all of them ("update_all").
     """
-    check_forward(params, x, cfg, state, segment_ids, _slots(state))
-    x = segments.without_padding(x, segment_ids)
     B, T, _ = x.shape
     ids = jnp.zeros((B, T), jnp.int32) if segment_ids is None else segment_ids
     ids = segments.documents(ids)
@@ -327,6 +331,7 @@ def forward(
     return y, LactState(cache, fast)
 
 
+@contract.step
 def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: LactState
 ) -> tuple[Float[Array, "B width"], LactState]:
@@ -336,7 +341,6 @@ def step(
             f"order={cfg.order!r} reads a chunk after it was written, so its tokens "
             "cannot be decoded one by one; only 'apply_update' can."
         )
-    check_step(params, x, cfg, state, _slots(state))
     attention_qkv, fast_qkv = _project(
         params, x[:, None], state.cache.length[:, None], cfg
     )
@@ -353,8 +357,3 @@ def step(
         rule=cfg.rule,
     )
     return _output(params, x, o_window, o_fast, cfg), LactState(cache, fast)
-
-
-def _slots(state: LactState | None) -> int:
-    """Return the number of slots of the cache, which the caller chose by max_length."""
-    return state.cache.position.shape[1] if isinstance(state, LactState) else 0

@@ -32,7 +32,7 @@ Reference: Du et al., "MoM: Linear Sequence Modeling with Mixture-of-Memories", 
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -42,13 +42,13 @@ from jaxtyping import Array, Float, Int
 
 import pallas_kernels
 from jaxlab.layers import (
+    contract,
     convolution_step,
     gated_output,
     initial,
     l2_normalize,
     segments,
 )
-from jaxlab.layers.checks import check_forward, check_step
 from jaxlab.layers.decay import decay_rate
 from jaxlab.mixers.mom import routing
 from jaxlab.mixers.sizes import check_heads, check_sizes
@@ -76,6 +76,8 @@ class Config:
     balance_weight: float = 0.01  # weighs the loss that keeps memories equally used
     chunk_size: int | None = None  # of the parallel form; None: the kernel's choice
     implementation: str | None = None  # of the kernel; None: the best that can run
+
+    may_differ: ClassVar[tuple[str, ...]] = ("chunk_size", "implementation")
 
     def __post_init__(self):
         check_sizes(
@@ -216,6 +218,7 @@ def auxiliary_loss(
 
     Reference: Fedus et al., Switch Transformers, arXiv 2101.03961, eq. 4.
     """
+    x = segments.without_padding(x, segment_ids)
     probabilities, chosen = _route(params, x, cfg)
     counts = jnp.ones((*x.shape[:2], 1), jnp.float32)
     if segment_ids is not None:
@@ -269,6 +272,7 @@ def _output(params, x, o_N, weights, stream):
     return gated_output(params, x, o)
 
 
+@contract.forward
 def forward(
     params: Any,
     x: Float[Array, "B T width"],
@@ -278,8 +282,6 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T width"], MoMState | None]:
     """Run the parallel form; see `jaxlab.mixers` for the contract."""
-    check_forward(params, x, cfg, state, segment_ids)
-    x = segments.without_padding(x, segment_ids)
     run = functools.partial(_forward, cfg=cfg)
     return over_batch_shards(run, params, (x, state, segment_ids))
 
@@ -332,11 +334,11 @@ def _by_sequence(a: Array) -> Array:
     return jnp.swapaxes(a, 0, 1).reshape(a.shape[0] * a.shape[1], *a.shape[2:])
 
 
+@contract.step
 def step(
     params: Any, x: Float[Array, "B width"], cfg: Config, state: MoMState
 ) -> tuple[Float[Array, "B width"], MoMState]:
     """Run the recurrence for one token, reading and writing only its k memories."""
-    check_step(params, x, cfg, state)
     return over_batch_shards(functools.partial(_step, cfg=cfg), params, (x, state))
 
 

@@ -27,7 +27,7 @@ from jaxlab.optimizers import (
     tapped_by,
 )
 from jaxlab.training.batches import StepBatch, StepBatches
-from jaxlab.training.config import MAY_DIFFER, RunConfig
+from jaxlab.training.config import RunConfig, may_differ
 from jaxlab.training.problem import Curve, Problem, Reading, floats
 from jaxlab.training.problems.readings import read_events
 from jaxlab.training.source import Source, TaskData, TextData, open_source
@@ -138,6 +138,7 @@ class TrainConfig(RunConfig):
             split="heldout",
             describe=_described,
             sample=functools.partial(_sample, self, source),
+            keeps=source.keeps,
             flops_per_token=flops_per_token(specs),
             advice=(
                 "Try a lower learning_rate, a longer warmup of its schedule or a "
@@ -176,7 +177,7 @@ def _first_state(cfg: TrainConfig, optimizer, mesh: Mesh) -> TrainState:
     other = Checkpoints(
         Path(cfg.init_from) / "checkpoints",
         config=config.to_json(cfg),
-        may_differ=MAY_DIFFER,
+        may_differ=may_differ(cfg),
     )
     abstract = abstract_state(specs, optimizer, mesh).params
     step, arrays = other.restore(abstract, subtree="params")
