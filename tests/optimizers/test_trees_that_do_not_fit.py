@@ -82,6 +82,9 @@ OPTIMIZERS = DECAYING | {
 STATELESS = ("adadagrad by its norm", "scale_by_adagrad_norm", "scale_by_layer_norms")
 """Whose states are the same for all parameters."""
 
+BY_SPECS = ("AdamW", "SGD", "LAMB", "MKOR")
+INFERRED = [name for name in OPTIMIZERS if name not in BY_SPECS]
+
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
 
@@ -139,6 +142,21 @@ def test_trees_that_fit_are_taken(name):
     assert jax.tree.map(jnp.shape, u) == jax.tree.map(jnp.shape, several[0])
 
 
+@pytest.mark.parametrize("name", INFERRED)
+def test_what_is_masked_may_be_anything(name):
+    """Here a counter of steps, beside the weights."""
+    tx = optax.masked(OPTIMIZERS[name], {"dense": True, "stack": True, "steps": False})
+    weights = WEIGHTS | {"steps": jnp.ones((), jnp.int32)}
+
+    def shapes(weights, stats):
+        with jax.numpy_dtype_promotion("standard"):
+            state = tx.init(weights)
+            return tx.update(weights, state, weights, stats=stats, value=1.0)[0]
+
+    u = jax.eval_shape(shapes, weights, STATS | {"steps": None})
+    assert jax.tree.map(jnp.shape, u) == jax.tree.map(jnp.shape, weights)
+
+
 @every_optimizer
 @pytest.mark.parametrize("dtype", ("int32", "complex64", "bool"))
 @pytest.mark.parametrize("path", ("dense/bias", "stack"))
@@ -192,9 +210,6 @@ def test_updates_in_other_containers(name):
     state = initial(name, weights) if name in INFERRED else None
     with pytest.raises(ValueError, match="in other containers|'0' is in the updates"):
         update(name, g, state, weights, stats)
-
-
-INFERRED = [name for name in OPTIMIZERS if name not in ("AdamW", "SGD", "LAMB", "MKOR")]
 
 
 @pytest.mark.parametrize("name", [n for n in INFERRED if n not in STATELESS])
