@@ -15,72 +15,84 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int
 
 
 class Segments(NamedTuple):
     """The state before the first token belongs to a row's first segment.
 
+    The flags have the axes ``"BT"``, or ``"BTH"`` where heads are independent.
+
     Attributes:
-        present: whether a token is not padding.
+        axes: of the flags of tokens, a letter each.
+        present: whether a token is not padding, [B, T].
+        reset: whether it is the first of a later segment, [B, T].
         sound: whether it is present and its numbers are finite.
-        reset: whether it is the first of a later segment.
         lost: whether it stands at or behind a broken token, or state, of its segment.
         broken_state: whether the state before the first token is broken.
         lost_state: whether the state after the last token is lost.
     """
 
+    axes: str
     present: Bool[Array, "B T"]
-    sound: Bool[Array, "B T"]
     reset: Bool[Array, "B T"]
-    lost: Bool[Array, "B T"]
-    broken_state: Bool[Array, " B"]
-    lost_state: Bool[Array, " B"]
+    sound: Bool[Array, "B T *H"]
+    lost: Bool[Array, "B T *H"]
+    broken_state: Bool[Array, "B *H"]
+    lost_state: Bool[Array, "B *H"]
 
     @classmethod
     def of(
         cls,
         segment_ids: Int[Array, "B T"],
-        tokens: Iterable[Array],
-        states: Iterable[Array] = (),
+        tokens: Iterable[tuple[str, Array]],
+        states: Iterable[tuple[str, Array]] = (),
+        axes: str = "BT",
     ) -> "Segments":
         """Find the segments of a row, and what is not finite in them.
 
         Args:
             segment_ids: a change starts a new segment; an id < 0 is padding, and ids
               are compared across it.
-            tokens: floats [B, T, ...].
-            states: floats [B, ...].
+            tokens: floats, each with its axes, such as "BTNHK".
+            states: floats, each with its axes, such as "BHKV".
+            axes: of the flags.
         """
         present, reset = borders(segment_ids)
-        finite = _all_finite(tokens, present)
-        broken_state = ~_all_finite(states, jnp.ones_like(present[:, 0]))
-        t = jnp.arange(segment_ids.shape[1])[None]
-        before = jnp.where(broken_state, -1, -2)[:, None]
-        broken = jax.lax.cummax(jnp.where(present & ~finite, t, before), axis=1)
-        lost = broken >= jax.lax.cummax(jnp.where(reset, t, -1), axis=1)
+        finite = _all_finite(tokens, axes)
+        sound = _expanded(present, "BT", axes) & finite
+        broken = _expanded(present, "BT", axes) & ~finite
+        row = axes.replace("T", "")
+        broken_state = jnp.zeros_like(broken[:, 0]) | ~_all_finite(states, row)
+        # What happened last: even numbers are resets, odd ones something broken.
+        t = 2 * _expanded(jnp.arange(1, segment_ids.shape[1] + 1), "T", axes)
+        event = jnp.where(broken, t + 1, jnp.where(_expanded(reset, "BT", axes), t, 0))
+        event = jnp.maximum(event, broken_state[:, None].astype(event.dtype))
+        lost = jax.lax.cummax(event, axis=1) % 2 == 1
         lost_state = lost[:, -1] if lost.shape[1] else broken_state
-        return cls(
-            present, present & finite, reset, present & lost, broken_state, lost_state
-        )
+        lost &= _expanded(present, "BT", axes)
+        return cls(axes, present, reset, sound, lost, broken_state, lost_state)
 
-    def inputs(self, x: Array) -> Array:
-        """x [B, T, ...] with zeros for padding and broken tokens."""
-        return masked(x, self.sound)
+    def inputs(self, x: Array, axes: str) -> Array:
+        """x with zeros for padding and broken tokens."""
+        return where(self.sound, self.axes, x, axes, 0.0)
 
-    def outputs(self, y: Array) -> Array:
-        """y [B, T, ...] with zeros for padding and NaN for what is lost."""
+    def outputs(self, y: Array, axes: str) -> Array:
+        """y with zeros for padding and NaN for what is lost."""
+        kept = _expanded(self.present, "BT", self.axes) & ~self.lost
         fill = jnp.where(self.lost, jnp.nan, 0.0).astype(y.dtype)
-        return jnp.where(expanded(self.present & ~self.lost, y), y, expanded(fill, y))
+        return where(kept, self.axes, y, axes, _expanded(fill, self.axes, axes))
 
-    def state_before(self, state: Array) -> Array:
-        """The state [B, ...] before the first token, zero where it is broken."""
-        return masked(state, ~self.broken_state)
+    def state_before(self, state: Array, axes: str) -> Array:
+        """The state before the first token, zero where it is broken."""
+        row = self.axes.replace("T", "")
+        return where(~self.broken_state, row, state, axes, 0.0)
 
-    def state_after(self, state: Array) -> Array:
-        """The state [B, ...] after the last token, NaN where it is lost."""
-        nan = jnp.asarray(jnp.nan, state.dtype)
-        return jnp.where(expanded(self.lost_state, state), nan, state)
+    def state_after(self, state: Array, axes: str) -> Array:
+        """The state after the last token, NaN where it is lost."""
+        row = self.axes.replace("T", "")
+        return where(~self.lost_state, row, state, axes, jnp.nan)
 
 
 def borders(
@@ -95,17 +107,33 @@ def borders(
     return present, present & (before >= 0) & (segment_ids != id_before)
 
 
-def masked(x: Array, kept: Bool[Array, "..."]) -> Array:
-    """x with zeros where its leading axes are not kept."""
-    return jnp.where(expanded(kept, x), x, jnp.zeros((), x.dtype))
+def where(
+    flags: Bool[Array, "..."],
+    flag_axes: str,
+    x: Array,
+    axes: str,
+    other: ArrayLike,
+) -> Array:
+    """x where the flags of its axes are set, and another value elsewhere."""
+    other = jnp.asarray(other, x.dtype)
+    return jnp.where(_expanded(flags, flag_axes, axes), x, other)
 
 
-def _all_finite(arrays: Iterable[Array], like: Bool[Array, "..."]):
-    """Whether all numbers of each entry along the leading axes are finite."""
-    flags = (jnp.isfinite(x).all(tuple(range(like.ndim, x.ndim))) for x in arrays)
-    return functools.reduce(operator.and_, flags, jnp.ones_like(like))
+def _all_finite(arrays: Iterable[tuple[str, Array]], kept: str) -> Bool[Array, "..."]:
+    """Whether all numbers are finite that share an index of the kept axes."""
+
+    def flags(axes: str, x: Array) -> Array:
+        others = [i for i, axis in enumerate(axes) if axis not in kept]
+        left = "".join(axis for axis in axes if axis in kept)
+        # 0 times what is not finite is NaN. XLA for CPUs adds in half the time that a
+        # conjunction takes, and its maximum loses NaN.
+        return _expanded(jnp.sum(x * jnp.zeros((), x.dtype), others) == 0, left, kept)
+
+    flags_of = [flags(axes, x) for axes, x in arrays]
+    return functools.reduce(operator.and_, flags_of, jnp.asarray(True))
 
 
-def expanded(flags: Array, x: Array) -> Array:
-    """The flags with as many axes as x."""
-    return flags.reshape(flags.shape + (1,) * (x.ndim - flags.ndim))
+def _expanded(x: Array, axes: str, onto: str) -> Array:
+    """x with axes of size one where it lacks those of another array."""
+    missing = [i for i, axis in enumerate(onto) if axis not in axes]
+    return jnp.expand_dims(x, missing)

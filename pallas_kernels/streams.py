@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.segments import Segments, expanded, masked
+from pallas_kernels.segments import Segments, where
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def run(
     recurrence,
+    axes,
     chunk_size,
     precision,
     scale,
@@ -32,6 +33,7 @@ def run(
         recurrence: called with `tokens`, g, the states [S, B, H, K, V] (S or B is one),
           cu_seqlens, chunk_size, precision and whether the states are known to be empty
           (zero); returns outputs [B, T, H, V] and states.
+        axes: pairs of a name and its axes, a letter each.
         tokens: q [B, T, H, K], v [B, T, ..., V] and the other arrays over tokens.
         g: log decay [B, T, H] or [B, T, H, K], or None.
     """
@@ -41,24 +43,36 @@ def run(
     wide = any(x.dtype == jnp.float64 for x in floats)
     dtype = jnp.dtype("float64" if wide else "float32")
 
+    axes = dict(axes)
     g = None if g is None else g.astype(dtype)
-    segments = present = None
+    kept, kept_axes = None, "BT"
+    segments = None
     if segment_ids is not None:
-        decays = [] if g is None else [jnp.maximum(g, jnp.finfo(dtype).min)]
-        states = [] if initial_state is None else [initial_state]
-        segments = Segments.of(segment_ids, [*tokens.values(), *decays], states)
-        present = segments.sound
+        # A decay to zero, -inf, is a number like others.
+        decay = {} if g is None else {"g": jnp.where(g == -jnp.inf, 0.0, g)}
+        before = {} if initial_state is None else {"initial_state": initial_state}
+        segments = Segments.of(
+            segment_ids,
+            [(axes[name], x) for name, x in (tokens | decay).items()],
+            [(axes[name], x) for name, x in before.items()],
+            axes="BTH",
+        )
+        kept, kept_axes = segments.sound, segments.axes
     if cu_seqlens is not None:
         cu_seqlens = cu_seqlens.astype(jnp.int32)
-        present = inside(cu_seqlens, T)
-    if present is not None:
-        tokens = {name: masked(x, present) for name, x in tokens.items()}
-        g = None if g is None else masked(g, present)
+        kept = inside(cu_seqlens, T)
+    if kept is not None:
+
+        def masked(name, x):
+            return where(kept, kept_axes, x, axes[name], 0.0)
+
+        tokens = {name: masked(name, x) for name, x in tokens.items()}
+        g = None if g is None else masked("g", g)
     if segments is not None:
         g = jnp.zeros((B, T, H), dtype) if g is None else g
-        g = jnp.where(expanded(segments.reset, g), -jnp.inf, g)
+        g = where(~segments.reset, "BT", g, axes["g"], -jnp.inf)
         if initial_state is not None:
-            initial_state = segments.state_before(initial_state)
+            initial_state = segments.state_before(initial_state, "BHKV")
 
     rows = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
     empty = initial_state is None
@@ -86,9 +100,10 @@ def run(
     o = o.astype(dtype) * jnp.asarray(K**-0.5 if scale is None else scale, dtype)
     states = jnp.squeeze(states, axis)
     if segments is not None:
-        o, states = segments.outputs(o), segments.state_after(states)
-    elif present is not None:
-        o = masked(o, present)
+        o = segments.outputs(o, "BTHV")
+        states = segments.state_after(states, "BHKV")
+    elif kept is not None:
+        o = where(kept, kept_axes, o, "BTHV", 0.0)
     return o.astype(v.dtype), states
 
 

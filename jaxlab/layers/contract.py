@@ -52,11 +52,11 @@ def forward[F: Callable](function: F) -> F:
         check_forward(params, x, cfg, state, segment_ids)
         if segment_ids is None:
             return function(params, x, cfg, state=state)
-        segments = Segments.of(segment_ids, [x], _floats(state))
+        segments = Segments.of(segment_ids, [("BTD", x)], _floats(state))
         state = _map_floats(segments.state_before, state)
-        x = segments.inputs(x)
+        x = segments.inputs(x, "BTD")
         y, state = function(params, x, cfg, state=state, segment_ids=segment_ids)
-        return segments.outputs(y), _map_floats(segments.state_after, state)
+        return segments.outputs(y, "BTD"), _map_floats(segments.state_after, state)
 
     return checked  # pyright: ignore[reportReturnType]
 
@@ -76,9 +76,14 @@ def _is_float(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jnp.floating)
 
 
-def _floats(state: Any) -> list[jax.Array]:
-    return [x for x in jax.tree.leaves(state) if _is_float(x)]
+def _axes(x: jax.Array) -> str:
+    """Letters for the axes of an array of a state: rows, and others."""
+    return "B" + "pqrstuvw"[: x.ndim - 1]
+
+
+def _floats(state: Any) -> list[tuple[str, jax.Array]]:
+    return [(_axes(x), x) for x in jax.tree.leaves(state) if _is_float(x)]
 
 
 def _map_floats(function: Callable, state: Any) -> Any:
-    return jax.tree.map(lambda x: function(x) if _is_float(x) else x, state)
+    return jax.tree.map(lambda x: function(x, _axes(x)) if _is_float(x) else x, state)

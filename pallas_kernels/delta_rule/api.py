@@ -106,7 +106,7 @@ def delta_rule(
     settings = check_settings("delta_rule", chunk_size, precision)
     check_scale("delta_rule", "scale", scale)
     run = select("delta_rule", implementation, arrays, settings[0])
-    return streams.run(run, *settings, scale, **arrays)
+    return streams.run(run, tuple(AXES.items()), *settings, scale, **arrays)
 
 
 def delta_product(
@@ -163,7 +163,7 @@ def delta_product(
     settings = check_settings("delta_product", chunk_size, precision)
     check_scale("delta_product", "scale", scale)
     run = select("delta_product", implementation, arrays, settings[0])
-    return streams.run(run, *settings, scale, **arrays)
+    return streams.run(run, tuple(AXES.items()), *settings, scale, **arrays)
 
 
 def select(operation: str, implementation: str | None, arrays, chunk_size: int | None):

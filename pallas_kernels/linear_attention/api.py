@@ -95,9 +95,10 @@ def gated_linear_attention(
             f"{NAME}: g has shape {shape}, but it must be [B, T, H], a decay per head, "
             "or [B, T, H, K], a decay per channel."
         )
+    axes = CHANNEL_AXES if len(shape) == 4 else AXES
     arrays = check_arrays(
         NAME,
-        CHANNEL_AXES if len(shape) == 4 else AXES,
+        axes,
         q,
         k,
         v,
@@ -123,4 +124,4 @@ def gated_linear_attention(
             "reference": token_recurrence,
         },
     )
-    return streams.run(run, *settings, scale, **arrays)
+    return streams.run(run, tuple(axes.items()), *settings, scale, **arrays)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch, streams
 from pallas_kernels.arguments import check_arrays, check_settings
-from pallas_kernels.segments import Segments, masked
+from pallas_kernels.segments import Segments, where
 from pallas_kernels.selective_scan import tpu
 from pallas_kernels.selective_scan.chunked import chunked
 from pallas_kernels.selective_scan.reference import token_recurrence
@@ -134,19 +134,23 @@ def _scan(
     wide = any(a.dtype == jnp.float64 for a in floats)
     dtype = jnp.dtype("float64" if wide else "float32")
 
-    segments = present = reset = None
+    tokens = {"x": x, "dt": dt, "B": B, "C": C}
+    segments = kept = reset = None
     if segment_ids is not None:
-        states = [] if initial_state is None else [initial_state]
-        segments = Segments.of(segment_ids, [x, dt, B, C], states)
-        present, reset = segments.sound, segments.reset
+        before = [] if initial_state is None else [("BEN", initial_state)]
+        found = [(AXES[name], token) for name, token in tokens.items()]
+        segments = Segments.of(segment_ids, found, before)
+        kept, reset = segments.sound, segments.reset
+        if initial_state is not None:
+            initial_state = segments.state_before(initial_state, "BEN")
     if cu_seqlens is not None:
         cu_seqlens = cu_seqlens.astype(jnp.int32)
-        present = streams.inside(cu_seqlens, T)
+        kept = streams.inside(cu_seqlens, T)
         rows = cu_seqlens.shape[0] - 1
-    if present is not None:
-        x, dt, B, C = (masked(a, present) for a in (x, dt, B, C))
-    if segments is not None and initial_state is not None:
-        initial_state = segments.state_before(initial_state)
+    if kept is not None:
+        x, dt, B, C = (
+            where(kept, "BT", token, AXES[name], 0.0) for name, token in tokens.items()
+        )
 
     if initial_state is None:
         initial_state = jnp.zeros((rows, *A.shape), dtype)
@@ -162,7 +166,8 @@ def _scan(
         y += D.astype(dtype)[None, None] * x.astype(dtype)
     states = jnp.squeeze(states, axis)
     if segments is not None:
-        y, states = segments.outputs(y), segments.state_after(states)
-    elif present is not None:
-        y = masked(y, present)
+        y = segments.outputs(y, "BTE")
+        states = segments.state_after(states, "BEN")
+    elif kept is not None:
+        y = where(kept, "BT", y, "BTE", 0.0)
     return y.astype(x.dtype), states

@@ -1,5 +1,6 @@
 """The recurrences as their laws see them: a record of each operation and variant."""
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -68,6 +69,12 @@ class Recurrence(NamedTuple):
     def over_time(self) -> tuple[str, ...]:
         """The output and the gradients that have a row and a time."""
         return (self.output, *(f"d_{name}" for name in self.tokens))
+
+    def axes(self, name: str, count: int) -> str:
+        """The axes of an operand or of the output, a letter each."""
+        module = sys.modules[self.call.__module__]
+        known = module.AXES | {"o": "BTHV", "y": "BTE"}
+        return known[name] if len(known[name]) == count else module.CHANNEL_AXES[name]
 
     def cut(self, arrays, tokens: slice):
         """Copies of inputs or results, with some of their tokens."""

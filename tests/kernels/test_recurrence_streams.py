@@ -156,7 +156,7 @@ def test_the_future_does_not_change_the_past(op, name, form):
 @over_forms
 @over_inputs(lambda op: op.bitwise[:1])
 def test_what_is_not_finite_stays_in_its_segment(op, name, form):
-    """In any operand, in the state before, and in gradients for what is lost."""
+    """And in its head; in any operand, in the state before, and in gradients."""
     ids = np.stack([np.arange(150) // 15, SEGMENTS[0]])
     inputs = op.draw(name)
     broken = op.cut(inputs, slice(None))
@@ -167,18 +167,41 @@ def test_what_is_not_finite_stays_in_its_segment(op, name, form):
         lost[0, first:end] = True
     broken["initial_state"][(1, *[0] * (broken["initial_state"].ndim - 1))] = np.inf
     lost[1] = ids[1] == 7  # the first
-    lost_state = [True, False]
-    inputs[f"d_{op.output}"][lost] = 0
-    broken[f"d_{op.output}"][lost] = np.nan
-    inputs["d_state"][lost_state] = 0
-    broken["d_state"][lost_state] = np.nan
+    end = np.array([True, False])  # whether the state after is lost
+
+    def of(name, x):
+        """What is lost of a tensor [B, T, ...]."""
+        axes = op.axes(name.removeprefix("d_"), x.ndim)
+        flags = lost.reshape(lost.shape + (1,) * (x.ndim - 2))
+        if "H" not in axes:
+            return np.broadcast_to(flags, x.shape)
+        head = np.arange(x.shape[axes.index("H")]) == 0
+        shape = [-1 if axis == "H" else 1 for axis in axes]
+        return np.broadcast_to(flags & head.reshape(shape), x.shape)
+
+    def of_state(x):
+        """What is lost of the state after."""
+        flags = end.reshape(-1, *[1] * (x.ndim - 1))
+        if op.weights:  # the channels of a token are lost together
+            return np.broadcast_to(flags, x.shape)
+        head = (np.arange(x.shape[1]) == 0).reshape(1, -1, *[1] * (x.ndim - 2))
+        return np.broadcast_to(flags & head, x.shape)
+
+    d_output, d_state = f"d_{op.output}", "d_state"
+    for inputs_, value in ((inputs, 0.0), (broken, np.nan)):
+        inputs_[d_output][of(d_output, inputs_[d_output])] = value
+        inputs_[d_state][of_state(inputs_[d_state])] = value
 
     want = run(op, inputs, form, segment_ids=ids)
     got = run(op, broken, form, segment_ids=ids)
-    assert np.isnan(got[op.output][lost]).all() and np.isnan(got["state"][0]).all()
-    np.testing.assert_array_equal(got["state"][1], want["state"][1])
+    assert np.isnan(got[op.output][of(op.output, got[op.output])]).all()
+    state = of_state(got["state"])
+    assert np.isnan(got["state"][state]).all()
+    np.testing.assert_array_equal(got["state"][~state], want["state"][~state])
     for tensor in op.over_time:
-        kept, expected = got[tensor][~lost], want[tensor][~lost]
-        np.testing.assert_array_equal(kept, expected, err_msg=tensor)
+        kept = ~of(tensor, got[tensor])
+        np.testing.assert_array_equal(
+            got[tensor][kept], want[tensor][kept], err_msg=tensor
+        )
     for weight in op.weights:
         np.testing.assert_array_equal(got[f"d_{weight}"], want[f"d_{weight}"])
