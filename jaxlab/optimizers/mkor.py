@@ -67,6 +67,7 @@ from jaxlab.optimizers.trees import (
     with_specs,
 )
 from jaxlab.params import ROLES, Tap, infer, named_leaves, path_name, select
+from jaxlab.params.spec import check_pattern
 
 VARIANTS = ("released", "exact")
 RANGES = {
@@ -353,6 +354,8 @@ class MKOR:
 
     def __post_init__(self):
         check(RANGES, **vars(self))
+        _check_variant(self.variant, self.decay, self.dtype)
+        _check_patterns(self.excluded, self.biases)
 
     def tapped(self, specs: Any) -> Any:
         """Tree of booleans: the weights whose taps the transformation needs."""
@@ -442,8 +445,8 @@ def _weights(specs, excluded, biases, largest) -> dict[str, _Weight]:
         weights[name] = _Weight(tuple(stack), n_in + (bias is not None), n_out, bias)
     if not weights and not isinstance(specs, PLACEHOLDER):
         raise ValueError(
-            f"No parameter is preconditioned: none of the {len(named)} both has the "
-            f"role 'matrix' and is not excluded by {tuple(excluded)}."
+            f"No parameter is preconditioned: none of the {len(named)} that are "
+            f"trained has the role 'matrix' and is not in excluded={tuple(excluded)}."
         )
     return weights
 
@@ -517,7 +520,7 @@ def _is_tap(node: Any) -> bool:
 
 
 def _check_patterns(excluded: Any, biases: Any) -> None:
-    """Refuse one pattern in the place of a sequence, which would be its letters."""
+    """Refuse what is no sequence of patterns, such as one, or no pattern."""
     if isinstance(excluded, str):
         raise TypeError(
             f"excluded={excluded!r} must be a sequence of patterns: ({excluded!r},)."
@@ -529,6 +532,8 @@ def _check_patterns(excluded: Any, biases: Any) -> None:
             f"biases={biases!r} must be a sequence of pairs (pattern of weights' "
             "paths, replacement)."
         )
+    for pattern in (*excluded, *(pattern for pattern, _ in biases)):
+        check_pattern(pattern)
 
 
 def _is_float(dtype: Any) -> bool:
@@ -551,5 +556,5 @@ def _check_variant(variant: str, decay: float, dtype: Any) -> None:
     if variant == "released" and known and decay > largest:
         raise ValueError(
             f"decay={decay} is above {largest:.4g}, the largest for factors stored in "
-            f"{jnp.dtype(dtype).name}; store factors in float32."
+            f"{jnp.dtype(dtype).name}; set dtype='float32', or a smaller decay."
         )

@@ -117,6 +117,17 @@ def count(specs: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(specs))
 
 
+def check_pattern(pattern: str) -> None:
+    """Raise ValueError if a pattern is no regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"The pattern {pattern!r} is no regular expression: {error}. A path as it "
+            "is, such as 'blocks/0/w_q', is one; so is '.*'."
+        ) from error
+
+
 def select[T](specs: Any, rules: Sequence[tuple[str, T]]) -> Any:
     """Give every parameter the value of the first rule that matches it.
 
@@ -141,6 +152,7 @@ def select[T](specs: Any, rules: Sequence[tuple[str, T]]) -> Any:
 
     named = named_leaves(specs)
     for pattern, _ in rules:
+        check_pattern(pattern)
         if pattern not in ROLES and not any(matches(pattern, n, s) for n, s in named):
             raise ValueError(
                 f"The rule {pattern!r} matches no parameter. It is neither a role "

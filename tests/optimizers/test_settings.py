@@ -11,6 +11,7 @@ from optax import contrib
 from jaxlab import params
 from jaxlab.optimizers import (
     LAMB,
+    MKOR,
     SGD,
     SOAP,
     AdamW,
@@ -123,3 +124,17 @@ def test_weights_decay_by_their_roles(of):
     for name, w in weights.items():
         rate = RATE * 0.5 if DECAYED[name] else 0.0
         np.testing.assert_allclose(u[name], -rate * w, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"variant": "other"}, "variant='other' is not one of"),
+        ({"decay": 0.999}, "set dtype='float32', or a smaller decay"),
+        ({"excluded": ("(",)}, "The pattern '\\(' is no regular expression"),
+        ({"biases": (("(", "x"),)}, "The pattern '\\(' is no regular expression"),
+    ],
+)
+def test_settings_of_mkor_are_checked_where_they_are_made(settings, message):
+    with pytest.raises(ValueError, match=message):
+        MKOR(**settings)
