@@ -20,9 +20,10 @@ from jaxtyping import Array, Bool, Int
 
 
 class Segments(NamedTuple):
-    """The state before the first token belongs to a row's first segment.
+    """Which tokens are padding, begin a segment, or are lost to what is not finite.
 
-    The flags have the axes ``"BT"``, or ``"BTH"`` where heads are independent.
+    The flags have the axes ``"BT"`` (rows, time), or ``"BTH"`` where heads are
+    independent. The state before the first token belongs to a row's first segment.
 
     Attributes:
         axes: of the flags of tokens, a letter each.
@@ -64,7 +65,8 @@ class Segments(NamedTuple):
         sound = _expanded(present, "BT", axes) & finite
         broken = _expanded(present, "BT", axes) & ~finite
         row = axes.replace("T", "")
-        broken_state = jnp.zeros_like(broken[:, 0]) | ~_all_finite(states, row)
+        rows = broken.shape[:1] + broken.shape[2:]
+        broken_state = jnp.zeros(rows, bool) | ~_all_finite(states, row)
         # What happened last: even numbers are resets, odd ones something broken.
         t = 2 * _expanded(jnp.arange(1, segment_ids.shape[1] + 1), "T", axes)
         event = jnp.where(broken, t + 1, jnp.where(_expanded(reset, "BT", axes), t, 0))

@@ -18,7 +18,7 @@ from benchmarks.cases import delta_rule as cases
 from benchmarks.command_line import sentences
 
 MEANINGLESS = {"cycles": ("peer_python", "turns", "shapes"), "device": ("peer_python",)}
-"""Options that the others leave no use for."""
+"""By mode, the options that mean nothing with it."""
 
 
 def main():

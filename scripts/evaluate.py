@@ -51,6 +51,8 @@ def scores(args: Arguments) -> dict[str, Any]:
             learned = run.config.learned
             means = heldout_scores(learned, run.params, source.heldout(), run.mesh)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE" not in str(error):
+            raise
         raise ValueError(
             f"{args.batch_size} rows of {source.row_length} positions cannot be scored "
             f"at a time ({error}); choose a smaller --batch-size or --length."

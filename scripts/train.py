@@ -34,7 +34,10 @@ def main() -> None:
         logging.getLogger(__name__).debug("Traceback:", exc_info=True)
         end(f"error: {error}", 1)
     except KeyboardInterrupt:
-        end("Stopped; --resume goes on from the last checkpoint.", 128 + signal.SIGINT)
+        end(
+            "Stopped; --resume goes on from the last checkpoint, if any.",
+            128 + signal.SIGINT,
+        )
 
 
 def end(sentence: str, status: int) -> None:

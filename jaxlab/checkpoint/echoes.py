@@ -29,5 +29,5 @@ def silence_echoes() -> None:
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether a record is not of an exception that orbax also raises."""
-    of_orbax = "orbax" in record.pathname or "orbax" in record.getMessage()
+    of_orbax = "orbax" in record.pathname or "orbax" in str(record.msg)
     return not (record.exc_info and of_orbax)

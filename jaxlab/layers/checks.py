@@ -117,6 +117,12 @@ def _check_state(state, mixer: ModuleType, cfg, batch):
 
     given = shapes(state)
     needed = shapes(jax.eval_shape(lambda: mixer.init_state(cfg, batch, max_length)))
+    for name, shape in needed.items():
+        if shape[:1] != (batch,):
+            raise ValueError(
+                f"{_name(mixer)}.init_state makes {name} of shape {shape} for a batch "
+                f"of {batch}, but every array of a state begins with the batch."
+            )
     for name in needed | given:
         if given.get(name) != needed.get(name):
             raise ValueError(

@@ -42,9 +42,9 @@ def module_of(cfg: Any, functions: Sequence[str], kind: str) -> ModuleType:
 def forward[F: Callable](function: F) -> F:
     """Decorate the `forward` of a mixer: check its arguments, keep documents apart.
 
-    The function is given padding, and tokens with numbers that are not finite, as
-    zeros. Of what it returns, padding becomes 0, and NaN is what stands at or behind
-    such a token in its document; see `pallas_kernels.segments`.
+    With ``segment_ids`` the function is given padding, and tokens with numbers that are
+    not finite, as zeros. Of what it returns, padding becomes 0, and NaN is what stands
+    at or behind such a token in its document; see `pallas_kernels.segments`.
     """
 
     @functools.wraps(function)

@@ -19,8 +19,10 @@ The contract, tested for every mixer in ``tests/mixers/test_laws.py``:
 - ``segment_ids [B,T]``: a change of id starts a new document. A given state belongs to
   the first document of each row; the returned state is that of the last. Ids below 0
   mark padding at either end of a row, which leaves the state unchanged.
-- A token that is not finite makes NaN of its output and of those behind it in its
-  document, and of no other (`jaxlab.layers.contract.forward`).
+- With ``segment_ids``, a token that is not finite makes NaN of its output, of those
+  behind it in its document and of the state if the row ends there, and of no other
+  (`jaxlab.layers.contract.forward`).
+- Every array of a state begins with the batch.
 
 A Config may name, in ``may_differ``, fields that change how a result is computed but
 not what it is, such as ``chunk_size``: a saved run goes on with others.

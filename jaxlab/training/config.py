@@ -20,7 +20,7 @@ class RunConfig(abc.ABC):
 
     name: str = "run"  # of the directory under `directory`
     directory: str = "runs"  # where runs put checkpoints, metrics and pictures
-    root: str | None = None  # where relative paths begin; None: the working directory
+    root: str | None = None  # where its relative paths began; a run fills it in
     mesh: MeshConfig = MeshConfig()
     steps: int = 1000
     seed: int = 0  # decides the first parameters, all noise and the order of the data

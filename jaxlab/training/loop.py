@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -80,24 +81,29 @@ def _open_and_run(
     if saved is not None:
         _check_continues(cfg, checkpoints, run, saved, resume)
     checkpoints.check_writable()
-    peak = _peak_flops(mesh)
-    with jax.set_mesh(mesh):
+    advice = f"Resume {run} to go on from its last checkpoint."
+    with jax.set_mesh(mesh), watched_peers(advice):
         problem = located.open(resumes=saved is not None)
-        _keep(problem.keeps, run)
+        progress = Progress(
+            cfg.steps,
+            problem.watched,
+            flops_per_token=problem.flops_per_token,
+            peak_flops=_peak_flops(mesh),
+        )
         with (
-            watched_peers(f"Resume {run} to go on from its last checkpoint."),
             checkpoints,
             MetricWriter(run) as writer,
+            contextlib.closing(progress),
             stop_signals() as received,
         ):
-            return _run(cfg, problem, run, peak, checkpoints, writer, received)
+            return _run(cfg, problem, run, progress, checkpoints, writer, received)
 
 
 def _run(
     cfg: RunConfig,
     problem: Problem,
     run: Path,
-    peak: float | None,
+    progress: Progress,
     checkpoints: Checkpoints,
     writer: MetricWriter,
     received: list[str],
@@ -107,16 +113,11 @@ def _run(
     else:
         abstract = jax.tree.map(_on_the_mesh, problem.abstract)
         step, state = checkpoints.restore(abstract, problem.batches)
+    _keep(problem.keeps, run)
     writer.truncate_after(step)
     first, recorded = step, writer.has(step, f"{problem.split}/")
     start = f", continuing after step {step}" if step else ""
     _say(f"{run}: {problem.headline}{start}")
-    progress = Progress(
-        cfg.steps,
-        problem.watched,
-        flops_per_token=problem.flops_per_token,
-        peak_flops=peak,
-    )
     warned: set[str] = set()
 
     def record(step: int, batch: Any, figures: dict[str, Any]) -> None:
@@ -161,7 +162,6 @@ def _run(
     if step and cfg.until is not None:
         scores, scored_at = score(step, state), step
     started = time.monotonic()
-    progress.waiting("compiling the step")
     while step < cfg.steps:
         if scored_at == step and _reached(cfg.until, problem, scores):
             why = f"{problem.goal} has reached {cfg.until:g}"
@@ -169,6 +169,8 @@ def _run(
         if why := why_stop(cfg, step, started, received):
             break
         batch = next(problem.batches)
+        if step == first:
+            progress.waiting("compiling the step")
         state, figures = problem.step(state, batch, jax.random.fold_in(key, step))
         _check_same_shapes(problem.abstract, state)
         if pending is not None:  # the step before, while this one is computed
@@ -234,7 +236,8 @@ def _keep(files: Mapping[str, Path], run: Path) -> None:
     if jax.process_index() == 0:
         for name, path in files.items():
             try:
-                shutil.copyfile(path, run / name)
+                shutil.copyfile(path, run / f"{name}.tmp")
+                os.replace(run / f"{name}.tmp", run / name)
             except OSError as error:
                 log.warning("%s keeps no copy of %s: %s", run, path, error)
 

@@ -101,8 +101,14 @@ class MetricWriter:
                     "%s still has what followed step %d: %s", self.path, step, error
                 )
             self._open()
-        if self._new_events is not None:  # TensorBoard hides what is purged
+        if self._new_events is None:
+            return
+        try:  # TensorBoard hides what is purged
             self._events = self._new_events(purge_step=step + 1)
+        except OSError as error:
+            log.warning(
+                "TensorBoard still shows what followed step %d: %s", step, error
+            )
 
     def close(self) -> None:
         if self._file is not None:

@@ -7,6 +7,7 @@ the others end, too. What they had not saved is lost; the last checkpoint is com
 """
 
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -28,6 +29,7 @@ PATIENCE = 12.0
 """Seconds without one after which a process counts as gone."""
 
 SIGNS = "jaxlab/alive"
+LAST = "ended"  # the sign of a process whose run has ended well
 
 
 @contextlib.contextmanager
@@ -45,8 +47,10 @@ def watched_peers(advice: str) -> Iterator[None]:
         target=_watch, args=(advice, ended), name="peers", daemon=True
     )
     thread.start()
+    well = False
     try:
         yield
+        well = True
     except jax.errors.JaxRuntimeError:
         # A broken connection, likely; the thread finds out whose, and ends the process.
         thread.join(PATIENCE + 3 * INTERVAL)
@@ -54,46 +58,51 @@ def watched_peers(advice: str) -> Iterator[None]:
     finally:
         ended.set()
         thread.join(INTERVAL)
+        if well:
+            _sign(LAST)
+
+
+def _sign(text: str) -> None:
+    client = ocp.multihost.get_jax_distributed_client()
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        client.key_value_set(
+            f"{SIGNS}/{jax.process_index()}", text, allow_overwrite=True
+        )
 
 
 def _watch(advice: str, ended: threading.Event) -> None:
-    me, client = jax.process_index(), ocp.multihost.get_jax_distributed_client()
-    began = time.monotonic()
-    seen: dict[int, tuple[Any, float]] = {  # the last sign of each, and when it came
-        process: (None, began) for process in range(jax.process_count())
+    client, answered = ocp.multihost.get_jax_distributed_client(), time.monotonic()
+    # The last sign of each process, and when it came.
+    seen: dict[int, tuple[Any, float]] = {
+        process: (None, answered) for process in range(jax.process_count())
     }
     about = {"host": socket.gethostname(), "pid": os.getpid()}
-    number = 0
-    while not ended.wait(INTERVAL):
-        number += 1
-        sign = json.dumps(about | {"number": number})
+    for number in itertools.count():
+        if ended.wait(INTERVAL):
+            return
         now = time.monotonic()
         try:
-            client.key_value_set(f"{SIGNS}/{me}", sign, allow_overwrite=True)
+            _sign(json.dumps(about | {"number": number}))
             signs = client.key_value_dir_get(SIGNS)
-        except jax.errors.JaxRuntimeError:  # the coordinator does not answer
-            signs = [(f"{SIGNS}/{me}", sign)]
+            answered = now
+        except jax.errors.JaxRuntimeError:  # the coordinator, which is in process 0
+            signs = []
         for key, sign in signs:
             process = int(key.rpartition("/")[2])
-            if sign == LAST:
-                seen.pop(process, None)
-            elif process in seen and seen[process][0] != sign:
+            if seen[process][0] != sign:
                 seen[process] = sign, now
-        gone = [p for p, (_, when) in seen.items() if now - when > PATIENCE]
+        late = [p for p, (_, when) in seen.items() if now - when > PATIENCE]
+        gone = [p for p in late if seen[p][0] != LAST] if answered == now else []
+        if now - answered > PATIENCE:
+            gone = [0]
         if gone and not ended.is_set():
             _end(gone, seen, advice)
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-        client.key_value_set(f"{SIGNS}/{me}", LAST, allow_overwrite=True)
-
-
-LAST = "ended"
-"""The sign of a process whose run has ended."""
 
 
 def _end(gone: list[int], seen: dict[int, tuple[Any, float]], advice: str) -> None:
     def named(process: int) -> str:
         sign, _ = seen[process]
-        if sign is None:
+        if sign in (None, LAST):
             return f"process {process}"
         about = json.loads(sign)
         return f"process {process} ({about['pid']} on {about['host']})"

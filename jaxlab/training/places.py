@@ -35,6 +35,8 @@ def find(path: str, roots: Sequence[Path]) -> str:
 
     It stays as it is if that is the working directory, or if none has it.
     """
+    if Path(path).is_absolute():
+        return path
     there = next((root for root in roots if (root / path).exists()), Path.cwd())
     return path if there.samefile(Path.cwd()) else str(there / path)
 

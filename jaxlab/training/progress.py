@@ -98,8 +98,11 @@ class Progress:
         thread.start()
 
         def stop():
+            self._stop_waiting = lambda: None
             over.set()
             thread.join()
+            if self._rewrites:
+                tell("\r\x1b[K", self.stream)
 
         self._stop_waiting = stop
 

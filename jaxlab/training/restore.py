@@ -36,7 +36,7 @@ def saved_config(directory: str | Path) -> Any:
     try:
         folder = Path(directory) / "checkpoints"
         return config.from_json(Checkpoints(folder, config={}).load_config())
-    except (CheckpointError, ValueError):
+    except (CheckpointError, ValueError, TypeError):
         return None
 
 

@@ -173,13 +173,14 @@ def open_source(
 
 def _check_memory(rows: int, length: int) -> None:
     """Refuse batches that this machine's memory cannot hold."""
-    needed = rows // jax.process_count() * length * BYTES_PER_TOKEN
+    own = rows // jax.process_count()
+    needed = own * length * BYTES_PER_TOKEN
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
         raise ValueError(
-            f"A batch of {rows} rows of {length} tokens needs {needed / 1e9:,.0f} GB "
-            f"of memory for the tokens alone, and this machine has {there / 1e9:,.0f} "
-            "GB; choose fewer rows."
+            f"A batch of {own} rows of {length} tokens in a process needs "
+            f"{needed / 1e9:,.0f} GB of memory for the tokens alone, and this machine "
+            f"has {there / 1e9:,.0f} GB; choose fewer rows."
         )
 
 

@@ -1,5 +1,6 @@
 """When a run stops before its end: signals, and the minutes it was given."""
 
+import collections
 import contextlib
 import os
 import signal
@@ -30,7 +31,7 @@ SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[str]]:
-    """A list that receives the names of stop signals; the second one kills as usual.
+    """A list that receives the names of stop signals; the second one acts as usual.
 
     A sentence tells at once that a signal has come, even while a step is compiled or
     computed. With several processes, JAX's own handler of SIGTERM makes them stop at
@@ -39,7 +40,7 @@ def stop_signals() -> Iterator[list[str]]:
     received: list[str] = []
     alone = jax.process_count() == 1
     watched = SIGNALS.values() if alone else [signal.SIGINT]
-    before = {}
+    before = {number: signal.getsignal(number) for number in watched}
 
     def receive(number, _frame):
         received.append(signal.Signals(number).name)
@@ -48,9 +49,10 @@ def stop_signals() -> Iterator[list[str]]:
     if threading.current_thread() is not threading.main_thread():
         yield received  # only the main thread may handle signals
         return
-    with _told_at_once(pass_on=not alone):
+    with _told_at_once(received, pass_on=not alone):
         try:
-            before = {number: signal.signal(number, receive) for number in watched}
+            for number in watched:
+                signal.signal(number, receive)
             yield received
         finally:
             for number, handler in before.items():
@@ -58,29 +60,37 @@ def stop_signals() -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def _told_at_once(pass_on: bool) -> Iterator[None]:
+def _told_at_once(received: list[str], pass_on: bool) -> Iterator[None]:
     """Tell the first of each signal from a thread.
 
-    Python's own handlers wait until the main thread is back from compiled code.
+    Python's own handlers wait until the main thread is back from compiled code, and run
+    once for all signals of a kind that came meanwhile.
 
     Args:
+        received: names of the signals whose handlers have run.
         pass_on: whether a SIGINT becomes a SIGTERM.
     """
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
+    ended = threading.Event()
 
     def watch():
-        told = set()
+        count = collections.Counter()
         while number := ours.recv(1):
             name = signal.Signals(number[0]).name
-            if name in SIGNALS and name not in told:
-                told.add(name)
+            count[name] += 1
+            if name in SIGNALS and count[name] == 1:
                 tell(
                     f"{name}: the step under way is finished and saved; the same "
-                    "again stops at once.\n"
+                    "again stops without saving.\n"
                 )
                 if pass_on and name == "SIGINT":
                     os.kill(os.getpid(), signal.SIGTERM)
+            if name in SIGNALS and count[name] == 2:
+                while name not in received and not ended.wait(0.05):
+                    pass
+                if not ended.wait(0.2):  # the handler ran for both at once
+                    os.kill(os.getpid(), number[0])
 
     thread = threading.Thread(target=watch, name="signals", daemon=True)
     thread.start()
@@ -88,7 +98,9 @@ def _told_at_once(pass_on: bool) -> Iterator[None]:
     try:
         yield
     finally:
+        ended.set()
         signal.set_wakeup_fd(previous)
+        theirs.shutdown(socket.SHUT_WR)
         theirs.close()
         thread.join()
         ours.close()

@@ -1,5 +1,6 @@
 """Segments, ragged sequences and padding of every recurrence."""
 
+import jax
 import numpy as np
 from recurrence_law import assert_law, one_segment, programs, run, with_states
 from recurrence_oracle import ragged, segmented
@@ -81,6 +82,9 @@ def test_padding_may_hold_anything(op, name, form):
 def test_no_tokens(op, form):
     inputs = op.draw(op.bitwise[0], T=0)
     got = run(op, inputs, form)
+    ids = np.zeros((len(inputs["initial_state"]), 0), int)
+    apart = run(op, inputs, form, segment_ids=ids)
+    jax.tree.map(np.testing.assert_array_equal, apart, got)
     np.testing.assert_array_equal(got["state"], inputs["initial_state"])
     np.testing.assert_array_equal(got["d_initial_state"], inputs["d_state"])
     for tensor in set(op.over_time) & got.keys():

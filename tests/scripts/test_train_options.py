@@ -3,6 +3,7 @@
 import importlib.util
 import pathlib
 
+import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -33,7 +34,11 @@ def script():
         ("--distributed", "found no cluster"),
     ],
 )
-def test_processes_are_described_completely(script, options, message):
+def test_processes_are_described_completely(script, options, message, monkeypatch):
+    def no_cluster(*place):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", no_cluster)
     config = str(ROOT / "configs/cartpole.py")
     with pytest.raises(ValueError, match=message):
         script.run([config, *options.split()])

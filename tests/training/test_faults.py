@@ -124,11 +124,6 @@ def in_a_save(run: Run) -> None:
     )
 
 
-def without_its_record(run: Run) -> None:
-    run.until_step(7)
-    (run.directory / "metrics.jsonl").unlink()
-
-
 class Leg(NamedTuple):
     """What happens to one process, and how it must end."""
 

@@ -37,7 +37,8 @@ ORDERS = ("apply_update", "update_apply", "update_all", "strided")
 class FastState:
     """The decoding state of the fast weights.
 
-    Slots of the open chunk past `filled` are zero.
+    Slots of the open chunk past `filled` are zero. A row that is lost, because its
+    document holds NaN, is NaN throughout.
 
     Attributes:
         change: float32, the weights minus the initial ones; under the norm placement
