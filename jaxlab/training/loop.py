@@ -81,6 +81,7 @@ def _open_and_run(
     if saved is not None:
         _check_continues(cfg, checkpoints, run, saved, resume)
     checkpoints.check_writable()
+    peak = _peak_flops(mesh)  # measured on a CPU, outside the mesh
     advice = f"Resume {run} to go on from its last checkpoint."
     with jax.set_mesh(mesh), watched_peers(advice):
         problem = located.open(resumes=saved is not None)
@@ -88,7 +89,7 @@ def _open_and_run(
             cfg.steps,
             problem.watched,
             flops_per_token=problem.flops_per_token,
-            peak_flops=_peak_flops(mesh),
+            peak_flops=peak,
         )
         with (
             checkpoints,
