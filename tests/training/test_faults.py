@@ -28,20 +28,21 @@ PATIENCE = 120  # seconds until a process counts as hung
 class Run:
     """The run's directory, and the process that works in it."""
 
-    def __init__(self, directory: pathlib.Path):
+    def __init__(self, directory: pathlib.Path, log: pathlib.Path | None = None):
         self.directory = directory / "run"
+        self.log = log or directory / "said"
         self.process: subprocess.Popen | None = None
 
     def start(self, *options: str, shell: str = "{}") -> None:
         command = [sys.executable, str(ROOT / "scripts" / "train.py"), str(CONFIG)]
         command += ["--directory", str(self.directory.parent), "--resume", *options]
-        self.process = subprocess.Popen(
-            ["bash", "-c", shell.format('exec "$0" "$@"'), *command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
-        )
+        with open(self.log, "w") as output:
+            self.process = subprocess.Popen(
+                ["bash", "-c", shell.format('exec "$0" "$@"'), *command],
+                stdout=output,
+                stderr=output,
+                env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
+            )
 
     def until(self, happened: Callable[[], bool]) -> None:
         """Wait for something, or for the end of the process."""
@@ -57,8 +58,7 @@ class Run:
     def finish(self) -> tuple[int, str]:
         """The exit status and all that was said."""
         assert self.process is not None
-        out, err = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, out + err
+        return self.process.wait(PATIENCE), self.log.read_text()
 
     def losses(self) -> dict[int, float]:
         path = self.directory / "metrics.jsonl"
@@ -100,13 +100,14 @@ def signalled(name: str, when: Callable[[Run], None]) -> Callable[[Run], None]:
 
 
 def importing(run: Run) -> None:
-    time.sleep(0.5)
+    """JAX's libraries are mapped, and much is imported after them."""
+    assert run.process is not None
+    maps = pathlib.Path(f"/proc/{run.process.pid}/maps")
+    run.until(lambda: "jaxlib" in maps.read_text())
 
 
 def compiling(run: Run) -> None:
-    """Wait for the lock, which comes before everything that is compiled."""
-    run.until(lambda: bool((run.directory / "lock").exists()))
-    time.sleep(2.5)
+    run.until(lambda: "compiling the step" in run.log.read_text())
 
 
 def at_step(step: int) -> Callable[[Run], None]:
@@ -183,11 +184,11 @@ def fill(path: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_in_a_sentence(small_disk, undisturbed):
+def test_a_full_disk_ends_in_a_sentence(small_disk, tmp_path, undisturbed):
     """It fills up in a run; it is full when the run is resumed; then there is room."""
     filling = small_disk / "filling"
     filling.write_bytes(b"")
-    run = Run(small_disk)
+    run = Run(small_disk, tmp_path / "said")
     run.start()
     run.until(lambda: 5 in run.saved())
     fill(filling)
