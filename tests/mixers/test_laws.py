@@ -23,8 +23,9 @@ from jaxlab.mixers import (
 )
 
 WIDTH, B, T = 16, 2, 14  # T is off every block size
-# Every other length a mixer is compiled for: 6 + 8 = T, and 8 ends a block.
-LENGTHS = (6, 8)
+# Every other length a mixer is compiled for: 6 + 8 = T, and 8 ends a block; one token
+# has a program without chunks.
+LENGTHS = (1, 6, 8)
 
 CASES = {
     "attention": attention.Config(WIDTH, n_heads=2),
@@ -179,7 +180,7 @@ def test_forward_equals_scan_of_step(law):
     close(law.differentiated(law.x[:, :1]), y[:, :1])
 
 
-@pytest.mark.parametrize("lengths", [(6, 8), (8, 6)])
+@pytest.mark.parametrize("lengths", [(6, 8), (8, 6), (6, *[1] * 8)])
 def test_split_with_state_equals_whole(law, lengths):
     whole, final = law.forward(law.x, state=law.state())
     ys, states = zip(*law.pieces(law.x, lengths, law.state()), strict=True)
@@ -215,16 +216,13 @@ def test_causal_by_perturbation(law, segment_ids):
 @pytest.mark.parametrize("last_id", [3, 0])
 def test_packed_documents_equal_separate_runs(law, last_id):
     """Also where the last document has the id of the first again."""
-    ids = row(*[0] * 6, *[1] * 2, *[last_id] * 6)
+    ids = row(*[0] * 6, 1, 2, *[last_id] * 6)
     packed, final = law.forward(law.x, segment_ids=ids, state=law.state())
     close(law.differentiated(law.x, ids), packed)
     first, _ = law.forward(law.x[:, :6], state=law.state())
-    state, second = law.state(), []
-    for t in (6, 7):
-        y, state = law.one(law.params, law.x[:, t], state=state)
-        second.append(y[:, None])
+    second = [law.one(law.params, law.x[:, t], state=law.state())[0] for t in (6, 7)]
     third, state = law.forward(law.x[:, 8:], state=law.state())
-    close(packed, np.concatenate([first, *second, third], 1))
+    close(packed, np.concatenate([first, np.stack(second, 1), third], 1))
     for t in range(3):  # the final state is the last document's
         y1, state = law.one(law.params, law.x[:, t], state=state)
         y2, final = law.one(law.params, law.x[:, t], state=final)
