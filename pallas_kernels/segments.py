@@ -125,11 +125,14 @@ def _all_finite(arrays: Iterable[tuple[str, Array]], kept: str) -> Bool[Array, "
     """Whether all numbers are finite that share an index of the kept axes."""
 
     def flags(axes: str, x: Array) -> Array:
+        if axes[-1] not in kept:
+            # A product with a vector takes XLA for CPUs a third of the time of a
+            # reduction. Its terms are too small for their sum to overflow.
+            weights = jnp.linspace(1, 2, x.shape[-1]) * 2.0**-100
+            x, axes = x @ weights.astype(x.dtype), axes[:-1]
         others = [i for i, axis in enumerate(axes) if axis not in kept]
         left = "".join(axis for axis in axes if axis in kept)
-        # 0 times what is not finite is NaN. XLA for CPUs adds in half the time that a
-        # conjunction takes, and its maximum loses NaN.
-        return _expanded(jnp.sum(x * jnp.zeros((), x.dtype), others) == 0, left, kept)
+        return _expanded(jnp.all(jnp.isfinite(x), others), left, kept)
 
     flags_of = [flags(axes, x) for axes, x in arrays]
     return functools.reduce(operator.and_, flags_of, jnp.asarray(True))

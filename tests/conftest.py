@@ -77,6 +77,11 @@ def pytest_addoption(parser):
         action="store_true",
         help=f"write the seconds of the tests that take more than {QUICK}",
     )
+    parser.addoption(
+        "--record-compiled",
+        action="store_true",
+        help="compile every kernel for TPU and GPU and write what the compilers said",
+    )
 
 
 def pytest_collection_modifyitems(items):

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxlab.data import Batch
 from jaxlab.evaluation.heldout import score_tokens
 from jaxlab.layers import segments
-from jaxlab.models import LMConfig
+from jaxlab.models import LMConfig, weighted
 from jaxlab.params import place_rows
 
 
@@ -123,7 +123,11 @@ def _sums(params, batch, *, cfg: LMConfig, quantity, edges) -> dict[str, jax.Arr
     weights = jnp.where(inside, batch["weights"], 0.0)
 
     def by_group(values):
-        return jnp.zeros(len(edges) - 1).at[group].add(values * weights, mode="drop")
+        return (
+            jnp.zeros(len(edges) - 1)
+            .at[group]
+            .add(weighted(values, weights), mode="drop")
+        )
 
     sums = {
         "nats": by_group(nats),

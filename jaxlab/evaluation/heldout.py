@@ -81,7 +81,7 @@ def _sums(params, batch, cfg: LMConfig) -> dict[str, Any]:
     right_so_far = jnp.cumprod(jnp.where(weights > 0, right, 1.0), axis=1)
     is_row = jnp.any(weights > 0, axis=1, keepdims=True)
     sums = {
-        "nats": jnp.sum(nats * weights),
+        "nats": jnp.sum(models.weighted(nats, weights)),
         "weight": jnp.sum(weights),
         "weight_at": jnp.sum(weights, axis=0),
         "right_at": jnp.sum(right * weights, axis=0),

@@ -78,7 +78,8 @@ class Decay:
             )
 
     def __call__(self, generation: Array) -> Array:
-        return jnp.maximum(self.start * self.rate**generation, self.least)
+        t = jnp.asarray(generation, jnp.float32)
+        return jnp.maximum(self.start * self.rate**t, self.least)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -547,7 +548,8 @@ def _by_name(directions: _Directions, params: Any) -> dict[str, Any]:
 
 
 def _warn_of_resolution(es: EGGROLL, directions: _Directions, leaves: dict) -> None:
-    sigma = float(es.sigma_of(jnp.zeros((), jnp.int32)))
+    with jax.ensure_compile_time_eval():  # also while `init` is traced
+        sigma = float(es.sigma_of(jnp.zeros((), jnp.int32)))
     coarse = []
     moved = jax.tree.leaves(directions.moved)
     for (name, w), moves in zip(leaves.items(), moved, strict=True):

@@ -14,7 +14,12 @@ from jaxlab.models.language_model import (
     spec,
     step,
 )
-from jaxlab.models.likelihood import map_logits, next_token_nats, token_nats
+from jaxlab.models.likelihood import (
+    map_logits,
+    next_token_nats,
+    token_nats,
+    weighted,
+)
 from jaxlab.models.states import insert_rows, repeat_rows, take_rows
 
 __all__ = [
@@ -36,4 +41,5 @@ __all__ = [
     "step",
     "take_rows",
     "token_nats",
+    "weighted",
 ]

@@ -32,10 +32,19 @@ def token_nats(
         temperature: divides the logits; above 0.
 
     Returns:
-        float32 ``[...]``, in nats.
+        float32 ``[...]``, in nats; NaN for a token outside the vocabulary.
     """
     scaled = logits.astype(jnp.float32) / temperature
-    return optax.softmax_cross_entropy_with_integer_labels(scaled, tokens)
+    nats = optax.softmax_cross_entropy_with_integer_labels(scaled, tokens)
+    return jnp.where((tokens >= 0) & (tokens < logits.shape[-1]), nats, jnp.nan)
+
+
+def weighted(values: Array, weights: Array) -> Array:
+    """``values * weights``, and 0 where the weight is 0, whatever the value.
+
+    A target of weight 0 may be any number, such as -100.
+    """
+    return jnp.where(weights == 0, 0.0, values) * weights
 
 
 def map_logits(

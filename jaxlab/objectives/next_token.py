@@ -26,8 +26,8 @@ class NextToken:
     """The negative log-likelihood of a batch's targets.
 
     A batch has ``inputs``, ``targets`` and ``segment_ids`` (int ``[B, T]``),
-    ``weights`` (float ``[B, T]``), and for text ``bytes`` (float ``[B, T]``), the
-    number of bytes in each target.
+    ``weights`` (float ``[B, T]``; 0 leaves a target out, whatever it is), and for text
+    ``bytes`` (float ``[B, T]``), the number of bytes in each target.
 
     The figures are ``loss`` (nats a target, without auxiliary losses),
     ``auxiliary_loss`` if a mixer has one, and for text ``bits_per_byte``.
@@ -46,7 +46,8 @@ class NextToken:
             params, batch["inputs"], self.model, segment_ids=batch["segment_ids"]
         )
         nats = models.next_token_nats(params, x, batch["targets"], self.model)
-        nats, weight = jnp.sum(nats * batch["weights"]), jnp.sum(batch["weights"])
+        nats = jnp.sum(models.weighted(nats, batch["weights"]))
+        weight = jnp.sum(batch["weights"])
         total = nats
         figures: dict[str, Figure] = {"loss": nats}
         if models.has_auxiliary_loss(self.model):

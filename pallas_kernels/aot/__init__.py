@@ -14,9 +14,17 @@ output.
 """
 
 from pallas_kernels.aot.gpu import CHIPS as GPUS
-from pallas_kernels.aot.gpu import nvcc_version
-from pallas_kernels.aot.jobs import Job, Report, available, compile_jobs
-from pallas_kernels.aot.tpu import CHIPS, libtpu_version, roofline
+from pallas_kernels.aot.gpu import version as nvcc_version
+from pallas_kernels.aot.jobs import (
+    Job,
+    Report,
+    available,
+    compile_jobs,
+    digests,
+    report_of,
+)
+from pallas_kernels.aot.tpu import CHIPS, roofline
+from pallas_kernels.aot.tpu import version as libtpu_version
 
 __all__ = [
     "CHIPS",
@@ -25,7 +33,9 @@ __all__ = [
     "Report",
     "available",
     "compile_jobs",
+    "digests",
     "libtpu_version",
     "nvcc_version",
+    "report_of",
     "roofline",
 ]

@@ -14,12 +14,14 @@ import os
 import pathlib
 import re
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 from jax.experimental import topologies
+from jax.extend import source_info_util
 
-from pallas_kernels.aot.lowering import compile_on
+from pallas_kernels.aot.lowering import lower_on
 
 CHIPS = ("h100",)
 JOBS_A_PROCESS = 1
@@ -88,7 +90,7 @@ class Kernel(NamedTuple):
     shared: int
 
 
-def nvcc_version() -> str:
+def version() -> str:
     """The version of the assembler in use, to record with its figures.
 
     Raises:
@@ -134,13 +136,22 @@ def environment(dump: str, estimate: bool) -> dict[str, str]:
     }
 
 
-def compile_for(chip: str, function, *shapes):
-    """Lower and compile a function for one chip; this process must find the plugin."""
+def lower_for(chip: str, function, *shapes) -> jax.stages.Lowered:
+    """Lower a function for one chip; this process must find the plugin."""
     del chip  # there is only one
     topology = topologies.get_topology_desc(
         "h100", "cuda", target_config=_H100, topology="1x1x1"
     )
-    return compile_on(topology.devices[0], "cuda", function, *shapes)
+    return lower_on(topology.devices[0], "cuda", function, *shapes)
+
+
+def text_without_places(lower: Callable[[], jax.stages.Lowered]) -> str:
+    """A lowered program, without the places in the source of its operations.
+
+    No program that this process lowers afterwards has them.
+    """
+    source_info_util.register_exclusion("")  # of every file
+    return lower().as_text()
 
 
 def kernels(compiled, dump: str) -> list[Kernel]:

@@ -1,5 +1,7 @@
 """Jobs: programs to compile for a chip, in another process."""
 
+import functools
+import hashlib
 import importlib
 import json
 import os
@@ -8,8 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import jax
 
 from pallas_kernels.aot import gpu, tpu
 
@@ -73,21 +77,57 @@ def compile_jobs(jobs: Iterable[Job], estimate: bool = True) -> list[Report]:
         ModuleNotFoundError: a compiler is not installed.
         ValueError: a chip is unknown.
     """
-    reports, waiting = [], list(jobs)
-    for job in waiting:
-        compiler = _compiler(job.chip)
-        if not compiler.available():
-            raise ModuleNotFoundError(compiler.HOW_TO_INSTALL)
+    reports, waiting = [], _installed(jobs)
     while waiting:
         compiler = _compiler(waiting[0].chip)
-        others = (i for i, j in enumerate(waiting) if _compiler(j.chip) != compiler)
         # An estimate takes up to 6 GiB, which the compiler does not free.
         most = 1 if estimate else compiler.JOBS_A_PROCESS
-        batch = waiting[: next(others, len(waiting))][:most]
-        new_reports = _compile_until_crash(batch, estimate)
+        new_reports = _compile_until_crash(_of_first(waiting)[:most], estimate)
         reports += new_reports
         waiting = waiting[len(new_reports) :]
     return reports
+
+
+def digests(jobs: Iterable[Job], estimate: bool = True) -> list[str | None]:
+    """A digest of all that the report of each job depends on.
+
+    That is the program as it is lowered for the chip (without the places in the source
+    that its operations come from), the versions of JAX and of the chip's compiler, and
+    `estimate`: jobs of equal digests have equal reports, but for their seconds.
+    Lowering takes a fraction of the time of compiling.
+
+    Returns:
+        64 hexadecimal digits for each job; None for a job that cannot be lowered, whose
+        error `compile_jobs` reports.
+
+    Raises:
+        ModuleNotFoundError, ValueError: as `compile_jobs`.
+    """
+    found, waiting = [], _installed(jobs)
+    while waiting:
+        batch = _of_first(waiting)
+        lines, _ = _work(batch, estimate, compiles=False)
+        new = [line["digest"] for line in lines]
+        found += new if len(new) == len(batch) else [*new, None]
+        waiting = waiting[len(new) + (len(new) < len(batch)) :]
+    return found
+
+
+def _installed(jobs: Iterable[Job]) -> list[Job]:
+    """The jobs, if there is a compiler for each."""
+    jobs = list(jobs)
+    for job in jobs:
+        compiler = _compiler(job.chip)
+        if not compiler.available():
+            raise ModuleNotFoundError(compiler.HOW_TO_INSTALL)
+    return jobs
+
+
+def _of_first(jobs: list[Job]) -> list[Job]:
+    """The first job, and those after it that the same compiler compiles."""
+    compilers = [_compiler(job.chip) for job in jobs]
+    others = (i for i, compiler in enumerate(compilers) if compiler != compilers[0])
+    return jobs[: next(others, len(jobs))]
 
 
 def _compiler(chip: str):
@@ -102,23 +142,34 @@ def _compiler(chip: str):
 
 def _compile_until_crash(jobs: Sequence[Job], estimate: bool) -> list[Report]:
     """The reports of the jobs up to and including the first crash; at least one."""
+    started = time.monotonic()
+    lines, stderr = _work(jobs, estimate, compiles=True)
+    reports = [report_of(line, jobs[0].chip) for line in lines]
+    if len(reports) < len(jobs):
+        seconds = time.monotonic() - started
+        error = _crash(stderr, jobs[len(reports)])
+        reports.append(Report((), 0.0, None, seconds, error))
+    return reports
+
+
+def _work(
+    jobs: Sequence[Job], estimate: bool, compiles: bool
+) -> tuple[list[dict[str, Any]], str]:
+    """What the compiling process says of jobs of one compiler, and its stderr.
+
+    It says something of every job up to the first crash.
+    """
     compiler = _compiler(jobs[0].chip)
     with tempfile.TemporaryDirectory() as dump:
-        started = time.monotonic()
         process = subprocess.run(
             [sys.executable, "-m", "pallas_kernels.aot"],
-            input=json.dumps([jobs, dump]),
+            input=json.dumps([jobs, dump, estimate, compiles]),
             env=os.environ | compiler.environment(dump, estimate),
             capture_output=True,
             text=True,
         )
     lines = [line for line in process.stdout.splitlines() if line.startswith("{")]
-    reports = [_from_json(json.loads(line), compiler) for line in lines]
-    if len(reports) < len(jobs):
-        seconds = time.monotonic() - started
-        error = _crash(process.stderr, jobs[len(reports)])
-        reports.append(Report((), 0.0, None, seconds, error))
-    return reports
+    return [json.loads(line) for line in lines], process.stderr
 
 
 def _crash(stderr: str, job: Job) -> str:
@@ -129,29 +180,53 @@ def _crash(stderr: str, job: Job) -> str:
     return f"The compiler ended the process on {job}: {' '.join(message)}"
 
 
-def _from_json(fields: dict[str, Any], compiler) -> Report:
-    fields["kernels"] = tuple(compiler.Kernel(*kernel) for kernel in fields["kernels"])
-    return Report(**fields)
+def report_of(fields: Mapping[str, Any], chip: str) -> Report:
+    """A report of a job for `chip` from its fields, as JSON keeps them."""
+    kernel = _compiler(chip).Kernel
+    kernels = tuple(kernel(*values) for values in fields["kernels"])
+    return Report(**{**fields, "kernels": kernels})
 
 
 def work() -> None:
-    """Compile the jobs from the standard input; print one line of JSON per report."""
-    jobs, dump = json.loads(sys.stdin.read())
-    for program, arguments, chip in jobs:
-        started = time.monotonic()
-        kernels, moved, cycles, error = [], 0.0, None, None
-        compiler = _compiler(chip)
-        try:
-            module, _, name = program.partition(":")
-            function, shapes = getattr(importlib.import_module(module), name)(
-                **arguments
-            )
-            compiled = compiler.compile_for(chip, function, *shapes)
-            kernels = compiler.kernels(compiled, dump)
-            moved = (compiled.cost_analysis() or {}).get("bytes accessed", 0.0)
-            cycles = compiler.program_cycles(compiled)
-        except Exception as exception:  # any error is the result of the job
-            error = f"{type(exception).__name__}: {exception}"
-        seconds = time.monotonic() - started
-        report = Report(tuple(kernels), moved, cycles, seconds, error)
-        print(json.dumps(report._asdict()), flush=True)
+    """Do the jobs from the standard input; print one line of JSON for each."""
+    jobs, dump, estimate, compiles = json.loads(sys.stdin.read())
+    for job in jobs:
+        job = Job(*job)
+        said = (
+            _compile(job, dump)._asdict()
+            if compiles
+            else {"digest": _digest(job, estimate)}
+        )
+        print(json.dumps(said), flush=True)
+
+
+def _compile(job: Job, dump: str) -> Report:
+    """Compile a job in this process."""
+    compiler, started = _compiler(job.chip), time.monotonic()
+    kernels, moved, cycles, error = [], 0.0, None, None
+    try:
+        compiled = _lower(job).compile()
+        kernels = compiler.kernels(compiled, dump)
+        moved = (compiled.cost_analysis() or {}).get("bytes accessed", 0.0)
+        cycles = compiler.program_cycles(compiled)
+    except Exception as exception:  # any error is the result of the job
+        error = f"{type(exception).__name__}: {exception}"
+    return Report(tuple(kernels), moved, cycles, time.monotonic() - started, error)
+
+
+def _digest(job: Job, estimate: bool) -> str | None:
+    """The digest of a job, lowered in this process."""
+    compiler = _compiler(job.chip)
+    try:
+        text = compiler.text_without_places(functools.partial(_lower, job))
+    except Exception:  # an error that compiling reports
+        return None
+    parts = jax.__version__, compiler.version(), job.chip, str(estimate), text
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _lower(job: Job) -> jax.stages.Lowered:
+    module, _, name = job.program.partition(":")
+    program = getattr(importlib.import_module(module), name)
+    function, shapes = program(**job.arguments)
+    return _compiler(job.chip).lower_for(job.chip, function, *shapes)

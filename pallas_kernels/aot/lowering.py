@@ -1,4 +1,4 @@
-"""Lowering and compiling for a device that is not present."""
+"""Lowering for a device that is not present."""
 
 import jax
 import numpy as np
@@ -12,8 +12,8 @@ from jax.sharding import (
 )
 
 
-def compile_on(device, platform: str, function, *shapes):
-    """Lower and compile a function for a device of a described topology.
+def lower_on(device, platform: str, function, *shapes) -> jax.stages.Lowered:
+    """Lower a function for a device of a described topology.
 
     Args:
         platform: "tpu" or "cuda".
@@ -35,4 +35,4 @@ def compile_on(device, platform: str, function, *shapes):
     )
     with jax.sharding.use_abstract_mesh(abstract):
         jitted = function if hasattr(function, "lower") else jax.jit(function)
-        return jitted.lower(*shapes).compile()
+        return jitted.lower(*shapes)

@@ -12,12 +12,14 @@ import os
 import pathlib
 import re
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.aot.lowering import compile_on
+from pallas_kernels.aot.lowering import lower_on
 
 CHIPS = {"v5e": "v5e:1x1", "v5p": "v5p:1x1x1", "v6e": "v6e:1x1", "tpu7x": "tpu7x:1x1x1"}
 """The topology of one chip of each generation."""
@@ -50,6 +52,7 @@ _ELSEWHERE = re.compile(r" (?:call|conditional)\(")
 _TRIPS = re.compile(r"constant\((\d+)\)")
 _CYCLES = re.compile(r'"bundle_analysis_data":\{"estimated_cycles":"(\d+)"')
 _VMEM = re.compile(r'"used_scoped_memory_configs":\[\{[^}]*"size":"(\d+)"')
+_PLACES = re.compile(r"debug_locations\\22: \\22[^\\]*\\22")
 _NAME = re.compile(r"^\s*(?:ROOT )?%([\w-]+)")
 
 
@@ -90,7 +93,7 @@ def available() -> bool:
     return in_cache or importlib.util.find_spec("libtpu") is not None
 
 
-def libtpu_version() -> str:
+def version() -> str:
     """The version of the libtpu in use, to record with its figures.
 
     Raises:
@@ -116,14 +119,19 @@ def environment(dump: str, estimate: bool) -> dict[str, str]:
     return ENVIRONMENT | added
 
 
-def compile_for(chip: str, function, *shapes):
-    """Lower and compile a function for one chip; this process must find libtpu.
+def lower_for(chip: str, function, *shapes) -> jax.stages.Lowered:
+    """Lower a function for one chip; this process must find libtpu.
 
     Args:
         function: to donate arguments, pass a jitted function.
     """
     topology = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip])
-    return compile_on(topology.devices[0], "tpu", function, *shapes)
+    return lower_on(topology.devices[0], "tpu", function, *shapes)
+
+
+def text_without_places(lower: Callable[[], jax.stages.Lowered]) -> str:
+    """A lowered program, without the places in the source of its operations."""
+    return _PLACES.sub("", lower().as_text())
 
 
 def kernels(compiled, dump: str) -> list[Kernel]:

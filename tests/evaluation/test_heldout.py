@@ -13,6 +13,7 @@ CFG = LMConfig(
     vocab_size=8, width=8, n_layers=1, pattern=(retnet.Config(8, n_heads=1),)
 )
 forward = jax.jit(models.forward, static_argnames="cfg")
+init = jax.jit(models.init, static_argnames="cfg")
 
 
 def batch(seed):
@@ -31,7 +32,7 @@ def batch(seed):
 
 
 def test_scores_equal_sums_made_by_hand(key):
-    p = models.init(CFG, key)
+    p = init(CFG, key)
     batches = [batch(0), batch(1)]
     mesh = params.make_mesh(params.MeshConfig())
     with jax.set_mesh(mesh):
@@ -69,6 +70,6 @@ def test_nothing_to_score_is_an_error(key):
     mesh = params.make_mesh(params.MeshConfig())
     empty = batch(0) | {"weights": np.zeros((8, 5), np.float32)}
     with jax.set_mesh(mesh), pytest.raises(ValueError, match="no target"):
-        evaluate(models.init(CFG, key), CFG, [empty], mesh)
+        evaluate(init(CFG, key), CFG, [empty], mesh)
     with pytest.raises(ValueError, match="no held-out batches"):
         evaluate({}, CFG, [], mesh)

@@ -41,7 +41,14 @@ def stepping(strategy):
     return jax.jit(strategy.step)
 
 
+@functools.cache
+def noise_of(strategy):
+    """The function of a state and the numbers of directions to their noise."""
+    return jax.jit(jax.vmap(strategy.noise, (None, 0)))
+
+
 forward = jax.jit(model.forward, static_argnums=2)
+segment_loss = jax.jit(model.segment_loss, static_argnums=2)
 
 
 def text(cfg, rows, length, seed=0):

@@ -1,6 +1,7 @@
 """EGGROLL: its members, its estimator, and the same update on any devices."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -9,7 +10,6 @@ import numpy as np
 import optax
 import pytest
 
-from jaxlab import params as parameters
 from jaxlab.evolution import (
     EGGROLL,
     CentredRanks,
@@ -30,12 +30,17 @@ SPECS = {
     "scale": ParamSpec((4,), (None,), jax.nn.initializers.ones, role="scale"),
     "table": ParamSpec((5, 6), (None, None), role="embedding"),
 }
+FEW = {name: SPECS[name] for name in ("w", "scale")}  # of either form of noise
 KEY = jax.random.key(7)
 
 
 def start(es, specs=SPECS, optimizer=None):
     strategy = es.build(specs, optimizer or optax.sgd(0.1))
-    weights = parameters.init(specs, jax.random.key(1))
+    rng = np.random.default_rng(1)
+    weights = {
+        name: jnp.asarray(rng.standard_normal(spec.shape) / 2, jnp.float32)
+        for name, spec in specs.items()
+    }
     return strategy, weights, strategy.init(weights, KEY)
 
 
@@ -43,37 +48,48 @@ def dense(member):
     return jax.tree.map(value, member, is_leaf=lambda x: isinstance(x, LowRank))
 
 
-def member(strategy, state, weights, number):
-    """One member, by itself."""
-    stacked, axes = strategy.ask(state, weights, jnp.asarray([number]))
+def members(strategy, state, weights, numbers=None):
+    """The dense parameters of members, stacked; of all without `numbers`."""
+    stacked, axes = strategy.ask(state, weights, numbers)
     return jax.vmap(dense, in_axes=(axes,))(stacked)
+
+
+def member_of(strategy, number):
+    """The function of (state, weights) to one member, by itself, compiled."""
+    return jax.jit(lambda *now: members(strategy, *now, jnp.asarray([number])))
 
 
 @pytest.mark.parametrize("rank", (1, 3, None))
 def test_an_antithetic_pair_is_opposite_about_the_base(rank):
     strategy, weights, state = start(EGGROLL(population=8, rank=rank, sigma=0.3))
-    plus, minus = (member(strategy, state, weights, n) for n in (4, 5))
+    pair = jax.jit(lambda *now: members(strategy, *now, jnp.asarray([4, 5])))
+    found = jax.device_get(pair(state, weights))
 
-    def opposite(p, m, w):
-        np.testing.assert_allclose((p[0] + m[0]) / 2, w, rtol=1e-5, atol=1e-6)
-        assert float(jnp.abs(p[0] - w).max()) > 0.01
+    def opposite(pair, w):
+        np.testing.assert_allclose((pair[0] + pair[1]) / 2, w, rtol=1e-5, atol=1e-6)
+        assert np.abs(pair[0] - w).max() > 0.01
 
-    jax.tree.map(opposite, plus, minus, weights)
+    jax.tree.map(opposite, found, jax.device_get(weights))
     if rank is not None:
-        moved = np.asarray(plus["w"][0] - weights["w"])
+        moved = found["w"][0] - np.asarray(weights["w"])
         assert np.linalg.matrix_rank(moved, tol=1e-4) == rank
 
 
 def test_members_are_low_rank_leaves_that_share_their_base():
     strategy, weights, state = start(EGGROLL(population=8))
-    stacked, axes = strategy.ask(state, weights)
-    assert isinstance(stacked["w"], LowRank) and stacked["w"].w is not None
-    assert stacked["w"].w.shape == (6, 4) and stacked["w"].a.shape == (8, 6, 1)
-    assert axes["w"].w is None and axes["scale"] == 0
-    x = jnp.ones((2, 6))
-    y = jax.vmap(lambda w: linear(x, w["w"]), in_axes=(axes,))(stacked)
-    whole = jax.vmap(dense, in_axes=(axes,))(stacked)["w"]
-    np.testing.assert_allclose(y, x @ whole, rtol=1e-5, atol=1e-6)
+    x = np.ones((2, 6), np.float32)
+
+    @jax.jit
+    def products(state, weights):
+        stacked, axes = strategy.ask(state, weights)
+        assert isinstance(stacked["w"], LowRank) and stacked["w"].w is not None
+        assert stacked["w"].w.shape == (6, 4) and stacked["w"].a.shape == (8, 6, 1)
+        assert axes["w"].w is None and axes["scale"] == 0
+        y = jax.vmap(lambda w: linear(x, w["w"]), in_axes=(axes,))(stacked)
+        return y, members(strategy, state, weights)["w"]
+
+    y, whole = products(state, weights)
+    np.testing.assert_allclose(y, x @ np.asarray(whole), rtol=1e-5, atol=1e-6)
 
 
 def test_entries_have_variance_sigma_squared_for_any_rank():
@@ -81,8 +97,8 @@ def test_entries_have_variance_sigma_squared_for_any_rank():
     for rank in (1, 4, None):
         es = EGGROLL(population=64, rank=rank, sigma=0.5, antithetic=False)
         strategy, weights, state = start(es, specs)
-        stacked, axes = strategy.ask(state, weights)
-        moved = jax.vmap(dense, in_axes=(axes,))(stacked)["w"] - weights["w"][None]
+        whole = jax.jit(functools.partial(members, strategy))(state, weights)["w"]
+        moved = np.asarray(whole) - np.asarray(weights["w"])
         assert float(moved.std()) == pytest.approx(0.5, rel=0.05)
 
 
@@ -104,44 +120,49 @@ def test_noise_is_normal():
 
 
 def test_noise_is_new_each_generation_and_lives_as_long_as_said():
-    def drawn(es, generation):
-        strategy, weights, state = start(es)
-        state = state.replace(generation=jnp.int32(generation))
-        return np.asarray(member(strategy, state, weights, 2)["w"])
+    def drawn(es):
+        """A matrix of a member in each of four generations."""
+        strategy, weights, state = start(es, FEW)
+        one = member_of(strategy, 2)
+        return [
+            np.asarray(one(state.replace(generation=jnp.int32(n)), weights)["w"])
+            for n in range(4)
+        ]
 
     es = EGGROLL(population=4)
-    assert not np.allclose(drawn(es, 0), drawn(es, 1))
-    lasting = dataclasses.replace(es, noise_lifetime=3)
-    np.testing.assert_array_equal(drawn(lasting, 0), drawn(lasting, 2))
-    assert not np.allclose(drawn(lasting, 2), drawn(lasting, 3))
+    first, second, *_ = drawn(es)
+    assert not np.allclose(first, second)
+    lasting = drawn(dataclasses.replace(es, noise_lifetime=3))
+    np.testing.assert_array_equal(lasting[0], lasting[2])
+    assert not np.allclose(lasting[2], lasting[3])
 
 
 def test_sigma_may_be_a_function_of_the_generation():
     weights = {"w": jnp.zeros((6, 4))}
 
-    def steps(sigma, generation):
+    def step_of(sigma):
         strategy = EGGROLL(population=4, sigma=sigma).build(weights, optax.sgd(0.1))
-        state = strategy.init(weights, KEY).replace(generation=jnp.int32(generation))
-        return member(strategy, state, weights, 0)["w"]
+        state, one = jax.jit(strategy.init)(weights, KEY), member_of(strategy, 0)
+        return lambda n: one(state.replace(generation=jnp.int32(n)), weights)["w"]
 
-    falling = Decay(0.4, 0.5, least=0.05)
-    np.testing.assert_allclose(steps(falling, 2), steps(0.1, 2), rtol=1e-6)
-    np.testing.assert_allclose(steps(falling, 9), steps(0.05, 9), rtol=1e-6)
+    falling = step_of(Decay(0.4, 0.5, least=0.05))
+    np.testing.assert_allclose(falling(2), step_of(0.1)(2), rtol=1e-6)
+    np.testing.assert_allclose(falling(9), step_of(0.05)(9), rtol=1e-6)
     with pytest.raises(ValueError, match="not a step that falls"):
         Decay(rate=2.0)
 
 
 def test_the_update_is_the_weighted_sum_of_the_noise():
     """In chunks too, with either scaling; the oracle sums dense members in float64."""
+    strategy, weights, state = start(EGGROLL(16, 2, 0.1))
+    whole = jax.jit(functools.partial(members, strategy))(state, weights)
+    z = np.random.default_rng(0).standard_normal(16)
     for chunk, scaling in ((1024, "unbiased"), (3, "unbiased"), (3, "paper")):
         es = EGGROLL(
             *(16, 2, 0.1), scaling=scaling, directions_at_once=chunk, shape=Raw()
         )
         strategy, weights, state = start(es, optimizer=optax.sgd(1.0))
-        z = np.random.default_rng(0).standard_normal(16)
-        state_after, new, _ = strategy.tell(state, weights, jnp.asarray(z, jnp.float32))
-        stacked, axes = strategy.ask(state, weights)
-        whole = jax.vmap(dense, in_axes=(axes,))(stacked)
+        state_after, new, _ = jax.jit(strategy.tell)(state, weights, np.float32(z))
         factor = 1 / 0.1 if scaling == "unbiased" else 0.1 * math.sqrt(16)
         for name, w in weights.items():
             noise = (np.asarray(whole[name], np.float64) - np.asarray(w)) / 0.1
@@ -153,18 +174,16 @@ def test_the_update_is_the_weighted_sum_of_the_noise():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rank", "n"), ((1, 128), (4, 128), (None, 64)))
-@pytest.mark.parametrize(("share", "seeds"), ((1 / 16, 32), (1 / 4, 8)))
-def test_the_cosine_to_the_gradient_is_what_theory_says(
-    rank, n, share, seeds, optimized
-):
+def test_the_cosine_to_the_gradient_is_what_theory_says(rank, n, optimized):
     """sqrt(P / (P + d)) for P antithetic pairs and d parameters, within 3%.
 
-    A seed's own spread is about 1 / sqrt(d). Rank 1 has heavier tails, as if d were
+    Of d / 16 pairs, and of four generations of them, whose mean is that of d / 4. A
+    seed's own spread is about 1 / sqrt(d). Rank 1 has heavier tails, as if d were
     (1 + 2 / in)(1 + 2 / out) times as many, so the law wants large matrices.
     """
     d = n * n
-    pairs = round(share * d)
-    target = jax.random.normal(jax.random.key(5), (n, n))
+    pairs, seeds, generations = d // 16, 8, 4
+    target = np.random.default_rng(5).standard_normal((n, n)).astype(np.float32)
     specs = {"w": ParamSpec((n, n), (None, None))}
     es = EGGROLL(
         *(2 * pairs, rank),
@@ -176,17 +195,27 @@ def test_the_cosine_to_the_gradient_is_what_theory_says(
         """A linear function, whose gradient is the target."""
         return jnp.sum(linear(jnp.eye(n), weights["w"]) * target) / d
 
-    estimate = jax.jit(
-        es_value_and_grad(fitness, es, specs), compiler_options=optimized
+    @functools.partial(jax.jit, compiler_options=optimized)
+    def estimate(key, generation):
+        state = State(key, generation)
+        weights = {"w": jnp.zeros((n, n))}
+        return es_value_and_grad(fitness, es, specs)(weights, state)[1]["w"]
+
+    def cosine(g):
+        return np.vdot(g, target) / np.linalg.norm(g) / np.linalg.norm(target)
+
+    found = np.array(
+        [
+            [estimate(jax.random.key(k), jnp.int32(t)) for t in range(generations)]
+            for k in range(seeds)
+        ]
     )
-    cosines = []
-    for seed in range(seeds):
-        state = State(jax.random.key(seed), jnp.int32(0))
-        _, g, _ = estimate({"w": jnp.zeros((n, n))}, state)
-        cosine = jnp.vdot(g["w"], target)
-        cosines.append(cosine / jnp.linalg.norm(g["w"]) / jnp.linalg.norm(target))
-    theory = math.sqrt(pairs / (pairs + d))
-    assert float(np.mean(cosines)) == pytest.approx(theory, rel=0.03)
+    for estimates, p in (
+        (found.reshape(-1, n, n), pairs),
+        (found.mean(1), generations * pairs),
+    ):
+        cosines = [cosine(g) for g in estimates]
+        assert np.mean(cosines) == pytest.approx(math.sqrt(p / (p + d)), rel=0.03)
 
 
 def quadratic(weights, key):
@@ -201,12 +230,22 @@ def quadratic(weights, key):
     return sum(sums) + noise
 
 
+def stepping(update):
+    es = EGGROLL(population=32, sigma=0.1, update=update)
+    strategy, weights, state = start(es, FEW, optax.adam(0.1))
+    return jax.jit(lambda s, w: strategy.step(s, w, quadratic)), state, weights
+
+
+@functools.cache
+def step_of_one_device():
+    step, state, weights = stepping("replicated")
+    return step(state, weights)
+
+
 @pytest.mark.parametrize("update", ("replicated", "sharded"))
 def test_eight_devices_make_the_update_of_one(update):
-    es = EGGROLL(population=32, sigma=0.1, update=update)
-    strategy, weights, state = start(es, optimizer=optax.adam(0.1))
-    step = jax.jit(lambda s, w: strategy.step(s, w, quadratic))
-    _, want, found = step(state, weights)
+    _, want, found = step_of_one_device()
+    step, state, weights = stepping(update)
     auto = (jax.sharding.AxisType.Auto,) * 2
     with jax.set_mesh(jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=auto)):
         _, got, of_mesh = step(state, weights)
@@ -219,14 +258,19 @@ def test_eight_devices_make_the_update_of_one(update):
 @pytest.mark.parametrize("antithetic", (True, False))
 def test_step_is_ask_and_tell_however_many_at_once(antithetic):
     es = EGGROLL(population=10, antithetic=antithetic, shape=CentredRanks())
-    strategy, weights, state = start(es)
-    stacked, axes = strategy.ask(state, weights)
-    fitness = jax.vmap(lambda w: quadratic(w, None), (axes,))(stacked)
-    _, want, found = strategy.tell(state, weights, fitness)
+    strategy, weights, state = start(es, FEW)
+
+    @jax.jit
+    def generation(state, weights):
+        stacked, axes = strategy.ask(state, weights)
+        fitness = jax.vmap(lambda w: quadratic(w, None), (axes,))(stacked)
+        return strategy.tell(state, weights, fitness)
+
+    _, want, found = generation(state, weights)
     for at_once in (None, 4, 10):
         one = dataclasses.replace(es, members_at_once=at_once)
-        strategy = one.build(SPECS, optax.sgd(0.1))
-        _, got, of_step = strategy.step(state, weights, lambda w, _: quadratic(w, None))
+        step = jax.jit(one.build(FEW, optax.sgd(0.1)).step, static_argnums=2)
+        _, got, of_step = step(state, weights, lambda w, _: quadratic(w, None))
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
             *(got, want),
@@ -239,21 +283,31 @@ def test_step_is_ask_and_tell_however_many_at_once(antithetic):
 def test_map_is_vmap_over_members(rank, antithetic):
     """In their order, with what each has of its own, a tree or none."""
     es = EGGROLL(population=6, rank=rank, antithetic=antithetic)
-    strategy, weights, state = start(es)
-    own = {"x": jax.random.normal(KEY, (6, 3, 6)), "y": jnp.arange(6.0)}
+    strategy, weights, state = start(es, FEW)
+    x = np.random.default_rng(0).standard_normal((6, 3, 6)).astype(np.float32)
+    own = {"x": x, "y": np.arange(6, dtype=np.float32)}
 
     def function(w, own):
         return {"z": linear(own["x"], w["w"]) * w["scale"][None], "y": own["y"]}
 
-    stacked, axes = strategy.ask(state, weights)
-    want = jax.vmap(function, (axes, 0))(stacked, own)
-    got = strategy.map(function, state, weights, own)
+    def alone(w):
+        return w["scale"].sum()
+
+    @jax.jit
+    def mapped(state, weights, own):
+        found = strategy.map(function, state, weights, own)
+        return found, strategy.map(alone, state, weights)
+
+    @jax.jit
+    def over_asked(state, weights, own):
+        stacked, axes = strategy.ask(state, weights)
+        found = jax.vmap(function, (axes, 0))(stacked, own)
+        return found, jax.vmap(alone, (axes,))(stacked)
+
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want
-    )
-    alone = strategy.map(lambda w: w["scale"].sum(), state, weights)
-    np.testing.assert_allclose(
-        alone, jax.vmap(lambda w: w["scale"].sum(), (axes,))(stacked), rtol=1e-5
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        mapped(state, weights, own),
+        over_asked(state, weights, own),
     )
 
 
@@ -266,18 +320,20 @@ def test_ask_and_tell_climb():
         fitness = jax.vmap(quadratic, in_axes=(axes, None))(stacked, KEY)
         return strategy.tell(state, weights, fitness)
 
-    first = quadratic(weights, KEY)
+    of_base = jax.jit(quadratic)
+    first = of_base(weights, KEY)
     for _ in range(60):
         state, weights, found = generation(state, weights)
-    assert quadratic(weights, KEY) > 0.05 * first and not found["no_signal"]
+    assert float(of_base(weights, KEY)) > 0.05 * float(first)
+    assert not found["no_signal"]
 
 
 def test_a_quantized_base_climbs_on_its_grid():
     specs = {"w": ParamSpec((6, 4), (None, None))}
-    weights = {"w": quantize(jax.random.normal(KEY, (6, 4)))}
-    scale = weights["w"].scale
-    target = quantize(jax.random.normal(jax.random.key(3), (6, 4))).q
-    target = target.astype(jnp.float32)
+    drawn = jax.jit(lambda key: quantize(jax.random.normal(key, (6, 4))))
+    weights = {"w": drawn(KEY)}
+    scale = np.asarray(weights["w"].scale)
+    target = np.asarray(drawn(jax.random.key(3)).q, np.float32)
 
     def fitness(w, key):
         return -jnp.sum((linear(jnp.eye(6), w["w"]) / scale - target) ** 2)
@@ -286,25 +342,29 @@ def test_a_quantized_base_climbs_on_its_grid():
     strategy = es.build(specs, optax.sgd(5e-4))
     state = strategy.init(weights, KEY)
     step = jax.jit(lambda s, w: strategy.step(s, w, fitness))
-    first = fitness(weights, KEY)
+    of_base = jax.jit(fitness)
+    first = float(of_base(weights, KEY))
     for _ in range(100):
         state, weights, _ = step(state, weights)
     assert weights["w"].q.dtype == jnp.int8
     np.testing.assert_array_equal(weights["w"].scale, scale)
-    assert fitness(weights, KEY) > 0.1 * first
+    assert float(of_base(weights, KEY)) > 0.1 * first
 
 
 def test_a_quantized_step_is_right_on_average():
     """A step of 0.3 of the grid moves three entries in ten by one."""
-    weights = {"w": quantize(jnp.ones((100, 100)).at[0].set(2.0))}
+    base = np.ones((100, 100), np.float32)
+    base[0] = 2
+    weights = {"w": jax.jit(quantize)(base)}
     specs = {"w": ParamSpec((100, 100), (None, None))}
     scale = float(weights["w"].scale[0, 0])
     constant = optax.stateless(
         lambda g, w: jax.tree.map(lambda w: jnp.full_like(w, 0.3 * scale), w)
     )
     strategy = EGGROLL(population=2).build(specs, constant)
+    # Outside of `jax.jit`, where fitness is looked at.
     _, new, _ = strategy.tell(strategy.init(weights, KEY), weights, jnp.arange(2.0))
-    step = (new["w"].q - weights["w"].q)[1:]
+    step = (np.asarray(new["w"].q) - np.asarray(weights["w"].q))[1:]
     assert set(np.unique(step)) == {0, 1}
     assert float(step.mean()) == pytest.approx(0.3, abs=0.02)
 
@@ -312,12 +372,12 @@ def test_a_quantized_step_is_right_on_average():
 def test_frozen_parameters_have_neither_noise_nor_gradient():
     es = EGGROLL(population=8, frozen=("scale", "table"))
     strategy, weights, state = start(es)
-    moved = member(strategy, state, weights, 1)
+    moved = member_of(strategy, 1)(state, weights)
     for name in ("scale", "table"):
         np.testing.assert_array_equal(
             moved[name].reshape(weights[name].shape), weights[name]
         )
-    _, new, _ = strategy.tell(state, weights, jnp.arange(8.0))
+    _, new, _ = jax.jit(strategy.tell)(state, weights, np.arange(8.0))
     for name in ("scale", "table"):
         np.testing.assert_array_equal(new[name], weights[name])
     assert not np.allclose(new["w"], weights["w"])
@@ -325,7 +385,8 @@ def test_frozen_parameters_have_neither_noise_nor_gradient():
 
 def test_a_frozen_parameter_is_not_decayed_and_a_quantized_one_does_not_drift():
     optimizer = optax.adamw(1e-2, weight_decay=0.1)
-    q = quantize(jax.random.normal(KEY, (100, 100)))
+    rng = np.random.default_rng(0)
+    q = jax.jit(quantize)(rng.standard_normal((100, 100)).astype(np.float32))
     weights = {"scale": jnp.ones(4), "q": q, "w": jnp.ones((4, 4))}
     specs = {
         "scale": ParamSpec((4,), (None,), role="scale"),
@@ -335,8 +396,9 @@ def test_a_frozen_parameter_is_not_decayed_and_a_quantized_one_does_not_drift():
     for frozen, chosen in ((("scale", "q"), optimizer), (("scale",), optax.sgd(0.0))):
         strategy = EGGROLL(population=8, frozen=frozen).build(specs, chosen)
         state, moved = strategy.init(weights, KEY), weights
+        tell = jax.jit(strategy.tell)
         for _ in range(3):
-            state, moved, _ = strategy.tell(state, moved, jnp.arange(8.0))
+            state, moved, _ = tell(state, moved, np.arange(8.0))
         np.testing.assert_array_equal(moved["scale"], weights["scale"])
         np.testing.assert_array_equal(moved["q"].q, q.q)
 
@@ -345,7 +407,7 @@ def test_a_frozen_parameter_is_not_decayed_and_a_quantized_one_does_not_drift():
 def test_equal_fitness_moves_nothing(shape):
     """Within jit, where nothing can be refused; Adam would scale up any rounding."""
     es = EGGROLL(population=10, antithetic=False, shape=shape)
-    strategy, weights, state = start(es, optimizer=optax.adam(0.1))
+    strategy, weights, state = start(es, FEW, optax.adam(0.1))
     equal = lambda w, key: jnp.float32(0.1)  # noqa: E731
     _, new, found = jax.jit(lambda s, w: strategy.step(s, w, equal))(state, weights)
     jax.tree.map(np.testing.assert_array_equal, new, weights)
@@ -354,8 +416,7 @@ def test_equal_fitness_moves_nothing(shape):
 
 def test_bfloat16_parameters_and_fitness():
     es = EGGROLL(population=16, sigma=0.1)
-    strategy = es.build(SPECS, optax.adam(0.1))
-    weights = parameters.init(SPECS, jax.random.key(1))
+    strategy, weights, _ = start(es, optimizer=optax.adam(0.1))
     weights = jax.tree.map(lambda w: w.astype(jnp.bfloat16), weights)
 
     def fitness(w, key):
@@ -364,22 +425,26 @@ def test_bfloat16_parameters_and_fitness():
     state = strategy.init(weights, KEY)
     _, new, _ = jax.jit(lambda s, w: strategy.step(s, w, fitness))(state, weights)
     assert {w.dtype for w in jax.tree.leaves(new)} == {jnp.dtype("bfloat16")}
-    assert not jnp.array_equal(new["w"], weights["w"])
+    assert np.any(np.asarray(new["w"]) != np.asarray(weights["w"]))
 
 
 def test_shaping():
-    f = jnp.asarray([3.0, 1.0, jnp.nan, 1.0, 7.0, -jnp.inf])
-    ranks = CentredRanks()(f)
+    shaped = jax.jit(lambda shape, f: shape(f), static_argnums=0)
+    f = np.float32([3.0, 1.0, np.nan, 1.0, 7.0, -np.inf])
+    ranks = shaped(CentredRanks(), f)
     np.testing.assert_allclose(ranks, [0.3, -0.2, -0.2, -0.2, 0.5, -0.2], atol=1e-6)
-    z = ZScore()(f)
+    z = np.asarray(shaped(ZScore(), f))
     assert float(z.mean()) == pytest.approx(0, abs=1e-6) and float(z[2]) == float(z[1])
-    np.testing.assert_array_equal(Sign()(f), [0.5, -0.5, 0, 0, 0.5, -0.5])
-    grouped = GroupZScore(3)(jnp.asarray([1.0, 2.0, 3.0, 11.0, 12.0, 13.0]))
+    np.testing.assert_array_equal(shaped(Sign(), f), [0.5, -0.5, 0, 0, 0.5, -0.5])
+    grouped = shaped(GroupZScore(3), np.float32([1, 2, 3, 11, 12, 13]))
+    grouped = np.asarray(grouped)
     np.testing.assert_allclose(grouped[:3], grouped[3:], atol=1e-6)
-    assert not np.any(ZScore()(jnp.full(4, jnp.nan)))
-    counts, numbers = jnp.asarray([3, 0, 2, 2]), jnp.asarray([3.0, 0.0, 2.0, 2.0])
-    for shape in (Raw(), ZScore(), CentredRanks(), GroupZScore(2)):
-        np.testing.assert_array_equal(shape(counts), shape(numbers))
+    assert not np.any(shaped(ZScore(), np.full(6, np.nan, np.float32)))
+    counts = np.int32([3, 0, 2, 2, 1, 1])
+    for shape in (Raw(), ZScore(), CentredRanks(), GroupZScore(3)):
+        np.testing.assert_array_equal(
+            shaped(shape, counts), shaped(shape, np.float32(counts))
+        )
 
 
 @pytest.mark.parametrize(
@@ -401,7 +466,7 @@ def test_settings_that_cannot_be(changed, message):
 
 
 def test_errors_name_what_is_wrong():
-    strategy, weights, state = start(EGGROLL(population=8))
+    strategy, weights, state = start(EGGROLL(population=8), FEW)
     with pytest.raises(ValueError, match=r"of one member has shape \(2,\)"):
         strategy.step(state, weights, lambda w, key: jnp.ones(2))
     with pytest.raises(ValueError, match="3 members, but must have at least 2 and"):
@@ -410,6 +475,8 @@ def test_errors_name_what_is_wrong():
         strategy.tell(state, weights, jnp.zeros(4))
     with pytest.raises(ValueError, match="All 8 members have the fitness 2.0"):
         strategy.tell(state, weights, jnp.full(8, 2.0))
+    with pytest.raises(ValueError, match="All 8 members have the fitness 2.0"):
+        strategy.step(state, weights, lambda w, key: jnp.float32(2.0))
     with pytest.raises(ValueError, match="None of the 8 members has a finite"):
         strategy.tell(state, weights, jnp.full(8, jnp.nan))
     with pytest.raises(ValueError, match="Nothing can be moved"):
@@ -424,4 +491,4 @@ def test_errors_name_what_is_wrong():
         one.init(low_rank, KEY)
     narrow = jax.tree.map(lambda w: 100 * w.astype(jnp.bfloat16), weights)
     with pytest.warns(UserWarning, match=r"below the resolution of .* w \(bfloat16"):
-        EGGROLL(sigma=1e-3).build(SPECS, optax.sgd(0.1)).init(narrow, KEY)
+        EGGROLL(sigma=1e-3).build(FEW, optax.sgd(0.1)).init(narrow, KEY)

@@ -18,42 +18,44 @@ CFG = LMConfig(
     n_layers=2,
     pattern=(gla.Config(16, n_heads=2), attention.Config(16, n_heads=2)),
 )
+ONE_TOKEN = np.zeros((2, 1), np.int32)
 
 
-def test_greedy_generation_equals_argmax_of_forward(key):
-    params = models.init(CFG, key)
-    prompt = jax.random.randint(key, (2, 3), 0, 16)
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(models.init, static_argnums=0)(CFG, jax.random.key(20260101))
+
+
+def test_greedy_generation_equals_argmax_of_forward(params):
+    prompt = np.random.default_rng(0).integers(0, 16, (2, 3), np.int32)
     tokens = generate(params, prompt, CFG, SamplingParams(max_tokens=5, temperature=0))
     sequence = np.concatenate([prompt, tokens], axis=1)
-    logits, _ = models.forward(params, jnp.asarray(sequence), CFG)
-    np.testing.assert_array_equal(np.argmax(logits[:, 2:-1], -1), tokens)
+    logits, _ = jax.jit(models.forward, static_argnums=2)(params, sequence, CFG)
+    greedy = np.argmax(np.asarray(logits)[:, 2:-1], -1)
+    np.testing.assert_array_equal(greedy, tokens)
 
 
-def test_only_the_tokenizers_ids_are_drawn(key):
-    params = models.init(CFG, key)
+def test_only_the_tokenizers_ids_are_drawn(params):
     how = SamplingParams(max_tokens=200, temperature=3.0)
-    prompt = jnp.zeros((2, 1), jnp.int32)
-    drawn = np.unique(generate(params, prompt, CFG, how, vocab_size=5))
+    drawn = np.unique(generate(params, ONE_TOKEN, CFG, how, vocab_size=5))
     np.testing.assert_array_equal(drawn, np.arange(5))
 
 
-def test_another_seed_is_another_sample_of_the_same_program(key):
-    params, prompt = models.init(CFG, key), jnp.zeros((1, 1), jnp.int32)
-    how = SamplingParams(max_tokens=20, temperature=2.0)
-    first = generate(params, prompt, CFG, how)
+FREE = SamplingParams(max_tokens=30, temperature=2.0)
+
+
+def test_another_seed_is_another_sample_of_the_same_program(params):
+    first = generate(params, ONE_TOKEN, CFG, FREE)
     with jax.no_tracing():
-        other = generate(params, prompt, CFG, dataclasses.replace(how, seed=1))
+        other = generate(params, ONE_TOKEN, CFG, dataclasses.replace(FREE, seed=1))
     assert np.any(np.asarray(first) != np.asarray(other))
 
 
-def test_a_row_ends_with_a_stop_token(key):
-    params, prompt = models.init(CFG, key), jnp.zeros((2, 1), jnp.int32)
-    how = SamplingParams(max_tokens=30, temperature=2.0)
-    free = np.asarray(generate(params, prompt, CFG, how))
+def test_a_row_ends_with_a_stop_token(params):
+    free = np.asarray(generate(params, ONE_TOKEN, CFG, FREE))
     stop = int(free[0, 3])
-    tokens = np.asarray(
-        generate(params, prompt, CFG, dataclasses.replace(how, stop=(stop,)))
-    )
+    how = dataclasses.replace(FREE, stop=(stop,))
+    tokens = np.asarray(generate(params, ONE_TOKEN, CFG, how))
     for row, expected in zip(tokens, free, strict=True):
         end = int(np.argmax(expected == stop)) if stop in expected else 30
         np.testing.assert_array_equal(row[: end + 1], expected[: end + 1])

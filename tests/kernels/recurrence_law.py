@@ -5,7 +5,6 @@ same shapes, types and options are one program.
 """
 
 from contextlib import nullcontext
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +30,7 @@ def run(
     form,
     *,
     dtype=None,
+    backward=True,
     detect_races=False,
     segment_ids=None,
     cu_seqlens=None,
@@ -44,6 +44,7 @@ def run(
         op: a `recurrences.Recurrence`.
         form: the implementation.
         dtype: dtype of the arguments named in `op.narrow`.
+        backward: whether to compute the gradients.
         options: static arguments of the operation.
     """
     operands, names, gradients = arguments(inputs)
@@ -58,7 +59,8 @@ def run(
             uninitialized_memory="nan", detect_races=detect_races
         )
     with interpreted:
-        results = call(op.call, options, names, operands, gradients, streams)
+        given = gradients if backward else None
+        results = call(op.call, options, names, operands, given, streams)
     return {name: np.asarray(x, np.float64) for name, x in results.items()}
 
 
@@ -85,35 +87,27 @@ def programs() -> int:
     return _run._cache_size()
 
 
-def results_alone(op, inputs):
-    """Run without gradients on TPU; a single token has its own kernel for that."""
-    operands, _, _ = arguments(inputs)
-    with platform.interpreted_tpu(uninitialized_memory="nan", detect_races=True):
-        return _alone(op.call, operands)
-
-
 def with_gradients(call, options, names, operands, gradients, streams):
     """Results by name, and the gradients for `operands` given those for the results.
 
     Args:
         options: pairs of names and static arguments.
-        names: of `gradients`, in the order of the results.
+        names: of the results' gradients, in the order of the results.
+        gradients: None for the results alone.
         streams: arguments without a gradient.
     """
 
     def f(operands):
         return call(**operands, **streams, **dict(options))
 
+    of_results = [name.removeprefix("d_") for name in names]
+    if gradients is None:
+        return dict(zip(of_results, f(operands), strict=True))
     results, pull_back = jax.vjp(f, operands)
     pairs = zip(gradients, results, strict=True)
     (pulled_back,) = pull_back(tuple(d.astype(x.dtype) for d, x in pairs))
-    named = {name.removeprefix("d_"): x for name, x in zip(names, results, strict=True)}
+    named = dict(zip(of_results, results, strict=True))
     return named | {f"d_{name}": x for name, x in pulled_back.items()}
-
-
-@partial(jax.jit, static_argnums=0, compiler_options=AS_WRITTEN)
-def _alone(call, operands):
-    return call(**operands, implementation="pallas_tpu")
 
 
 _run = jax.jit(with_gradients, static_argnums=(0, 1, 2))

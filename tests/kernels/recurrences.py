@@ -123,7 +123,7 @@ def _linear_attention(decay: str, **names) -> Recurrence:
         call=pallas_kernels.gated_linear_attention,
         oracle=linear_attention_oracle,
         draw=draw,
-        tpu={"B": 1, "T": 200, "H": 3, "K": 64, "V": 64},
+        tpu={"B": 1, "T": 200, "H": 2, "K": 64, "V": 64},
         operands=("q", "k", "v", "g"),
         narrow=("q", "k", "v"),
         output="o",

@@ -1,5 +1,6 @@
 """The compiler for TPUs on a machine without one, and what it says of our kernels."""
 
+import inspect
 import json
 
 import jax
@@ -33,6 +34,13 @@ def double(rows: int, block: int = 8):
         )(x)
 
     return call, (jax.ShapeDtypeStruct((rows, 128), jnp.float32),)
+
+
+def double_elsewhere(rows: int):
+    """As `double`, from other lines of this file."""
+    names = {}
+    exec("\n" * 50 + inspect.getsource(double), globals(), names)
+    return names["double"](rows)
 
 
 def end_the_process():
@@ -114,7 +122,7 @@ compiled with the estimates below, on v5e and v6e."""
 
 @pytest.mark.slow
 @pytest.mark.parametrize("operation", SHAPES)
-def test_kernels_compile(operation):
+def test_kernels_compile(operation, compile_jobs):
     program = f"pallas_kernels.programs:{operation}"
     assert SHAPES[operation].keys() == set(aot.CHIPS)
     jobs = [
@@ -122,30 +130,50 @@ def test_kernels_compile(operation):
         for chip, shapes in SHAPES[operation].items()
         for shape in shapes
     ]
-    for job, report in zip(jobs, aot.compile_jobs(jobs, estimate=False), strict=True):
+    for job, report in zip(jobs, compile_jobs(jobs, estimate=False), strict=True):
         assert report.error is None, f"{job}: {report.error}"
         names = sorted(kernel.name for kernel in report.kernels)
         assert names == [f"{operation}_backward", f"{operation}_forward"], job
 
 
 @pytest.mark.parametrize("variant", kernel_cycles.STEPS)
-def test_a_decode_step_moves_its_states_once(variant):
+def test_a_decode_step_moves_its_states_once(variant, compile_jobs):
     """On all chips, in place.
 
     The kernel's bytes are by its own cost estimate: no copy may surround it.
     """
     jobs = [kernel_cycles.step_program(variant, chip) for chip in aot.CHIPS]
-    for job, report in zip(jobs, aot.compile_jobs(jobs, estimate=False), strict=True):
+    for job, report in zip(jobs, compile_jobs(jobs, estimate=False), strict=True):
         assert report.error is None, f"{job}: {report.error}"
         assert [kernel.name for kernel in report.kernels] == ["token_step"]
         assert kernel_cycles.step_bytes(report) <= 1.1
 
 
-def test_a_decode_step_of_few_heads_compiles():
+def test_a_decode_step_of_few_heads_compiles(compile_jobs):
+    """As the record says, if this program and this compiler are in it."""
     arguments = {"B": 2, "H": 3, "K": 64, "N": 8}
     job = aot.Job("pallas_kernels.programs:delta_rule_step", arguments, "v5e")
     (report,) = aot.compile_jobs([job], estimate=False)
     assert report.error is None, report.error
+    (recorded,) = compile_jobs([job], estimate=False)
+    assert recorded._replace(seconds=report.seconds) == report
+
+
+def test_digests_are_of_programs_and_not_of_their_places():
+    def digests(*arguments, chip="v5e"):
+        return aot.digests([aot.Job(f"{HERE}:double", a, chip) for a in arguments])
+
+    same = {"rows": 64}
+    first, again, other = digests(same, same, {"rows": 128})
+    assert first == again != other
+    moved = aot.Job(f"{HERE}:double_elsewhere", same, "v5e")
+    crashed = aot.Job(f"{HERE}:end_the_process", {}, "v5e")
+    nothing = aot.Job(f"{HERE}:double", {"rows": 12, "none": 3}, "v5e")
+    jobs = [nothing, crashed, moved, moved._replace(chip="v6e")]
+    refused, gone, third, elsewhere = aot.digests(jobs)
+    assert (refused, gone, third) == (None, None, first)
+    assert elsewhere not in (None, first)
+    assert aot.digests([moved], estimate=False) != [first]
 
 
 @pytest.mark.slow
@@ -160,11 +188,11 @@ def test_a_decode_step_of_few_heads_compiles():
         "selective scan, forward and backward",
     ),
 )
-def test_cycles_are_not_above_the_committed_ones(variant):
+def test_cycles_are_not_above_the_committed_ones(variant, compile_jobs):
     committed = json.loads((RESULTS / "kernel_cycles.json").read_text())["estimated"]
     chips = ("v5e", "v6e")
     jobs = [kernel_cycles.program(variant, kernel_cycles.SHORT, chip) for chip in chips]
-    for chip, report in zip(chips, aot.compile_jobs(jobs), strict=True):
+    for chip, report in zip(chips, compile_jobs(jobs), strict=True):
         now = report.cycles / kernel_cycles.SHORT / kernel_cycles.heads(variant, chip)
         before = committed[variant][chip][str(kernel_cycles.SHORT)]["cycles"]
         assert now <= 1.05 * before, (

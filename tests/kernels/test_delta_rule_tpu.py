@@ -29,18 +29,17 @@ def test_three_steps_a_token(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "sizes", (dict(H=16, K=128, V=128, T=130), dict(H=3, N=5, T=40))
-)
-def test_bfloat16_of_other_sizes(sizes):
-    """Two groups of heads in a grid step, and a chunk that its keys do not fill."""
-    inputs = narrowed(ONE_STEP, ONE_STEP.draw("twelve_keys_gated", **SIZES | sizes))
+def test_bfloat16_of_two_groups_of_heads():
+    """In one grid step."""
+    sizes = SIZES | {"T": 130, "H": 16, "K": 128, "V": 128}
+    inputs = narrowed(ONE_STEP, ONE_STEP.draw("twelve_keys_gated", **sizes))
     assert_narrow(ONE_STEP, inputs, ONE_STEP.oracle(**inputs))
 
 
 @pytest.mark.slow
 def test_ragged_sequences_of_two_steps_a_token():
-    sizes = SIZES | {"T": 150, "H": 2}
+    """And of keys wider than values."""
+    sizes = SIZES | {"T": 150, "H": 2, "K": 128}
     inputs = with_states(TWO_STEPS.draw("twelve_keys_gated", **sizes), count=4)
     inputs, bounds = narrowed(TWO_STEPS, inputs), np.asarray([0, 70, 70, 90, 140])
     want = ragged(TWO_STEPS, inputs, bounds)
@@ -66,7 +65,7 @@ def test_precision_and_operands_of_two_types():
     for got in (kernel(inputs, precision="high"), kernel(mixed)):
         for tensor in same:
             np.testing.assert_array_equal(got[tensor], plain[tensor])
-    narrow = kernel(inputs, dtype=jnp.bfloat16, precision="highest")
+    narrow = kernel(inputs, dtype=jnp.bfloat16, precision="highest", backward=False)
     np.testing.assert_array_equal(narrow["state"], plain["state"])
-    coarse = kernel(inputs, precision="default")
+    coarse = kernel(inputs, precision="default", backward=False)
     assert error(coarse["state"], plain["state"]) > 1e-4

@@ -127,14 +127,14 @@ COMPILED = [
 @pytest.mark.slow
 @pytest.mark.skipif(not aot.available(), reason="needs libtpu")
 @pytest.mark.parametrize("chip", aot.CHIPS)
-def test_it_compiles(chip):
+def test_it_compiles(chip, compile_jobs):
     program = "pallas_kernels.programs:paged_attention"
     names = ("heads", "room", "dtype", "pages")
     jobs = [
         aot.Job(program, dict(zip(names, case, strict=True)), chip) for case in COMPILED
     ]
     # Without the estimate, which cannot model the layout copies around the kernel.
-    for job, report in zip(jobs, aot.compile_jobs(jobs, estimate=False), strict=True):
+    for job, report in zip(jobs, compile_jobs(jobs, estimate=False), strict=True):
         assert report.error is None, f"{job}: {report.error}"
         assert len(report.kernels) == 1
 

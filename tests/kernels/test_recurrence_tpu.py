@@ -1,5 +1,7 @@
 """The TPU kernels of the recurrences, interpreted, against a float64 oracle."""
 
+from contextlib import contextmanager
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,6 @@ from recurrence_law import (
     error,
     narrowed,
     one_segment,
-    results_alone,
     run,
     with_states,
 )
@@ -22,13 +23,12 @@ from recurrences import (
     ONE_STEP,
     SCAN,
     THREE_STEPS,
-    TWO_STEPS,
     over,
     over_inputs,
 )
 
 import pallas_kernels
-from pallas_kernels.tpu import block_sizes
+from pallas_kernels.tpu import block_sizes, limits
 
 OPERATIONS = (ONE_STEP, A_HEAD, A_CHANNEL, SCAN)
 QUICK = tuple(op.usual for op in OPERATIONS)
@@ -41,6 +41,12 @@ def factor(op):
     the kernel does not, and its chunks are longer.
     """
     return 8 if op.call is pallas_kernels.delta_product else 4
+
+
+def results_alone(op, inputs, **options):
+    """Run without a gradient; a single token has a kernel of its own for that."""
+    options |= {"backward": False, "detect_races": True}
+    return run(op, inputs, "pallas_tpu", **options)
 
 
 def assert_float32(op, inputs, want=None, **options):
@@ -78,8 +84,9 @@ def test_segments_and_padding(op):
 
 @over(*OPERATIONS)
 def test_ragged_sequences_have_states_of_their_own(op):
-    """Also empty ones, and tokens after the last."""
-    inputs = with_states(op.draw(op.usual, **op.tpu), count=5)
+    """Also empty ones, and tokens after the last; and of values wider than keys."""
+    wide = {} if op is SCAN else {"H": 2, "V": 256}
+    inputs = with_states(op.draw(op.usual, **op.tpu | wide), count=5)
     bounds = np.asarray([0, 3, 3, 135, 145, 145])
     assert_float32(op, inputs, ragged(op, inputs, bounds), cu_seqlens=bounds)
 
@@ -102,17 +109,13 @@ SINGLE = (
 
 @pytest.mark.parametrize(("op", "name"), SINGLE, ids=str)
 def test_a_single_token(op, name):
-    """The step's kernel, and the gradient, which is that of the chunk's.
-
-    The former of two groups of heads, of which a chunk's program would be long.
-    """
+    """The step's kernel, of two groups of heads."""
     inputs = op.draw(name, **op.tpu | {"B": 2, "T": 1, "H": 16})
-    want, reference = op.oracle(**inputs), run(op, inputs, "reference")
-    for tensor, got in zip(("o", "state"), results_alone(op, inputs), strict=True):
+    want = op.oracle(**inputs)
+    reference = run(op, inputs, "reference", backward=False)
+    for tensor, got in results_alone(op, inputs).items():
         bound = 4 * max(error(reference[tensor], want[tensor]), EPS)
-        assert error(np.asarray(got, np.float64), want[tensor]) <= bound, tensor
-    two, reference, want = (two_heads(op, x) for x in (inputs, reference, want))
-    assert_law(run(op, two, "pallas_tpu"), reference, want, factor(op))
+        assert error(got, want[tensor]) <= bound, tensor
 
 
 def test_a_single_token_has_no_kernel_of_the_selective_scan():
@@ -120,47 +123,52 @@ def test_a_single_token_has_no_kernel_of_the_selective_scan():
     assert_float32(SCAN, SCAN.draw("mixed", **SCAN.tpu | {"B": 2, "T": 1}))
 
 
-def two_heads(op, arrays):
-    """The first two heads of inputs or results."""
-    part = {}
-    for name, x in arrays.items():
-        axis = tuple(op.divided[name.removeprefix("d_")]).index("tensor")
-        part[name] = x if x is None else np.take(x, (0, 1), axis)
-    return part
-
-
-def without_races(op, inputs):
-    """Results and gradients; the selective scan's groups are apart in the grid."""
-    with block_sizes.trying({"heads": 1} if op is SCAN else {}):
-        return run(op, inputs, "pallas_tpu", detect_races=True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("K", "V", "H"), ((128, 64, 9), (64, 256, 3)))
-@over(ONE_STEP, A_HEAD, A_CHANNEL)
-def test_keys_and_values_of_different_sizes(op, K, V, H):
-    """Also a full group of heads beside one that is not, and several steps a token."""
-    sizes = op.tpu | {"T": 130, "K": K, "V": V}
-    assert_float32(op, op.draw(op.usual, **sizes | {"H": H}))
-    narrow, T = (TWO_STEPS, 70) if op is ONE_STEP else (op, 130)
-    assert_narrow(narrow, narrow.draw(op.usual, **sizes | {"T": T}))
+@contextmanager
+def apart():
+    """Every head, or group of channels, in a grid step of its own."""
+    with block_sizes.trying({"heads": 1}), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "GROUP", 1)
+        yield
 
 
 @pytest.mark.slow
 @over(ONE_STEP, A_HEAD, A_CHANNEL)
-def test_no_race_in_two_rows_of_two_groups_of_heads(op):
-    inputs = op.draw(op.bitwise[-1], **op.tpu | {"B": 2, "T": 130, "H": 16})
-    reference, want = run(op, inputs, "reference"), op.oracle(**inputs)
-    got = run(op, inputs, "pallas_tpu", detect_races=True)
-    assert_law(got, reference, want, factor(op))
+def test_a_full_group_of_heads_beside_one_that_is_not(op):
+    """The heads of a decay a channel have no groups but those that take turns."""
+    sizes = op.tpu | {"T": 130, "K": 128, "V": 64}
+    if op is not A_CHANNEL:
+        assert_float32(op, op.draw(op.usual, **sizes | {"H": 9}))
+        return
+    with block_sizes.trying({"in_turns": 2}):
+        assert_float32(op, op.draw(op.usual, **sizes | {"H": 3}))
 
 
-def two_rows(op, T, H):
-    """Two rows of H heads, or of two groups of channels."""
-    name, groups = op.bitwise[0], {"H": H}
-    if op is SCAN:
-        name, groups = "mixed", {"E": 256}
-    return op.draw(name, **op.tpu | {"B": 2, "T": T} | groups)
+@pytest.mark.slow
+@over(ONE_STEP, A_HEAD, A_CHANNEL)
+def test_bfloat16_of_keys_wider_than_values(op):
+    """Of the delta rule five steps a token, whose keys do not fill a chunk."""
+    sizes = op.tpu | {"H": 1, "K": 256, "V": 128}
+    sizes |= {"T": 40, "N": 5} if op is ONE_STEP else {"T": 130}
+    assert_narrow(op, op.draw(op.usual, **sizes))
+
+
+@pytest.mark.slow
+@over(*OPERATIONS)
+def test_nothing_is_saved_without_a_gradient(op):
+    """Neither that nor how many heads a grid step has changes a bit."""
+    inputs = op.draw(op.usual, **op.tpu)
+    ids = one_segment(inputs)
+    want = run(op, inputs, "pallas_tpu", segment_ids=ids)
+    with apart():
+        alone = results_alone(op, inputs, segment_ids=ids)
+    for name, x in alone.items():
+        np.testing.assert_array_equal(x, want[name], err_msg=name)
+
+
+def two_rows(op, name, **sizes):
+    """Two rows of two heads, or of two groups of channels."""
+    two = {"B": 2, "E": 256} if op is SCAN else {"B": 2, "H": 2}
+    return op.draw(name, **op.tpu | two | sizes)
 
 
 def devices():
@@ -183,37 +191,48 @@ def assert_same(op, got, want):
 @pytest.mark.slow
 @over(*OPERATIONS)
 def test_divided_among_devices(op):
-    """Neither that nor that nothing is saved for a gradient changes a bit.
+    """That changes no bit.
 
-    On one device there is no race between two rows; nor between two groups of channels,
-    which are apart in the grid.
+    On one device there is no race between two rows, nor between two heads or groups of
+    channels, which are apart in the grid.
     """
-    inputs = two_rows(op, T=130, H=2)
-    with block_sizes.trying({"heads": 1} if op is SCAN else {}):
+    inputs = two_rows(op, op.usual, T=100 if op is SCAN else 130)
+    with apart():
         want = run(op, inputs, "pallas_tpu", detect_races=True)
         reference = run(op, inputs, "reference")
         assert_law(want, reference, op.oracle(**inputs), factor(op))
         with jax.set_mesh(devices()):
             assert_same(op, run(op, inputs, "pallas_tpu"), want)
-            alone = results_alone(op, inputs)
-    for name, x in zip((op.output, "state"), alone, strict=True):
-        np.testing.assert_array_equal(x, want[name], err_msg=name)
 
 
 @pytest.mark.slow
 @over(*OPERATIONS)
 def test_a_single_token_divided_among_devices(op):
-    inputs = two_rows(op, T=1, H=16)
-    few = inputs if op is SCAN else two_heads(op, inputs)
-
-    def results():
-        return run(op, few, "pallas_tpu"), results_alone(op, inputs)
-
-    want, alone = results()
+    groups = {} if op is SCAN else {"H": 16}
+    inputs = two_rows(op, op.usual, T=1, **groups)
+    alone = results_alone(op, inputs)
     with jax.set_mesh(devices()):
-        got, alone_divided = results()
-    assert_same(op, got, want)
-    jax.tree.map(np.testing.assert_array_equal, alone_divided, alone)
+        divided = results_alone(op, inputs)
+    jax.tree.map(np.testing.assert_array_equal, divided, alone)
+
+
+SINGLE_GRADIENTS = (
+    *((ONE_STEP, name) for name in ("random", "twelve_keys_gated", "mixed_decay")),
+    *((A_HEAD, name) for name in ("no_decay", "gate")),
+    (A_CHANNEL, "mixed_decay"),
+    (SCAN, "mixed"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("op", "name"), SINGLE_GRADIENTS, ids=str)
+def test_the_gradient_of_a_single_token_divided_among_devices(op, name):
+    """It is that of the chunk's kernel."""
+    inputs = two_rows(op, name, T=1)
+    want, reference = op.oracle(**inputs), run(op, inputs, "reference")
+    with jax.set_mesh(devices()):
+        got = run(op, inputs, "pallas_tpu")
+    assert_law(got, reference, want, factor(op))
 
 
 HEADS = "at most 32 heads of this size .* are 36; the nearest is 40"

@@ -22,10 +22,10 @@ from jaxlab.mixers import (
     retnet,
 )
 
-WIDTH, B, T = 16, 2, 14  # T is off every block size
-# Every other length a mixer is compiled for: 6 + 8 = T, and 8 ends a block; one token
-# has a program without chunks.
-LENGTHS = (1, 6, 8)
+WIDTH, B, T = 16, 2, 18
+# Every other length a mixer is compiled for. Pieces of 6 tokens, three of which are T,
+# end within blocks of 4 and with blocks of 3; one token has a program without chunks.
+LENGTHS = (1, 6)
 
 CASES = {
     "attention": attention.Config(WIDTH, n_heads=2),
@@ -43,19 +43,19 @@ CASES = {
     ),
     "gla": gla.Config(WIDTH, n_heads=2, gate_rank=4),
     "gla_small_chunks": gla.Config(
-        WIDTH, n_heads=2, key_size=6, value_size=10, gate_root=1.0, chunk_size=4
+        WIDTH, n_heads=2, key_size=6, value_size=10, gate_root=1.0, chunk_size=3
     ),
     "retnet": retnet.Config(WIDTH, n_heads=2, chunk_size=4),
     "mamba2": mamba2.Config(WIDTH, head_size=8, n_states=6),
     "mamba2_groups": mamba2.Config(
-        WIDTH, head_size=4, n_states=4, n_groups=2, convolution=2, chunk_size=4
+        WIDTH, head_size=4, n_states=4, n_groups=2, convolution=2, chunk_size=3
     ),
     "lact": lact.Config(WIDTH, n_heads=2, n_fast_heads=2, chunk_size=4),
     "lact_pre": lact.Config(
         WIDTH,
         n_heads=2,
         n_fast_heads=2,
-        chunk_size=4,
+        chunk_size=5,
         inter_multi=2,
         norm_placement="pre",
         newton_schulz="paper",
@@ -88,7 +88,7 @@ CASES = {
     ),
     "mamba": mamba.Config(WIDTH, n_states=4),
     "mamba_small_chunks": mamba.Config(
-        WIDTH, expand=1, n_states=3, dt_rank=2, convolution=2, chunk_size=4
+        WIDTH, expand=1, n_states=3, dt_rank=2, convolution=2, chunk_size=3
     ),
     "aaren": aaren.Config(WIDTH, n_heads=2),
     "aaren_head_size": aaren.Config(WIDTH, n_heads=4, head_size=6),
@@ -127,6 +127,10 @@ class Law:
 
     def forward(self, x, **kwargs):
         return self.run(self.params, x, **kwargs)
+
+    def whole(self, x):
+        """The outputs and the state after one document, by the program for several."""
+        return self.forward(x, segment_ids=row(*[0] * T), state=self.state())
 
     def outputs(self, x, **kwargs):
         return self.forward(x, **kwargs)[0]
@@ -174,15 +178,15 @@ def test_forward_equals_scan_of_step(law):
     y, none = law.forward(law.x)
     assert none is None
     close(np.stack(ys, 1), y)
-    y, final = law.forward(law.x, state=law.state())
+    y, final = law.whole(law.x)
     close(np.stack(ys, 1), y)
     close(state, final)
     close(law.differentiated(law.x[:, :1]), y[:, :1])
 
 
-@pytest.mark.parametrize("lengths", [(6, 8), (8, 6), (6, *[1] * 8)])
+@pytest.mark.parametrize("lengths", [(6, 6, 6), (6, *[1] * 12)])
 def test_split_with_state_equals_whole(law, lengths):
-    whole, final = law.forward(law.x, state=law.state())
+    whole, final = law.whole(law.x)
     ys, states = zip(*law.pieces(law.x, lengths, law.state()), strict=True)
     close(np.concatenate(ys, 1), whole)
     close(states[-1], final)
@@ -197,7 +201,7 @@ def test_causal_by_gradient(law):
         assert not np.any(grad[0, t + 1 :]) and not np.any(grad[1:])
 
 
-@pytest.mark.parametrize("segment_ids", [None, row(*[4] * 5, *[7] * 4, *[2] * 5)])
+@pytest.mark.parametrize("segment_ids", [None, row(*[4] * 5, *[7] * 4, *[2] * 9)])
 def test_causal_by_perturbation(law, segment_ids):
     """Changing token 7 of row 0 moves only later tokens of its own document."""
     change = law.x.copy()
@@ -216,13 +220,15 @@ def test_causal_by_perturbation(law, segment_ids):
 @pytest.mark.parametrize("last_id", [3, 0])
 def test_packed_documents_equal_separate_runs(law, last_id):
     """Also where the last document has the id of the first again."""
-    ids = row(*[0] * 6, 1, 2, *[last_id] * 6)
+    ids = row(*[0] * 6, *range(1, 7), *[last_id] * 6)
     packed, final = law.forward(law.x, segment_ids=ids, state=law.state())
     close(law.differentiated(law.x, ids), packed)
     first, _ = law.forward(law.x[:, :6], state=law.state())
-    second = [law.one(law.params, law.x[:, t], state=law.state())[0] for t in (6, 7)]
-    third, state = law.forward(law.x[:, 8:], state=law.state())
-    close(packed, np.concatenate([first, np.stack(second, 1), third], 1))
+    singles = [
+        law.one(law.params, law.x[:, t], state=law.state())[0] for t in range(6, 12)
+    ]
+    last, state = law.forward(law.x[:, 12:], state=law.state())
+    close(packed, np.concatenate([first, np.stack(singles, 1), last], 1))
     for t in range(3):  # the final state is the last document's
         y1, state = law.one(law.params, law.x[:, t], state=state)
         y2, final = law.one(law.params, law.x[:, t], state=final)
@@ -230,17 +236,18 @@ def test_packed_documents_equal_separate_runs(law, last_id):
 
 
 def test_state_belongs_to_the_first_document(law):
-    _, state = law.forward(law.x, state=law.state())
-    ids = row(*[5] * 6, *[6] * 8)
+    _, state = law.whole(law.x)
+    ids = row(*[5] * 6, *[6] * 12)
     y, _ = law.forward(law.x, segment_ids=ids, state=state)
     close(y[:, :6], law.forward(law.x[:, :6], state=state)[0])
-    close(y[:, 6:], law.forward(law.x[:, 6:], state=law.state())[0])
+    second = law.pieces(law.x[:, 6:], (6, 6), law.state())
+    close(y[:, 6:], np.concatenate([y for y, _ in second], 1))
 
 
 @pytest.mark.parametrize("left", [0, 3])
 def test_padding_never_touches_a_state(law, left):
-    _, state = law.forward(law.x[:, ::-1], state=law.state())
-    document = slice(left, left + 8)
+    _, state = law.whole(law.x[:, ::-1])
+    document = slice(left, left + 6)
     plain, final = law.forward(law.x[:, document], state=state)
     ids = np.full((B, T), -1, np.int32)
     ids[:, document] = 0
@@ -254,7 +261,7 @@ def test_padding_never_touches_a_state(law, left):
 
 def test_padding_may_hold_anything(law):
     """NaN too, between and around documents: no output, state or gradient knows it."""
-    ids = row(*[-1] * 2, *[0] * 5, -1, *[1] * 4, *[-1] * 2)
+    ids = row(*[-1] * 2, *[0] * 5, -1, *[1] * 4, *[-1] * 6)
     present = ids[..., None] >= 0
     dirty = np.where(present, law.x, np.nan)
     dy = np.where(present, law.x[::-1], 0.0)
@@ -268,7 +275,7 @@ def test_padding_may_hold_anything(law):
 
 def test_what_is_not_finite_stays_in_its_document(law):
     """In tokens or states: outputs and gradients of other documents are the same."""
-    ids = np.stack([np.repeat([0, 1, 2], [5, 5, 4]), np.repeat([0, 1, -1], [6, 6, 2])])
+    ids = np.stack([np.repeat([0, 1, 2], [5, 5, 8]), np.repeat([0, 1, -1], [6, 6, 6])])
     x, state = law.x.copy(), law.state()
     lost = np.zeros((B, T), bool)
     x[0, 7], lost[0, 7:10] = np.nan, True
@@ -360,7 +367,7 @@ def test_what_it_is_called_with_is_checked(law):
         (lambda: forward(law.params, law.x[:0]), "without a token"),
         (
             lambda: forward(law.params, law.x, segment_ids=row(*[0] * (T - 1))),
-            r"segment_ids have shape \(2, 13\), .* \[batch, time\] = \(2, 14\)",
+            r"segment_ids have shape \(2, 17\), .* \[batch, time\] = \(2, 18\)",
         ),
         (lambda: step(law.params, law.x[:, 0], state=other), "belongs to another"),
     ):

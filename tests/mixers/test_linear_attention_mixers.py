@@ -10,13 +10,17 @@ from jaxlab.mixers import gla, mamba2, mixer_of, retnet
 B, T, WIDTH = 2, 70, 16  # more than one chunk
 
 
+def initial(mixer, cfg, key):
+    return jax.jit(lambda key: params.init(mixer.spec(cfg), key))(key)
+
+
 def run(cfg):
     """The layer's output in float32; its input and parameters in float64.
 
     Biases, scales and decays are drawn, so that none is at a value that hides it.
     """
     mixer = mixer_of(cfg)
-    p = params.init(mixer.spec(cfg), jax.random.key(3))
+    p = initial(mixer, cfg, jax.random.key(3))
     rng = np.random.default_rng(4)
     for name, spec in mixer.spec(cfg).items():
         if spec.role in ("scale", "bias", "decay"):
@@ -90,12 +94,13 @@ def test_retnet_in_its_parallel_form():
 def test_retnet_counts_positions_in_the_document():
     """The place of a token is kept in the state, and starts anew in a new document."""
     cfg = retnet.Config(WIDTH, n_heads=2)
-    p = params.init(retnet.spec(cfg), jax.random.key(0))
-    x = jax.random.normal(jax.random.key(1), (1, 7, WIDTH))
+    p = initial(retnet, cfg, jax.random.key(0))
+    x = np.random.default_rng(1).standard_normal((1, 7, WIDTH)).astype(np.float32)
+    forward = jax.jit(retnet.forward, static_argnums=2)
     ids = np.array([[-1, 5, 5, 5, 9, 9, -1]])
     state = retnet.init_state(cfg, 1)
     for continued, length in ((ids, 2), (np.full_like(ids, 5), 9)):
-        _, state = retnet.forward(p, x, cfg, state=state, segment_ids=continued)
+        _, state = forward(p, x, cfg, state=state, segment_ids=continued)
         assert state.length.tolist() == [length]
 
 

@@ -30,6 +30,7 @@ CASES = {
     "no_convolution": mom.Config(WIDTH, n_heads=2, convolution=0, chunk_size=4),
     "linear_attention": mom.Config(WIDTH, n_heads=2, rule="linear_attention"),
 }
+ONE_DOCUMENT = np.zeros((B, T), np.int32)
 # Three documents (one of a single token), and padding at both ends of a row.
 DOCUMENTS = np.array(
     [[3] * 10 + [5] + [3] * 26, [-1] * 4 + [0] * 20 + [1] * 8 + [-1] * 5], np.int32
@@ -158,10 +159,12 @@ def loss(p, x, state, ids, d_y, d_S, cfg, run):
     return weigh(y, d_y) + weigh(final["memory"], d_S), (y, final)
 
 
-# One program for both routings, and the oracle's for all documents.
+# One program for both routings and all documents.
 gradients = jax.jit(
     jax.grad(loss, argnums=(0, 1, 2), has_aux=True), static_argnames=("cfg", "run")
 )
+forward = jax.jit(mom.forward, static_argnames="cfg")
+step = jax.jit(mom.step, static_argnames="cfg")
 
 
 def first_is_quick(cases):
@@ -172,19 +175,23 @@ def first_is_quick(cases):
     ]
 
 
-@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["whole", "documents"])
-@pytest.mark.parametrize("routing", ROUTINGS)
-@pytest.mark.parametrize("case", first_is_quick(CASES))
-def test_equals_every_memory_over_the_whole_sequence(case, routing, documents):
-    """Outputs, final states and all gradients, to float32 rounding."""
-    cfg, p, x, state = setup(case, routing)
-    ids = np.zeros((B, T), np.int32) if documents is None else documents
-    real = ids >= 0
+def cotangents(state, real):
+    """Of the outputs of real tokens, and of the final memories."""
     rng = np.random.default_rng(0)
     d_y = rng.normal(size=(B, T, WIDTH)).astype(np.float32) * real[..., None]
-    d_S = rng.normal(size=state.memory.shape).astype(np.float32)
+    return d_y, rng.normal(size=state.memory.shape).astype(np.float32)
 
-    grads, (y, final) = gradients(p, x, state, documents, d_y, d_S, cfg, ours)
+
+@pytest.mark.parametrize("ids", [ONE_DOCUMENT, DOCUMENTS], ids=["whole", "documents"])
+@pytest.mark.parametrize("routing", ROUTINGS)
+@pytest.mark.parametrize("case", first_is_quick(CASES))
+def test_equals_every_memory_over_the_whole_sequence(case, routing, ids):
+    """Outputs, final states and all gradients, to float32 rounding."""
+    cfg, p, x, state = setup(case, routing)
+    real = ids >= 0
+    d_y, d_S = cotangents(state, real)
+
+    grads, (y, final) = gradients(p, x, state, ids, d_y, d_S, cfg, ours)
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
         wide = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (p, x, state))
         reference = gradients(*wide, ids, d_y, d_S, cfg, theirs)
@@ -199,10 +206,23 @@ def test_equals_every_memory_over_the_whole_sequence(case, routing, documents):
         near(a, b, 2e-5, path)
 
 
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_a_row_without_ids_is_one_document(routing):
+    cfg, p, x, state = setup("gated_delta_rule", routing)
+    d_y, d_S = cotangents(state, ONE_DOCUMENT >= 0)
+    without, with_ids = (
+        gradients(p, x, state, ids, d_y, d_S, cfg, ours) for ids in (None, ONE_DOCUMENT)
+    )
+    names = [path for path, _ in params.named_leaves(with_ids)]
+    pairs = zip(jax.tree.leaves(without), jax.tree.leaves(with_ids), strict=True)
+    for name, (a, b) in zip(names, pairs, strict=True):
+        near(a, np.asarray(b, np.float64), 2e-6, name)
+
+
 def test_collapsed_routing_leaves_memories_empty():
     """The hard case above is what it says: some memories get all tokens, some none."""
     cfg, p, x, _ = setup("gated_delta_rule", "collapsed")
-    _, final = mom.forward(p, x, cfg, state=mom.init_state(cfg, B))
+    _, final = forward(p, x, cfg, state=mom.init_state(cfg, B))
     used = np.any(np.asarray(final.memory) != 0, axis=(0, 2, 3, 4))
     np.testing.assert_array_equal(used, [True, True, False, False, True])
 
@@ -211,10 +231,9 @@ def test_collapsed_routing_leaves_memories_empty():
 def test_the_future_does_not_leak_into_training(cut):
     """Routing of later tokens moves rows about, and no earlier output."""
     cfg, p, x, _ = setup("gated_delta_rule", "random")
-    run = jax.jit(lambda x: mom.forward(p, x, cfg)[0])
     other = jax.random.normal(jax.random.key(5), x.shape)
     changed = x.at[:, cut:].set(other[:, cut:])
-    before, after = run(x), run(changed)
+    before, after = forward(p, x, cfg)[0], forward(p, changed, cfg)[0]
     near(after[:, :cut], np.asarray(before[:, :cut]), 1e-6, cut)
     assert np.linalg.norm(after[:, cut:] - before[:, cut:]) > 1
 
@@ -225,16 +244,16 @@ def test_the_future_does_not_leak_into_training(cut):
 @pytest.mark.parametrize("prefix", [0, 1, 5, 36])
 def test_decoding_after_a_prefix_equals_the_parallel_form(case, prefix):
     cfg, p, x, _ = setup(case, "random")
-    whole, final = mom.forward(p, x, cfg, state=mom.init_state(cfg, B))
+    x = np.asarray(x)  # its slices need no programs
+    whole, final = forward(p, x, cfg, state=mom.init_state(cfg, B))
     state, ys = mom.init_state(cfg, B), []
     if prefix:
-        y, state = mom.forward(p, x[:, :prefix], cfg, state=state)
+        y, state = forward(p, x[:, :prefix], cfg, state=state)
         ys.append(y)
-    one = jax.jit(lambda x, state: mom.step(p, x, cfg, state))
     for t in range(prefix, T):
-        y, state = one(x[:, t], state)
-        ys.append(y[:, None])
-    near(jnp.concatenate(ys, 1), np.asarray(whole), 2e-6, "y")
+        y, state = step(p, x[:, t], cfg, state)
+        ys.append(np.asarray(y)[:, None])
+    near(np.concatenate(ys, 1), np.asarray(whole), 2e-6, "y")
     jax.tree.map(lambda a, b: near(a, np.asarray(b), 2e-6, "state"), state, final)
 
 
@@ -242,8 +261,8 @@ def test_a_step_touches_only_the_memories_of_its_tokens():
     """What the others hold, were it NaN, is neither read nor written."""
     cfg, p, x, state = setup("gated_delta_rule", "collapsed")  # uses 0, 1 and shared
     poisoned = jax.tree.map(lambda a: a.at[:, 2:4].set(jnp.nan), state)
-    y, after = mom.step(p, x[:, 0], cfg, poisoned)
-    expected, _ = mom.step(p, x[:, 0], cfg, state)
+    y, after = step(p, x[:, 0], cfg, poisoned)
+    expected, _ = step(p, x[:, 0], cfg, state)
     np.testing.assert_array_equal(y, expected)
     for a in jax.tree.leaves(after):
         assert np.all(np.isnan(a[:, 2:4]))

@@ -26,12 +26,13 @@ PLAIN = LMConfig(vocab_size=24, width=16, n_layers=2, pattern=(RECURRENT,))
 
 
 run = jax.jit(models.forward, static_argnames="cfg")
+initial = jax.jit(models.init, static_argnums=0)
 
 
 @functools.cache
 def setup(cfg):
-    tokens = jax.random.randint(jax.random.key(3), (B, T), 0, cfg.vocab_size)
-    return models.init(cfg, jax.random.key(4)), tokens
+    tokens = np.random.default_rng(3).integers(0, cfg.vocab_size, (B, T), np.int32)
+    return initial(cfg, jax.random.key(4)), tokens
 
 
 def same_to_rounding(a, b):
@@ -51,6 +52,7 @@ def test_forward_equals_steps_from_a_prefix(cfg):
     assert none is None and logits.shape == (B, T, 24)
     state = models.init_state(cfg, B, T)
     prefix, state = run(p, tokens[:, :5], cfg=cfg, state=state)
+    logits = np.asarray(logits)
     np.testing.assert_allclose(prefix, logits[:, :5], rtol=1e-4, atol=1e-5)
     one = jax.jit(functools.partial(models.step, cfg=cfg))
     for t in range(5, T):
@@ -60,7 +62,7 @@ def test_forward_equals_steps_from_a_prefix(cfg):
 
 def test_packing_equals_separate_documents():
     p, tokens = setup(HYBRID)
-    ids = jnp.broadcast_to(jnp.array([0] * 4 + [1] * 7)[None], (B, T))
+    ids = np.tile(np.int32([0] * 4 + [1] * 7), (B, 1))
     packed, _ = run(p, tokens, cfg=HYBRID, segment_ids=ids)
     apart = [run(p, tokens[:, s], cfg=HYBRID)[0] for s in np.s_[:4, 4:]]
     np.testing.assert_allclose(packed, np.concatenate(apart, 1), rtol=1e-4, atol=1e-5)
@@ -85,24 +87,23 @@ def test_bfloat16_compute_keeps_float32_parameters_and_logits():
     logits, _ = run(p, tokens, cfg=cfg)
     assert logits.dtype == jnp.float32
     reference, _ = run(p, tokens, cfg=HYBRID)
+    reference = np.asarray(reference)
     error = np.linalg.norm(logits - reference) / np.linalg.norm(reference)
     assert 0 < error < 0.1
     grads = jax.eval_shape(jax.grad(functools.partial(loss, cfg=cfg)), p, tokens)
     assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize("remat", ["none", "block"])
-def test_auxiliary_loss_is_the_mean_over_the_layers_that_have_one(remat):
-    """The same logits, and what each mixer says of the input that it was given."""
-    pattern = (MEMORIES, RECURRENT)
-    cfg = dataclasses.replace(PLAIN, n_layers=4, pattern=pattern, remat=remat)
-    p, tokens = setup(cfg)
-    ids = jnp.broadcast_to(jnp.array([-1] * 2 + [0] * 9)[None], (B, T))
-    both = jax.jit(functools.partial(models.forward_with_auxiliary_loss, cfg=cfg))
-    logits, loss = both(p, tokens, segment_ids=ids)
-    expected, _ = run(p, tokens, cfg=cfg, segment_ids=ids)
-    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+WITH_MEMORIES = dataclasses.replace(
+    PLAIN, n_layers=4, pattern=(MEMORIES, RECURRENT), remat="none"
+)
+PADDED = np.tile(np.int32([-1] * 2 + [0] * 9), (B, 1))
 
+
+@functools.cache
+def recorded():
+    """The logits, and what each mixer says of the input that it was given."""
+    p, tokens = setup(WITH_MEMORIES)
     seen, real_loss = [], mom.auxiliary_loss
 
     def record(*arguments, **keywords):
@@ -110,21 +111,35 @@ def test_auxiliary_loss_is_the_mean_over_the_layers_that_have_one(remat):
         jax.debug.callback(lambda x: seen.append(float(x)), value, ordered=True)
         return value
 
-    kept = dataclasses.replace(cfg, remat="none")  # remat would record it twice
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mom, "auxiliary_loss", record)
-        recording = functools.partial(models.forward_with_auxiliary_loss, cfg=kept)
-        jax.block_until_ready(jax.jit(recording)(p, tokens, segment_ids=ids))
+        recording = functools.partial(
+            models.forward_with_auxiliary_loss, cfg=WITH_MEMORIES
+        )
+        jax.block_until_ready(jax.jit(recording)(p, tokens, segment_ids=PADDED))
         jax.effects_barrier()
+    logits, _ = run(p, tokens, cfg=WITH_MEMORIES, segment_ids=PADDED)
+    return logits, seen
+
+
+@pytest.mark.parametrize("remat", ["none", "block"])
+def test_auxiliary_loss_is_the_mean_over_the_layers_that_have_one(remat):
+    cfg = dataclasses.replace(WITH_MEMORIES, remat=remat)
+    p, tokens = setup(WITH_MEMORIES)
+    expected, seen = recorded()
+    both = jax.jit(functools.partial(models.forward_with_auxiliary_loss, cfg=cfg))
+    logits, loss = both(p, tokens, segment_ids=PADDED)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
     assert len(seen) == 2 and seen[0] != seen[1]
     np.testing.assert_allclose(loss, np.mean(seen), rtol=1e-5)
 
 
 def test_auxiliary_loss_is_zero_without_such_a_mixer():
     p, tokens = setup(PLAIN)
-    logits, loss = models.forward_with_auxiliary_loss(p, tokens, PLAIN)
+    both = jax.jit(functools.partial(models.forward_with_auxiliary_loss, cfg=PLAIN))
+    logits, loss = both(p, tokens)
     assert loss == 0
-    np.testing.assert_array_equal(logits, models.forward(p, tokens, PLAIN)[0])
+    np.testing.assert_array_equal(logits, run(p, tokens, cfg=PLAIN)[0])
 
 
 def test_compile_time_does_not_grow_with_depth():
@@ -139,14 +154,15 @@ def test_compile_time_does_not_grow_with_depth():
 
 def test_sharded_equals_single_device():
     p, tokens = setup(HYBRID)
-    tokens = jnp.tile(tokens, (4, 1))
+    tokens = np.tile(tokens, (4, 1))
     mesh = params.make_mesh(params.MeshConfig(data=2, fsdp=2, tensor=2))
     grad = jax.jit(jax.grad(loss), static_argnums=2)
     with jax.set_mesh(mesh):
         shardings = params.shardings(models.spec(HYBRID), mesh)
         rows = jax.NamedSharding(mesh, params.partition_spec(("batch", None)))
         split = grad(jax.device_put(p, shardings), jax.device_put(tokens, rows), HYBRID)
-    jax.tree.map(same_to_rounding, split, grad(p, tokens, HYBRID))
+    whole = grad(p, tokens, HYBRID)
+    jax.tree.map(same_to_rounding, jax.device_get(split), jax.device_get(whole))
 
 
 def test_mixers_take_the_models_width():

@@ -1,5 +1,7 @@
 """The perceptron against numpy, with plain weights and as members of a population."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,21 +12,26 @@ from jaxlab import params as parameters
 from jaxlab.evolution import EGGROLL
 from jaxlab.models import perceptron
 from jaxlab.params import LowRank, value
+from tests.evolution import asked
 
 CFG = perceptron.Config(observation_size=5, outputs=3, width=8, layers=2)
 KEY = jax.random.key(4)
 
 
-def weights_away_from_their_start(key=KEY):
+@functools.cache
+def weights_away_from_their_start():
     """Biases, scales and shifts that are not zero and one."""
-    weights = parameters.init(perceptron.spec(CFG), key)
-    leaves, tree = jax.tree.flatten(weights)
-    keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
-    moved = [
-        w + 0.3 * jax.random.normal(k, w.shape)
-        for w, k in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(tree, moved)
+    rng = np.random.default_rng(0)
+
+    def moved(w):
+        return jnp.asarray(w + 0.3 * rng.standard_normal(w.shape), jnp.float32)
+
+    initial = jax.jit(lambda key: parameters.init(perceptron.spec(CFG), key))
+    return jax.tree.map(moved, jax.device_get(initial(KEY)))
+
+
+def normal(*shape):
+    return np.random.default_rng(5).standard_normal(shape).astype(np.float32)
 
 
 def oracle(weights, observation):
@@ -43,12 +50,11 @@ def oracle(weights, observation):
 
 def test_the_network_is_the_formula():
     weights = weights_away_from_their_start()
-    for i, size in enumerate((1e-3, 1.0, 100.0)):
-        observation = size * jax.random.normal(jax.random.key(i), (5,))
-        got = perceptron.forward(weights, observation, CFG)
+    forward = jax.jit(perceptron.forward, static_argnums=2)
+    sizes = np.float32([1e-3, 1.0, 100.0, 0.0])
+    for observation in sizes[:, None] * normal(4, 5):
+        got = forward(weights, observation, CFG)
         np.testing.assert_allclose(got, oracle(weights, observation), 2e-5, 2e-5)
-    nothing = perceptron.forward(weights, jnp.zeros(5), CFG)
-    np.testing.assert_allclose(nothing, oracle(weights, np.zeros(5)), 2e-5, 2e-5)
 
 
 def test_the_parameters_are_those_of_the_sizes():
@@ -63,17 +69,22 @@ def test_the_parameters_are_those_of_the_sizes():
 
 @pytest.mark.parametrize("rank", (1, 3, None))
 def test_members_act_like_their_dense_weights(rank):
-    weights = weights_away_from_their_start()
     strategy = EGGROLL(6, rank, sigma=0.3).build(perceptron.spec(CFG), optax.sgd(0.1))
-    stacked, axes = strategy.ask(strategy.init(weights, KEY), weights)
+    stacked, axes = asked.members(strategy, perceptron.spec(CFG))
     assert isinstance(stacked["last"]["w"], LowRank) == (rank is not None)
-    x = jax.random.normal(KEY, (6, 5))
-    act = jax.vmap(lambda w, x: perceptron.forward(w, x, CFG), (axes, 0))
-    dense = jax.vmap(
-        lambda w: jax.tree.map(value, w, is_leaf=lambda x: isinstance(x, LowRank)),
-        (axes,),
-    )(stacked)
-    got = act(stacked, x)
+    x = normal(6, 5)
+
+    @jax.jit
+    def both(stacked):
+        """What members do, and their dense weights."""
+        act = jax.vmap(lambda w, x: perceptron.forward(w, x, CFG), (axes, 0))
+        dense = jax.vmap(
+            lambda w: jax.tree.map(value, w, is_leaf=lambda x: isinstance(x, LowRank)),
+            (axes,),
+        )
+        return act(stacked, x), dense(stacked)
+
+    got, dense = jax.device_get(both(stacked))
     want = [oracle(jax.tree.map(lambda w, i=i: w[i], dense), x[i]) for i in range(6)]
     np.testing.assert_allclose(got, want, 2e-5, 2e-5)
     assert np.std(got, axis=0).min() > 0.01
@@ -81,18 +92,20 @@ def test_members_act_like_their_dense_weights(rank):
 
 def test_greedy_takes_the_largest_output_and_the_first_of_equals():
     weights = weights_away_from_their_start()
-    observations = jax.random.normal(KEY, (20, 5))
-    got = jax.vmap(lambda o: perceptron.greedy(weights, o, CFG))(observations)
+    observations = normal(20, 5)
+    act = jax.jit(jax.vmap(lambda w, o: perceptron.greedy(w, o, CFG), (None, 0)))
+    got = act(weights, observations)
     assert got.tolist() == [int(np.argmax(oracle(weights, o))) for o in observations]
     assert got.dtype == jnp.int32 and len(set(got.tolist())) > 1
-    silent = jax.tree.map(jnp.zeros_like, weights)
-    assert int(perceptron.greedy(silent, observations[0], CFG)) == 0
+    silent = jax.tree.map(np.zeros_like, jax.device_get(weights))
+    assert not np.any(act(silent, observations))
 
 
 def test_samples_are_as_frequent_as_the_softmax_says():
     weights = weights_away_from_their_start()
-    observation = jax.random.normal(KEY, (5,))
-    draw = jax.vmap(lambda key: perceptron.sample(weights, observation, CFG, key))
+    observation = normal(5)
+    sample = lambda key: perceptron.sample(weights, observation, CFG, key)  # noqa: E731
+    draw = jax.jit(jax.vmap(sample))
     drawn = np.bincount(draw(jax.random.split(KEY, 4000)), minlength=3) / 4000
     outputs = np.exp(oracle(weights, observation))
     expected = outputs / outputs.sum()
@@ -102,15 +115,16 @@ def test_samples_are_as_frequent_as_the_softmax_says():
 
 def test_bounded_actions_fill_their_box():
     weights = weights_away_from_their_start()
-    low, high = jnp.asarray([-2.0, 0.0, 5.0]), jnp.asarray([2.0, 1.0, 5.5])
-    observation = jax.random.normal(KEY, (5,))
-    got = perceptron.bounded(weights, observation, CFG, low, high)
+    low, high = np.float32([-2.0, 0.0, 5.0]), np.float32([2.0, 1.0, 5.5])
+    observation = normal(5)
+    bounded = jax.jit(perceptron.bounded, static_argnums=2)
+    got = bounded(weights, observation, CFG, low, high)
     share = (np.tanh(oracle(weights, observation)) + 1) / 2
     np.testing.assert_allclose(got, low + share * (high - low), rtol=1e-5)
     for sign, bound in ((-1, low), (1, high)):
-        last = {"w": jnp.zeros((8, 3)), "b": jnp.full(3, sign * 50.0)}
-        extreme = weights | {"last": last}
-        got = perceptron.bounded(extreme, observation, CFG, low, high)
+        b = np.full(3, sign * 50.0, np.float32)
+        last = {"w": np.zeros((8, 3), np.float32), "b": b}
+        got = bounded(weights | {"last": last}, observation, CFG, low, high)
         np.testing.assert_array_equal(got, bound)
 
 

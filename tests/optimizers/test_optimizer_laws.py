@@ -32,7 +32,8 @@ from jaxlab.params import ParamSpec, linear
 from jaxlab.training.state import abstract_state
 
 STEPS = 200
-SIZE, LAYERS, ROWS = 8, 3, 32
+SIZE, ROWS = 8, 32
+LAYERS = 11  # which sort by their names other than by their numbers
 EARLY = WarmupCosine(warmup=2, end=0.01)
 
 OPTIMIZERS = {
@@ -55,9 +56,9 @@ LAYER = {
 }
 
 
-def specs_of(layers=LAYERS, dtype=jnp.float32):
+def specs_of(dtype=jnp.float32):
     specs = {
-        "layers": params.stack(LAYER, layers),
+        "layers": params.stack(LAYER, LAYERS),
         "scale": ParamSpec((SIZE,), ("width",), initializers.ones, "scale"),
         "tall": ParamSpec((2 * SIZE, SIZE), ("width", "hidden")),
     }
@@ -87,9 +88,14 @@ def with_taps(loss, specs, weights, *args):
 
 
 @functools.cache
-def compiled_gradient(layers=LAYERS):
+def compiled_gradient():
     """Of the loss, with its taps, at weights and a seed; one for all optimizers."""
-    return jax.jit(functools.partial(with_taps, loss, specs_of(layers)))
+    return jax.jit(functools.partial(with_taps, loss, specs_of()))
+
+
+@functools.cache
+def initial_weights():
+    return jax.jit(lambda key: params.init(specs_of(), key))(jax.random.key(1))
 
 
 def updates_of(optimizer, g, state, weights, **extra):
@@ -98,14 +104,15 @@ def updates_of(optimizer, g, state, weights, **extra):
 
 
 class Law:
-    """One optimizer and its compiled step, of which there is one for all tests."""
+    """One optimizer and its compiled functions, made once for all tests."""
 
     def __init__(self, name):
         self.name, self.build = name, OPTIMIZERS[name]
         self.specs = specs_of()
         self.optimizer = self.build(self.specs, STEPS)
-        self.weights = params.init(self.specs, jax.random.key(1))
+        self.weights = initial_weights()
         self.step = jax.jit(self._step)
+        self.update = jax.jit(functools.partial(updates_of, self.optimizer))
 
     def _step(self, weights, state, seed):
         g, stats = with_taps(loss, self.specs, weights, seed)
@@ -246,43 +253,43 @@ def test_the_state_of_a_model_is_sharded(law):
 # FRUGAL draws columns by the name of a weight.
 @pytest.mark.parametrize("law", [n for n in OPTIMIZERS if n != "frugal"], indirect=True)
 def test_a_stack_of_layers_is_as_many_layers(law):
-    """Eleven, which sort by their names other than by their numbers."""
-    n = 11
-    stacked, apart = specs_of(n), specs_of(n) | {"layers": [LAYER] * n}
+    apart = specs_of() | {"layers": [LAYER] * LAYERS}
 
     def divided(tree):
-        layers = [jax.tree.map(lambda x, i=i: x[i], tree["layers"]) for i in range(n)]
+        layers = [
+            jax.tree.map(lambda x, i=i: x[i], tree["layers"]) for i in range(LAYERS)
+        ]
         return tree | {"layers": layers}
 
-    weights = params.init(stacked, jax.random.key(1))
-    found = []
-    for specs, form in ((stacked, lambda tree: tree), (apart, divided)):
-        optimizer = law.build(specs, STEPS)
-        update = jax.jit(functools.partial(updates_of, optimizer))
-        state = optimizer.init(form(weights))
-        for seed in range(4):
-            g, stats = compiled_gradient(n)(weights, seed)
-            u, state = update(form(g), state, form(weights), stats=form(stats))
-        found.append(u)
-    close(divided(found[0]), found[1])
+    of_parts = law.build(apart, STEPS)
+    update = jax.jit(functools.partial(updates_of, of_parts))
+    weights = jax.device_get(law.weights)
+    state, state_apart = law.optimizer.init(weights), of_parts.init(divided(weights))
+    for seed in range(4):
+        g, stats = jax.device_get(compiled_gradient()(weights, seed))
+        u, state = law.update(g, state, weights, stats=stats)
+        u_apart, state_apart = update(
+            divided(g), state_apart, divided(weights), stats=divided(stats)
+        )
+    close(divided(jax.device_get(u)), u_apart)
 
 
 # MultiSteps would give MKOR the taps of the last part: its caller sums them.
 @pytest.mark.parametrize("law", [n for n in OPTIMIZERS if n != "mkor"], indirect=True)
 def test_a_step_of_parts_is_a_step_of_their_mean(law):
     parts = optax.MultiSteps(law.optimizer, 2)
-    update, update_parts = (
-        jax.jit(functools.partial(updates_of, optimizer))
-        for optimizer in (law.optimizer, parts)
-    )
+    update_parts = jax.jit(functools.partial(updates_of, parts))
     state, state_of_parts = law.optimizer.init(law.weights), parts.init(law.weights)
     for seed in range(3):
         seeds = 2 * seed, 2 * seed + 1
-        gs = [compiled_gradient()(law.weights, seed)[0] for seed in seeds]
-        mean = jax.tree.map(lambda x, y: (x + y) / 2, *gs)
-        want, state = update(mean, state, law.weights)
+        gs, (stats, _) = zip(
+            *(jax.device_get(compiled_gradient()(law.weights, seed)) for seed in seeds),
+            strict=True,
+        )
+        mean = jax.tree.map(lambda x, y: (x + y) / np.float32(2), *gs)
+        want, state = law.update(mean, state, law.weights, stats=stats)
         u, state_of_parts = update_parts(gs[0], state_of_parts, law.weights)
-        assert not any(jnp.any(x) for x in jax.tree.leaves(u))
+        assert not any(np.any(x) for x in jax.tree.leaves(jax.device_get(u)))
         u, state_of_parts = update_parts(gs[1], state_of_parts, law.weights)
         close(u, want)
 
@@ -296,8 +303,7 @@ def test_a_step_of_parts_is_a_step_of_their_mean(law):
 )
 def test_injected_numbers_are_as_those_given(scale_by, settings):
     """Traced numbers, which are not compared with their ranges."""
-    specs = specs_of()
-    weights = params.init(specs, jax.random.key(1))
+    specs, weights = specs_of(), initial_weights()
     scale_by = functools.partial(scale_by, largest=SIZE)
     static = ("specs", "period", "largest")
     found = []

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from jaxlab import models, rl
-from jaxlab.mixers import delta_product, retnet
+from jaxlab.mixers import attention, delta_product
 from jaxlab.models import LMConfig
 from jaxlab.rl import GRPO
 from jaxlab.rl.grpo import (
@@ -24,7 +24,14 @@ from jaxlab.rl.grpo import (
 CFG = LMConfig(
     vocab_size=8, width=32, n_layers=1, pattern=(delta_product.Config(32, n_heads=2),)
 )
+SMALL = LMConfig(8, 8, 1, pattern=(attention.Config(8, n_heads=2),))
 KEY = jax.random.key(3)
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def weights_of(cfg, seed):
+    return models.init(cfg, jax.random.key(seed))
+
 
 # Every sign of advantage with ratios below, inside and above the bounds.
 RATIOS = np.array([[0.5, 1.0, 1.1], [1.7, 0.9, 3.0], [0.3, 1.05, 2.0], [1.5, 0.7, 1.0]])
@@ -87,7 +94,8 @@ def test_a_bound_stops_only_what_would_go_further():
     """Rows of advantage +, -; ratios far below, at 1, far above."""
     old = np.zeros((2, 3))
     new = np.log([[0.2, 1.0, 5.0]] * 2)
-    slope = jax.grad(lambda n: policy_loss(n, *f32(old, [1, -1], old + 1))[0])
+    given = f32(old, [1, -1], old + 1)
+    slope = jax.jit(jax.grad(lambda n: policy_loss(n, *given)[0]))
     stopped = np.asarray(slope(*f32(new))) == 0
     np.testing.assert_array_equal(stopped, [[False, False, True], [True, False, False]])
 
@@ -106,7 +114,7 @@ def test_behind_the_end_anything_may_stand():
 @pytest.mark.parametrize(("log_ratio", "advantage"), ((99.0, 2.0), (-99.0, -2.0)))
 def test_a_bound_stops_a_ratio_that_overflows(log_ratio, advantage):
     loss = lambda new: policy_loss(new, *f32([[0.0, 0.0]], [advantage], [[1, 1]]))[0]  # noqa: E731
-    value, slope = jax.value_and_grad(loss)(*f32([[log_ratio, 0.0]]))
+    value, slope = jax.jit(jax.value_and_grad(loss))(*f32([[log_ratio, 0.0]]))
     bound = advantage * (1.2 if advantage > 0 else 0.8)
     assert float(value) == pytest.approx(-(bound + advantage) / 2)
     np.testing.assert_allclose(slope, [[0.0, -advantage / 2]])
@@ -114,7 +122,6 @@ def test_a_bound_stops_a_ratio_that_overflows(log_ratio, advantage):
 
 def test_a_reference_may_be_anything_behind_the_end():
     """NaN, and numbers of which the exponential overflows."""
-    cfg = LMConfig(8, 8, 1, pattern=(retnet.Config(8, n_heads=2),))
     mask = jnp.asarray([[[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]])
     batch = {
         "prompts": jnp.zeros((1, 2), jnp.int32),
@@ -125,8 +132,8 @@ def test_a_reference_may_be_anything_behind_the_end():
         "old": jnp.zeros((1, 2, 3)),
         "first": jnp.asarray([True]),
     }
-    objective = PolicyGradient(cfg, GRPO(group=2, kl=0.5))
-    weights = models.init(cfg, KEY)
+    objective = PolicyGradient(SMALL, GRPO(group=2, kl=0.5))
+    weights = weights_of(SMALL, 3)
 
     @jax.jit
     @jax.grad
@@ -202,7 +209,7 @@ def test_the_gradient_is_reinforce_with_the_groups_baseline(actions, group):
         gained = advantages(jnp.asarray(reward, jnp.float32)[drawn][None], "none")[0]
         return policy_loss(new, old, gained, jnp.ones((group, 1)))[0]
 
-    slope = jax.vmap(jax.grad(loss), in_axes=(None, 0))
+    slope = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0)))
     g = -np.asarray(slope(*f32(theta), jnp.asarray(groups)), np.float64)
     for drawn, of_group in zip(groups, g, strict=True):
         score = np.eye(actions)[drawn] - p
@@ -244,7 +251,7 @@ def bandit(questions=4):
 def test_a_small_model_learns_a_bandit(how):
     """From chance, 1 in 8, to three answers in four within 40 steps."""
     learner = how.build(CFG, optax.adam(1e-2))
-    params = models.init(CFG, jax.random.key(1))
+    params = weights_of(CFG, 1)
     state, asked, rewards, clipped = learner.init(params), bandit(), [], []
     for step in range(40):
         state, params, figures = learner.step(
@@ -255,8 +262,8 @@ def test_a_small_model_learns_a_bandit(how):
         assert all(np.isfinite(value) for value in figures.values())
     assert rewards[0] < 0.3 and np.mean(rewards[-5:]) > 0.75
     assert (max(clipped) > 0) == (how.updates > 1)  # the first update is on policy
-    greedy = rl.exact_match_reward(params, asked, KEY, CFG)
-    assert float(greedy) == 1
+    greedy = jax.jit(functools.partial(rl.exact_match_reward, key=KEY, cfg=CFG))
+    assert float(greedy(params, asked)) == 1
 
 
 @pytest.mark.slow
@@ -266,15 +273,15 @@ def test_one_step_moves_along_the_gradient_of_its_own_draws():
     A bound of 1e-7 stops nothing: on policy every ratio is 1 to the last bit.
     """
     how = GRPO(4, 3, stop=2, temperature=1.3, clip=1e-7, scale="none", kl=0.5)
-    params, asked = models.init(CFG, jax.random.key(1)), bandit()
-    reference = models.init(CFG, jax.random.key(2))
+    params, asked = weights_of(SMALL, 1), bandit()
+    reference = weights_of(SMALL, 2)
     reward = lambda tokens, mask, *_: jnp.sum(tokens * mask.astype(tokens.dtype), 1)  # noqa: E731
-    learner = how.build(CFG, optax.sgd(0.1), reward)
+    learner = how.build(SMALL, optax.sgd(0.1), reward)
     state = learner.init(params).replace(reference=reference)
     _, moved, figures = jax.jit(learner.step)(state, params, asked, KEY)
 
     how_drawn = {"max_tokens": 3, "temperature": 1.3, "stop": 2, "samples": 4}
-    sample = jax.jit(functools.partial(rl.sample, cfg=CFG, **how_drawn))
+    sample = jax.jit(functools.partial(rl.sample, cfg=SMALL, **how_drawn))
     drawn = sample(params, asked.prompts, asked.segment_ids, KEY)
     tokens, old, mask = map(np.asarray, vars(drawn).values())
     assert 0 < (mask == 0).sum() and figures["length"] == mask.sum(1).mean()
@@ -286,13 +293,16 @@ def test_one_step_moves_along_the_gradient_of_its_own_draws():
     assert float(figures["entropy"]) == pytest.approx(entropy, rel=1e-4)
 
     @jax.jit
-    def log_p(p):  # of whole sequences, one prompt a completion
+    def log_p(p, pull):
+        """Of whole sequences, one prompt a completion; and the gradient by a pull."""
         q = asked.repeat(4)
-        return rl.log_probabilities(
-            p, q.prompts, q.segment_ids, drawn.tokens, drawn.mask, CFG, 1.3
+        of = lambda p: rl.log_probabilities(  # noqa: E731
+            p, q.prompts, q.segment_ids, drawn.tokens, drawn.mask, SMALL, 1.3
         )
+        found, gradient = jax.vjp(of, p)
+        return found, gradient(pull)[0]
 
-    away = np.asarray(log_p(reference), np.float64) - old
+    away = np.asarray(log_p(reference, drawn.mask)[0], np.float64) - old
     cost = sum(
         sum(np.exp(d) - d - 1 for d, m in zip(*row, strict=True) if m) / row[1].sum()
         for row in zip(away, mask, strict=True)
@@ -305,7 +315,7 @@ def test_one_step_moves_along_the_gradient_of_its_own_draws():
         mask * (-gained[:, None] + 0.5 * (1 - np.exp(away))), jnp.float32
     )
     pull = pull / mask.sum(1, keepdims=True) / 16
-    g = jax.jit(jax.grad(lambda p: jnp.sum(pull * log_p(p))))(params)
+    g = log_p(params, pull)[1]
     for new, w, slope in zip(*map(jax.tree.leaves, (moved, params, g)), strict=True):
         error = np.linalg.norm((new - w) / -0.1 - slope)
         assert error <= 1e-3 * np.linalg.norm(slope) + 1e-5
@@ -316,9 +326,9 @@ def test_one_step_moves_along_the_gradient_of_its_own_draws():
 
 def test_without_signal_nothing_moves():
     learner = GRPO(group=4).build(
-        CFG, optax.sgd(1.0), lambda tokens, *_: jnp.full(len(tokens), 0.1)
+        SMALL, optax.sgd(1.0), lambda tokens, *_: jnp.full(len(tokens), 0.1)
     )
-    params = models.init(CFG, jax.random.key(1))
+    params = weights_of(SMALL, 1)
     _, moved, figures = learner.step(learner.init(params), params, bandit(), KEY)
     assert figures["no_signal"] == 1 and figures["gradient_norm"] == 0
     jax.tree.map(np.testing.assert_array_equal, moved, params)

@@ -23,7 +23,7 @@ CFG = LMConfig(
         attention.Config(32, n_heads=2),
     ),
 )
-PARAMS = models.init(CFG, jax.random.key(1))
+PARAMS = jax.jit(functools.partial(models.init, CFG))(jax.random.key(1))
 PROMPTS = jax.random.randint(jax.random.key(2), (2, 6), 0, W)
 LENGTHS = (6, 2)
 IDS = jnp.asarray([[-1] * (6 - n) + [0] * n for n in LENGTHS])

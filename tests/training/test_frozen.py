@@ -1,5 +1,7 @@
 """Parameters that a run leaves as they are."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -80,7 +82,7 @@ def test_a_config_names_them(tmp_path):
         steps=2,
         frozen=("blocks/.*",),
     )
-    start = params.init(models.spec(MODEL), jax.random.key(cfg.seed))
+    start = jax.jit(functools.partial(models.init, MODEL))(jax.random.key(cfg.seed))
     train(cfg)
     learned = load_run(tmp_path / "a").params
     jax.tree.map(np.testing.assert_array_equal, learned["blocks"], start["blocks"])

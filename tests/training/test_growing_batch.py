@@ -1,6 +1,7 @@
 """Runs whose batch grows: the decisions, what is saved of them, and what they cost."""
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -28,10 +29,9 @@ from jaxlab.optimizers import (
     WarmupStableDecay,
 )
 from jaxlab.optimizers.mkor import preconditioned
-from jaxlab.training import TextData, TrainConfig, load_run, train
+from jaxlab.training import TextData, TrainConfig, load_run, loop, train
 from jaxlab.training.batches import StepBatches
 from jaxlab.training.problems import gradient
-from jaxlab.training.progress import Progress
 from jaxlab.training.source import TrainBatches, open_source
 from jaxlab.training.state import create_state
 from jaxlab.training.step import make_train_step
@@ -40,6 +40,7 @@ MODEL = LMConfig(width=16, n_layers=2, pattern=(attention.Config(16, n_heads=4),
 ROWS, PARTS, ETA, LENGTH, STEPS = 8, 4, 0.4, 24, 16
 # Its rates do not depend on the number of steps, so that runs share their programs.
 CONSTANT = WarmupStableDecay(warmup=2, decay=0.0)
+DESCENT = optax.with_extra_args_support(optax.sgd(1.0))
 
 
 def growing_run(corpus, directory, **changes):
@@ -101,7 +102,15 @@ def reference(corpus, tmp_path_factory):
 # The decisions ------------------------------------------------------------------------
 
 
-def objective(weights, part):
+@functools.cache
+def first_weights(seed):
+    init = jax.jit(functools.partial(models.init, MODEL))
+    return jax.device_get(init(jax.random.key(seed)))
+
+
+@jax.jit
+@jax.grad
+def gradient_of(weights, part):
     logits = models.forward(
         weights, part["inputs"], MODEL, segment_ids=part["segment_ids"]
     )[0]
@@ -112,7 +121,6 @@ def objective(weights, part):
 
 def asked_for(weights, taken):
     """The norm test in float64, from the gradient of each part of each batch taken."""
-    gradient = jax.jit(jax.grad(objective))
     parts = [
         {name: x[i::PARTS] for name, x in batch.items()}
         for batch in taken
@@ -120,7 +128,7 @@ def asked_for(weights, taken):
     ]
     flat = [
         np.concatenate([np.float64(x).ravel() for x in jax.tree.leaves(g)])
-        for g in (gradient(weights, part) for part in parts)
+        for g in (gradient_of(weights, part) for part in parts)
     ]
     J, W = len(parts), sum(float(part["weights"].sum()) for part in parts)
     g = J * np.array(flat) / W
@@ -134,7 +142,7 @@ def test_decisions_are_those_of_float64(reference, one_device):
     """The gradients are at each step's parameters, of the data in its order."""
     source = open_source(reference.data, ROWS, reference.seed)
     wanted, seen = [ROWS, ROWS], 0
-    weights = jax.device_get(models.init(MODEL, jax.random.key(reference.seed)))
+    weights = first_weights(reference.seed)
     found = lines(reference)
     for n, line in enumerate(found):
         rows = 2
@@ -171,24 +179,29 @@ def test_parts_that_weigh_differently_are_the_groups_of_the_mean(weights_differ)
         batch["weights"][1::PARTS, 3:] = 0.0
     metrics = step_metrics(batch)
     taken = [{name: x[m::2] for name, x in batch.items()} for m in range(2)]
-    weights = models.init(MODEL, jax.random.key(0))
-    _, squares, mean_square = asked_for(weights, taken)
+    _, squares, mean_square = asked_for(first_weights(seed=0), taken)
     part_norm, norm = metrics["part_gradient_norm"], metrics["gradient_norm"]
     np.testing.assert_allclose(2 * PARTS * part_norm**2, squares, rtol=1e-4)
     np.testing.assert_allclose(norm**2, mean_square, rtol=1e-4)
     # Taps are statistics, and no gradient.
-    tapped = step_metrics(batch, preconditioned(models.spec(MODEL)))
+    tapped = step_metrics(batch, tapped=True)
     for name in ("part_gradient_norm", "gradient_norm"):
         np.testing.assert_allclose(tapped[name], metrics[name], rtol=1e-5)
 
 
-def step_metrics(batch, tapped=None):
-    """The metrics of a step in twice as many parts, on one device."""
+@functools.cache
+def step_in_parts(tapped):
+    """The mesh of one device, and a step on it in twice as many parts."""
     mesh = params.make_mesh(params.MeshConfig(), jax.devices()[:1])
-    optimizer = optax.with_extra_args_support(optax.sgd(1.0))
     with jax.set_mesh(mesh):
-        state = create_state(models.spec(MODEL), optimizer, mesh, seed=0)
-        step = make_train_step(NextToken(MODEL), optimizer, 2 * PARTS, tapped)
+        taps = preconditioned(models.spec(MODEL)) if tapped else None
+        return mesh, make_train_step(NextToken(MODEL), DESCENT, 2 * PARTS, taps)
+
+
+def step_metrics(batch, tapped=False):
+    mesh, step = step_in_parts(tapped)
+    with jax.set_mesh(mesh):
+        state = create_state(models.spec(MODEL), DESCENT, mesh, seed=0)
         return step(state, params.place_rows(batch, mesh), jax.random.key(0))[1]
 
 
@@ -203,9 +216,9 @@ def step_metrics(batch, tapped=None):
 )
 def test_a_mesh_decides_as_one_device(corpus, tmp_path, reference, mesh):
     growth = BatchGrowth(ETA, largest=32)  # which the first steps do not pass
-    cfg = growing_run(corpus, tmp_path, mesh=mesh, growth=growth)
+    cfg = growing_run(corpus, tmp_path, mesh=mesh, growth=growth, steps=8)
     train(cfg)
-    found, want = (lines(run)[:8] for run in (cfg, reference))
+    found, want = lines(cfg), lines(reference)[:8]
     for name in ("rows", "tokens", "part_gradient_norm", "gradient_norm", "loss"):
         got, one = ([x[f"train/{name}"] for x in run] for run in (found, want))
         np.testing.assert_allclose(got, one, rtol=1e-3)
@@ -214,28 +227,25 @@ def test_a_mesh_decides_as_one_device(corpus, tmp_path, reference, mesh):
 # What is saved ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", (2, 3, None), ids=("first", "second", "last"))
-def test_resume_is_bit_identical(corpus, tmp_path, reference, one_device, step):
-    """SIGTERM before the first growth, before the second, and before the last, where
-    it is decided but not for the next step yet."""
-    cfg, update = growing_run(corpus, tmp_path), Progress.update
+def test_resume_is_bit_identical(corpus, tmp_path, reference, one_device):
+    """SIGTERM before the first growth, when the second is decided as well, and before
+    the second."""
+    cfg, why_stop = growing_run(corpus, tmp_path), loop.why_stop
     sizes = [line["train/rows"] for line in lines(reference)]
-    if step is None:
-        step = sizes.index(sizes[-1]) - 1
-        assert sizes[step] < sizes[step + 1]
+    assert sizes[0] == sizes[1] < sizes[2] < sizes[3] == sizes[-1]
+    for stop in (2, 3):
 
-    def stop(progress, now, *rest):
-        update(progress, now, *rest)
-        if now == step - 1:  # the step to be stopped at is being computed
-            signal.raise_signal(signal.SIGTERM)
+        def terminated(cfg, step, *rest, stop=stop):
+            if step == stop:  # which is being computed
+                signal.raise_signal(signal.SIGTERM)
+            return why_stop(cfg, step, *rest)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Progress, "update", stop)
-        assert train(cfg)["step"] == step
-    assert len(lines(cfg)) == step
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "why_stop", terminated)
+            assert train(cfg, resume=True)["step"] == stop
+        assert lines(cfg) == lines(reference)[:stop]
     train(cfg, resume=True)
     assert lines(cfg) == lines(reference)
-    assert max(sizes[:step]) < sizes[-1] and (step == 2 or sizes[0] < sizes[step - 1])
     jax.tree.map(
         np.testing.assert_array_equal, weights_of(cfg), weights_of(reference, STEPS)
     )

@@ -6,7 +6,9 @@ A new problem is one more row of `problems`.
 import dataclasses
 import json
 import pathlib
+import shutil
 import string
+import time
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,7 @@ from jaxlab.data import CorpusConfig
 from jaxlab.environments import CartPole, Pendulum
 from jaxlab.evolution import EGGROLL
 from jaxlab.evolution.integer import IntegerEGGROLL, integer_model
-from jaxlab.mixers import retnet
+from jaxlab.mixers import attention, retnet
 from jaxlab.models import LMConfig
 from jaxlab.optimizers import (
     LAMB,
@@ -63,7 +65,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    mixer = retnet.Config(16, n_heads=2)
+    mixer = attention.Config(16, n_heads=2)
     cfg = TrainConfig(
         name="base",
         directory=str(folder),
@@ -174,7 +176,7 @@ LIKELIHOOD = {"fitness": "likelihood"}
 MEMBERS = EGGROLL(population=16, sigma=0.02)
 EMBEDDING = {"frozen": ("embedding",)}
 MKOR_LAMB = MKOR(base=LAMB(3e-3, CONSTANT))
-GROWING = {"accumulate": 2, "growth": BatchGrowth(eta=0.1, largest=16)}
+GROWING = {"accumulate": 2, "growth": BatchGrowth(eta=0.1, largest=8)}
 
 TUNED = {
     "GRPO, MKOR": (GROUPS, MKOR_LAMB, EMBEDDING | GROWING),
@@ -220,8 +222,25 @@ def digests(cfg, step):
     return {name: array["digest"] for name, array in arrays.items()}
 
 
-class Killed(BaseException):
-    """Nothing of ours catches it."""
+def left_by_a_kill(cfg, directory, monkeypatch):
+    """Train, and copy what a kill would leave after three steps, two of them saved.
+
+    The third is computed, and neither read nor saved.
+    """
+    run = pathlib.Path(cfg.directory, cfg.name)
+
+    def copy(_, step, *rest):
+        if step == 3:
+            latest = time.monotonic() + 60
+            while not (run / "checkpoints" / "2").exists():
+                assert time.monotonic() < latest, "step 2 is not saved"
+                time.sleep(0.01)
+            shutil.copytree(run, directory / cfg.name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "why_stop", copy)
+        end = train(cfg)
+    return end, dataclasses.replace(cfg, directory=str(directory))
 
 
 @pytest.mark.parametrize(
@@ -229,20 +248,13 @@ class Killed(BaseException):
     [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in PROBLEMS],
 )
 def test_a_run_killed_and_resumed_is_the_run_that_was_not(
-    name, corpus, trained, tmp_path, monkeypatch
+    name, corpus, trained, tmp_path, monkeypatch, capsys
 ):
     whole = problem(name, str(tmp_path / "whole"), corpus, trained)
-    end = train(whole)
-    killed = dataclasses.replace(whole, directory=str(tmp_path / "killed"))
-
-    def kill(cfg, step, *rest):
-        if step == 3:  # computed, neither read nor saved
-            raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop, "why_stop", kill)
-        train(killed)
+    end, killed = left_by_a_kill(whole, tmp_path / "killed", monkeypatch)
+    capsys.readouterr()
     assert train(killed, resume=True) == end
+    assert "continuing after step 2" in capsys.readouterr().out
     assert digests(killed, 5) == digests(whole, 5)
     lines = recorded(whole), recorded(killed)
     assert lines[0] == lines[1] and len(lines[0]) == 8
@@ -263,6 +275,26 @@ def counting(directory, task=None, **settings):
     return SearchConfig(
         name="count", directory=str(directory), task=task or Counter(), **settings
     )
+
+
+def test_a_run_that_an_exception_ends_is_resumed_as_if_killed(tmp_path, monkeypatch):
+    class Ended(BaseException):
+        """Nothing of ours catches it."""
+
+    def end(cfg, step, *rest):
+        if step == 3:
+            raise Ended
+
+    often = {"eval_every": 2, "checkpoint_every": 2, "steps": 5}
+    whole, ended = (counting(tmp_path / name, **often) for name in ("whole", "ended"))
+    train(whole)
+    with monkeypatch.context() as patch, pytest.raises(Ended):
+        patch.setattr(loop, "why_stop", end)
+        train(ended)
+    assert [line["step"] for line in recorded(ended)] == [1, 2, 2]
+    train(ended, resume=True)
+    assert digests(ended, 5) == digests(whole, 5)
+    assert recorded(ended) == recorded(whole) and len(recorded(whole)) == 8
 
 
 def test_a_problem_of_your_own_needs_nothing_but_itself(tmp_path, capsys):

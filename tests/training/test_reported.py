@@ -9,10 +9,11 @@ from jaxlab import params
 from jaxlab.data import GroupWordProblem
 from jaxlab.mixers import attention
 from jaxlab.models import LMConfig
-from jaxlab.optimizers import MKOR, SGD, Switch, WarmupCosine
+from jaxlab.optimizers import MKOR, SGD, Switch, WarmupStableDecay
 from jaxlab.training import TaskData, TrainConfig, train
 
-BASE = SGD(schedule=WarmupCosine(warmup=1))
+# Its rates do not depend on the number of steps, so that runs share their programs.
+BASE = SGD(schedule=WarmupStableDecay(warmup=1, decay=0.0))
 # A loss never falls so fast, so that it leaves after the fourth step.
 SWITCH = Switch(least=1e9, patience=3, warmup=1)
 
