@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int
 
@@ -128,7 +129,7 @@ def _all_finite(arrays: Iterable[tuple[str, Array]], kept: str) -> Bool[Array, "
         if axes[-1] not in kept:
             # A product with a vector takes XLA for CPUs a third of the time of a
             # reduction. Its terms are too small for their sum to overflow.
-            weights = jnp.linspace(1, 2, x.shape[-1]) * 2.0**-100
+            weights = np.linspace(1, 2, x.shape[-1]) * 2.0**-100
             x, axes = x @ weights.astype(x.dtype), axes[:-1]
         others = [i for i, axis in enumerate(axes) if axis not in kept]
         left = "".join(axis for axis in axes if axis in kept)

@@ -214,14 +214,7 @@ def test_two_processes_stop_together_and_resume(cfg):
 
     The losses are those of one process, up to rounding.
     """
-    _, mixer = MODEL.pattern
-    cfg = dataclasses.replace(
-        cfg,
-        model=dataclasses.replace(MODEL, pattern=(mixer,)),
-        steps=60,
-        eval_every=60,
-        checkpoint_every=20,
-    )
+    cfg = dataclasses.replace(cfg, steps=60, eval_every=60, checkpoint_every=20)
     alone = dataclasses.replace(cfg, name="alone")
     train(alone)
 
