@@ -123,11 +123,8 @@ def _sums(params, batch, *, cfg: LMConfig, quantity, edges) -> dict[str, jax.Arr
     weights = jnp.where(inside, batch["weights"], 0.0)
 
     def by_group(values):
-        return (
-            jnp.zeros(len(edges) - 1)
-            .at[group]
-            .add(weighted(values, weights), mode="drop")
-        )
+        parts = weighted(values, weights)
+        return jnp.zeros(len(edges) - 1).at[group].add(parts, mode="drop")
 
     sums = {
         "nats": by_group(nats),

@@ -220,6 +220,7 @@ SINGLE_GRADIENTS = (
     *((ONE_STEP, name) for name in ("random", "twelve_keys_gated", "mixed_decay")),
     *((A_HEAD, name) for name in ("no_decay", "gate")),
     (A_CHANNEL, "mixed_decay"),
+    (THREE_STEPS, "twelve_keys"),
     (SCAN, "mixed"),
 )
 
